@@ -22,6 +22,8 @@ type Tree struct {
 	Root   *Inode  // a directory, never nil
 	Chunks []Chunk // what Extents refer to, by position
 	Blobs  []Blob  // what Chunks refer to, by position
+
+	layers uint32 // Appliers begun so far
 }
 
 // Blob is an object of the image's repository that holds chunks.
@@ -53,7 +55,8 @@ type Inode struct {
 	Extents  []Extent          // regular files: in order of Off, not overlapping
 	Children map[string]*Inode // directories
 
-	layer uint32 // the Apply generation that wrote this inode last; see apply.go
+	layer uint32 // the Applier that wrote this inode last, counted from 1
+	swept uint32 // directories: the last Applier for which nothing in it is from a lower layer
 }
 
 // Time is a time as file systems keep it. Sec may be negative; Nsec is 0 to

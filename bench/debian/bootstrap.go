@@ -1,0 +1,100 @@
+package debian
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// bootstrap runs mmdebstrap, which writes the tree of the recipe to tarball.
+// lower is the gzip layer that the packages are installed on, or "" to make
+// the base system.
+func bootstrap(ctx context.Context, r Recipe, lower, tarball string, log io.Writer) error {
+	args := []string{"--mode=unshare", "--format=tar"}
+	if os.Geteuid() == 0 {
+		args[0] = "--mode=root"
+	}
+	env := append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive",
+		"PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if lower == "" {
+		args = append(args, "--variant=minbase")
+		env = append(env, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch))
+	} else {
+		// Without SOURCE_DATE_EPOCH: with it, Python compiles its library in
+		// a mode that reads and hashes every source file at every import.
+		// Times are made reproducible by writeLayer.
+		env = without(env, "SOURCE_DATE_EPOCH")
+		args = append(args, "--variant=custom",
+			"--include="+strings.Join(r.Packages, ","),
+			`--setup-hook=gzip -dc '`+strings.ReplaceAll(lower, `'`, `'\''`)+`' | tar -C "$1" --numeric-owner --xattrs --xattrs-include='*' -xpf -`)
+	}
+	for _, opt := range aptOptions(ctx) {
+		args = append(args, "--aptopt="+opt)
+	}
+	args = append(args, suite, tarball)
+	sources, err := hostSources("/etc/apt")
+	if err != nil {
+		return err
+	}
+	if sources != "" {
+		args = append(args, "-")
+	} // else mmdebstrap knows Debian's own mirrors
+
+	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	cmd.Env = env
+	cmd.Stdin = strings.NewReader(sources)
+	var tail tailWriter
+	cmd.Stderr = io.MultiWriter(log, &tail)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it cleans up
+	cmd.WaitDelay = 30 * time.Second
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("mmdebstrap: %w: %s", err, tail.Bytes())
+	}
+	return nil
+}
+
+func without(env []string, name string) []string {
+	var out []string
+	for _, e := range env {
+		if !strings.HasPrefix(e, name+"=") {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// aptOptions returns how the machine's apt reaches its mirrors (proxies,
+// timeouts), which mmdebstrap does not take over by itself.
+func aptOptions(ctx context.Context) []string {
+	out, err := exec.CommandContext(ctx, "apt-config", "dump", "--format", "%f \"%v\";%n", "--no-empty").Output()
+	if err != nil {
+		return nil
+	}
+	var opts []string
+	for line := range strings.Lines(string(out)) {
+		line = strings.TrimSpace(line)
+		for _, p := range []string{"Acquire::http::", "Acquire::https::", "Acquire::Retries "} {
+			if strings.HasPrefix(line, p) {
+				opts = append(opts, line)
+			}
+		}
+	}
+	return opts
+}
+
+// tailWriter keeps the last 4 KiB written to it.
+type tailWriter struct{ bytes.Buffer }
+
+func (t *tailWriter) Write(p []byte) (int, error) {
+	t.Buffer.Write(p)
+	if extra := t.Len() - 4<<10; extra > 0 {
+		t.Next(extra)
+	}
+	return len(p), nil
+}

@@ -1,0 +1,258 @@
+// Package netmodel makes loopback behave like a network: an HTTP proxy in
+// front of a registry that delays every request, lets all responses share one
+// bandwidth, counts, and on request lies.
+//
+//	p, err := netmodel.Start(registryURL, netmodel.Default)
+//	defer p.Close()
+//	... pull from p.Host() ...
+//	fmt.Println(p.Totals())
+//
+// The model is of one client behind one link: a request reaches the registry
+// after Delay, which stands for the whole round trip; responses then queue for
+// the link, 16 KiB at a time. Requests and connection set-up cost no
+// bandwidth. It knows nothing of registries but HTTP.
+package netmodel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Model is how good the network is.
+type Model struct {
+	Delay     time.Duration // added to every request
+	Bandwidth float64       // of all responses together, in bits a second; 0 is no limit
+}
+
+// Default is the network that published numbers are of: 5 ms, 100 Mbit/s.
+var Default = Model{Delay: 5 * time.Millisecond, Bandwidth: 100e6}
+
+// Request is what the proxy notes of one request.
+type Request struct {
+	Method, Path, Range string        // Range as in the header, or ""
+	Status              int           // 0 if the client got no answer
+	Down, Up            int64         // body bytes given to and taken from the client
+	Start               time.Duration // since the last Reset
+	FirstByte           time.Duration // from Start to the first body byte; 0 if there was none
+	Total               time.Duration // from Start to the last
+}
+
+// Totals sums up requests.
+type Totals struct {
+	Requests int
+	Down, Up int64 // body bytes
+}
+
+func (t Totals) String() string {
+	return fmt.Sprintf("%d requests, %.2f MB down, %.2f MB up", t.Requests, float64(t.Down)/1e6, float64(t.Up)/1e6)
+}
+
+// Proxy is a running model. Its methods are safe for concurrent use.
+type Proxy struct {
+	model     Model
+	target    *url.URL
+	link      link
+	transport *http.Transport
+	server    *http.Server
+	listener  net.Listener
+	stop      context.CancelFunc // ends waits of handlers
+
+	mu     sync.Mutex
+	epoch  time.Time
+	log    []Request
+	faults func(*http.Request) *Fault
+}
+
+// Start serves target ("http://127.0.0.1:5000") on a free loopback port until
+// Close.
+func Start(target string, m Model) (*Proxy, error) {
+	u, err := url.Parse(target)
+	if err != nil || u.Host == "" {
+		return nil, fmt.Errorf("netmodel: %q is no URL of a server", target)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("netmodel: %w", err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	p := &Proxy{
+		model:     m,
+		target:    u,
+		link:      link{rate: m.Bandwidth / 8},
+		transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64},
+		listener:  l,
+		stop:      stop,
+		epoch:     time.Now(),
+	}
+	p.server = &http.Server{
+		Handler:     http.HandlerFunc(p.serve),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	go p.server.Serve(l)
+	return p, nil
+}
+
+// Host returns the proxy's address, "127.0.0.1:<port>".
+func (p *Proxy) Host() string { return p.listener.Addr().String() }
+
+// URL returns "http://" and the proxy's address.
+func (p *Proxy) URL() string { return "http://" + p.Host() }
+
+// Close breaks off what is in flight and frees the port.
+func (p *Proxy) Close() error {
+	p.stop()
+	err := p.server.Close()
+	p.transport.CloseIdleConnections()
+	return err
+}
+
+// SetFaults has every request from now on ask f for its fate; f runs
+// concurrently. A nil f, or one that returns nil, lets requests be.
+func (p *Proxy) SetFaults(f func(*http.Request) *Fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = f
+}
+
+// Reset forgets all requests so far and makes now the time that Start of later
+// ones counts from.
+func (p *Proxy) Reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.log, p.epoch = nil, time.Now()
+}
+
+// Log returns the finished requests since the last Reset, by their start.
+func (p *Proxy) Log() []Request {
+	p.mu.Lock()
+	log := slices.Clone(p.log)
+	p.mu.Unlock()
+	slices.SortStableFunc(log, func(a, b Request) int { return cmp.Compare(a.Start, b.Start) })
+	return log
+}
+
+// Totals returns the sums over Log.
+func (p *Proxy) Totals() Totals {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var t Totals
+	for _, r := range p.log {
+		t.Requests++
+		t.Down += r.Down
+		t.Up += r.Up
+	}
+	return t
+}
+
+func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	e := &exchange{start: start, request: Request{
+		Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range"),
+	}}
+	p.mu.Lock()
+	epoch, faults := p.epoch, p.faults
+	p.mu.Unlock()
+	e.request.Start = start.Sub(epoch)
+	if faults != nil {
+		if f := faults(r); f != nil {
+			e.fault = *f
+		}
+	}
+	err := p.forward(w, r, e)
+
+	e.request.Total = time.Since(start)
+	p.mu.Lock()
+	if p.epoch.Equal(epoch) { // else it belongs to what Reset forgot
+		p.log = append(p.log, e.request)
+	}
+	p.mu.Unlock()
+	if err != nil {
+		// The headers are out: only a broken connection tells the client.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// errBroken is any reason to break the connection off.
+var errBroken = errors.New("connection broken off")
+
+// forward answers one request. After an error the connection is of no use.
+func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, e *exchange) error {
+	ctx := r.Context()
+	if err := sleep(ctx, p.model.Delay); err != nil {
+		return err
+	}
+	if s := e.fault.Status; s != 0 {
+		for k, v := range e.fault.Header {
+			w.Header()[k] = v
+		}
+		e.request.Status = s
+		w.WriteHeader(s)
+		return nil
+	}
+	resp, err := p.transport.RoundTrip(p.outgoing(r, e))
+	if err != nil {
+		e.request.Status = http.StatusBadGateway
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return nil
+	}
+	defer resp.Body.Close()
+	header := w.Header()
+	for k, v := range resp.Header {
+		if !hopByHop[k] {
+			header[k] = v
+		}
+	}
+	e.request.Status = resp.StatusCode
+	w.WriteHeader(resp.StatusCode)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	return e.copy(ctx, w, resp, sender{link: &p.link})
+}
+
+// outgoing returns the request to the registry. It keeps the Host the client
+// asked for: registries build the Location of uploads from it.
+func (p *Proxy) outgoing(r *http.Request, e *exchange) *http.Request {
+	out := r.Clone(r.Context())
+	out.URL.Scheme, out.URL.Host = p.target.Scheme, p.target.Host
+	out.RequestURI = ""
+	out.Close = false
+	for k := range hopByHop {
+		out.Header.Del(k)
+	}
+	if r.ContentLength == 0 {
+		out.Body = nil // else the transport would send it chunked
+	} else {
+		out.Body = struct {
+			io.Reader
+			io.Closer
+		}{&counter{r.Body, &e.request.Up}, r.Body}
+	}
+	return out
+}
+
+// hopByHop are the headers that belong to a connection, not to a message.
+var hopByHop = map[string]bool{
+	"Connection": true, "Keep-Alive": true, "Proxy-Connection": true, "Te": true,
+	"Trailer": true, "Transfer-Encoding": true, "Upgrade": true,
+}
+
+type counter struct {
+	r io.Reader
+	n *int64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	*c.n += int64(n)
+	return n, err
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shale-image/shale/daemon"
+	"github.com/shale-image/shale/image"
+)
+
+const defaultRoot = "/var/lib/shale"
+
+// globals are the flags all verbs share.
+type globals struct {
+	root string
+	json bool
+}
+
+func (g *globals) flags(cmd *cobra.Command) {
+	root := os.Getenv("SHALE_ROOT")
+	if root == "" {
+		root = defaultRoot
+	}
+	cmd.PersistentFlags().StringVar(&g.root, "root", root, "directory of the node's state (SHALE_ROOT)")
+}
+
+// jsonFlag adds --json to a verb that prints a result.
+func (g *globals) jsonFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&g.json, "json", false, "print the result as JSON")
+}
+
+func (g *globals) client() *daemon.Client { return &daemon.Client{Root: g.root, Start: true} }
+
+// source says which image a verb means, with the caller's credentials for it.
+func (g *globals) source(ref, platform string) (daemon.Source, error) {
+	r, err := parseRef(ref)
+	if err != nil {
+		return daemon.Source{}, err
+	}
+	cred, err := image.ResolveCredentials(r)
+	if err != nil {
+		return daemon.Source{}, err
+	}
+	return daemon.Source{Ref: r.String(), Platform: platform, Credentials: cred}, nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// size writes bytes for a person.
+func size(n int64) string {
+	switch f := float64(n); {
+	case n < 1000:
+		return fmt.Sprintf("%d B", n)
+	case n < 1e6:
+		return fmt.Sprintf("%.1f kB", f/1e3)
+	case n < 1e9:
+		return fmt.Sprintf("%.1f MB", f/1e6)
+	default:
+		return fmt.Sprintf("%.2f GB", f/1e9)
+	}
+}
+
+// repository opens the repository of a reference from here, without the
+// service.
+func (g *globals) repository(ctx context.Context, ref string) (*image.Repository, error) {
+	r, err := parseRef(ref)
+	if err != nil {
+		return nil, err
+	}
+	cred, err := image.ResolveCredentials(r)
+	if err != nil {
+		return nil, err
+	}
+	return image.Open(ctx, r, image.Options{Credentials: cred, UserAgent: "shale/" + version})
+}
+
+// parseRef reads a reference. A layout's directory is made absolute: the
+// service has another working directory.
+func parseRef(s string) (image.Ref, error) {
+	r, err := image.ParseRef(s)
+	if err != nil {
+		return r, usageError{err}
+	}
+	if r.Dir() != "" {
+		dir, err := filepath.Abs(r.Dir())
+		if err != nil {
+			return r, err
+		}
+		r = r.WithDir(dir)
+	}
+	return r, nil
+}
+
+// parseSize reads "64K", "1M" or a number of bytes.
+func parseSize(s string) (int64, error) {
+	unit := int64(1)
+	switch {
+	case strings.HasSuffix(s, "K"):
+		unit = 1 << 10
+	case strings.HasSuffix(s, "M"):
+		unit = 1 << 20
+	case strings.HasSuffix(s, "G"):
+		unit = 1 << 30
+	}
+	n, err := strconv.ParseInt(strings.TrimRight(s, "KMG"), 10, 32)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("size %q: want bytes, or a number with K, M or G", s)
+	}
+	return n * unit, nil
+}

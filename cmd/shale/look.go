@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/retry"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/reader"
+)
+
+// looked is an image opened for a look inside, from here, without the service.
+type looked struct {
+	repo *image.Repository
+	img  *image.Image
+	tree *index.Tree
+}
+
+func (g *globals) look(ctx context.Context, ref, platform string) (*looked, error) {
+	var p image.Platform
+	if platform != "" {
+		var err error
+		if p, err = image.ParsePlatform(platform); err != nil {
+			return nil, usageError{err}
+		}
+	}
+	repo, err := g.repository(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	img, err := repo.ResolveManifest(ctx, p)
+	if err != nil {
+		repo.Close()
+		return nil, err
+	}
+	tree, err := reader.Tree(ctx, repo, img, os.TempDir())
+	if err != nil {
+		repo.Close()
+		return nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	return &looked{repo, img, tree}, nil
+}
+
+func (l *looked) source() blob.Source { return retry.New(l.repo.Blobs(), retry.Policy{}) }
+
+func (l *looked) close() { l.repo.Close() }

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/daemon"
+	"github.com/shale-image/shale/mount"
+)
+
+func newMount(g *globals) *cobra.Command {
+	var platform string
+	cmd := &cobra.Command{
+		Use:   "mount REF DIR",
+		Short: "Mount an image, read-only, without waiting for its data",
+		Long: `Mount an image on DIR, read-only. Only its index is fetched; data come when they
+are read. DIR is in the mount namespace of the caller.`,
+		Example: `  shale mount localhost:5000/debian:12-shale /mnt
+  shale mount oci:./layout:tag /mnt`,
+		Args: args(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			dir, err := filepath.Abs(a[1])
+			if err != nil {
+				return err
+			}
+			if st, err := os.Stat(dir); err != nil {
+				return err
+			} else if !st.IsDir() {
+				return usageError{fmt.Errorf("%s is not a directory", dir)}
+			}
+			src, err := g.source(a[0], platform)
+			if err != nil {
+				return err
+			}
+			m, err := g.client().Mount(cmd.Context(), src, dir)
+			if err != nil {
+				return err
+			}
+			defer m.FS.Close()
+			if err := mount.Attach(m.FS, dir); err != nil {
+				return err
+			}
+			if g.json {
+				return printJSON(cmd.OutOrStdout(), m)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
+	g.jsonFlag(cmd)
+	return cmd
+}
+
+func newUmount(g *globals) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:     "umount DIR",
+		Aliases: []string{"unmount"},
+		Short:   "Take a mounted image away",
+		Long: `Take a mounted image away. With --force its readers get EIO, and the mount goes
+even while it is in use or a read hangs.`,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			return umount(cmd.Context(), g, a[0], force)
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "abort the mount: readers get EIO")
+	return cmd
+}
+
+func umount(ctx context.Context, g *globals, dir string, force bool) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	dev, root, err := mountAt(dir)
+	if err != nil {
+		return err
+	}
+	if !root {
+		return fmt.Errorf("%s: nothing is mounted here: %w", dir, blob.ErrNotFound)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	client := &daemon.Client{Root: g.root}
+	flags := unix.UMOUNT_NOFOLLOW
+	if force {
+		// Aborting comes first: afterwards nothing can hang. A service that is
+		// gone has aborted already.
+		err := client.Abort(ctx, dev)
+		if err != nil && !errors.Is(err, daemon.ErrNotRunning) && !errors.Is(err, blob.ErrNotFound) {
+			return err
+		}
+		flags |= unix.MNT_DETACH
+	}
+	if err := unix.Unmount(dir, flags); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("%s: %w (something has files of it open, or its working directory there)", dir, daemon.ErrBusy)
+		}
+		return &os.PathError{Op: "umount", Path: dir, Err: err}
+	}
+	// It may be visible elsewhere still, or the service gone: then there is
+	// nothing to wait for.
+	ctx, cancel = context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	err = client.WaitGone(ctx, dev)
+	if err == nil || errors.Is(err, daemon.ErrNotRunning) || errors.Is(err, blob.ErrNotFound) || errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// mountAt tells the device number of what is at dir and whether it is the root
+// of a mount, without asking the file system behind it.
+func mountAt(dir string) (dev uint64, root bool, err error) {
+	var st unix.Statx_t
+	err = unix.Statx(unix.AT_FDCWD, dir, unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+	if err != nil {
+		return 0, false, &os.PathError{Op: "statx", Path: dir, Err: err}
+	}
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shale-image/shale/daemon"
+	"github.com/shale-image/shale/runtime"
+)
+
+type runFlags struct {
+	platform, network, hostname, memory, runtime, entrypoint string
+	volumes                                                  []string
+	remove, interactive, terminal, readOnly                  bool
+	cpus                                                     float64
+	flags                                                    runtime.Flags
+}
+
+func newRun(g *globals) *cobra.Command {
+	r := &runFlags{}
+	cmd := &cobra.Command{
+		Use:   "run [flags] REF [CMD...]",
+		Short: "Run a container of an image, at once",
+		Long: `Run a container of an image in the foreground. It starts as soon as the image's
+index is here; data come when they are read. Everything after REF belongs to the
+command. The exit code is the container's; 125, 126 and 127 mean what they mean
+for docker run.`,
+		Example: `  shale run --rm localhost:5000/debian:12-shale python3 -c 'print(1)'
+  shale run --rm -it -v ./src:/src -w /src localhost:5000/debian:12-shale bash`,
+		Args: args(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			r.flags.Args = a[1:]
+			if cmd.Flags().Changed("entrypoint") {
+				r.flags.Entrypoint = &r.entrypoint
+			}
+			code, err := run(cmd.Context(), g, a[0], r)
+			var usage usageError
+			switch {
+			case errors.As(err, &usage):
+				return err
+			case err != nil:
+				fmt.Fprintf(os.Stderr, "shale: %v\n", err)
+				if hint := hintFor(err); hint != "" {
+					fmt.Fprintf(os.Stderr, "hint: %s\n", hint)
+				}
+			}
+			if code != 0 {
+				return exitStatus(code)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	f.BoolVar(&r.remove, "rm", false, "remove what the container wrote when it ends")
+	f.BoolVarP(&r.interactive, "interactive", "i", false, "keep standard input open")
+	f.BoolVarP(&r.terminal, "tty", "t", false, "give the container a terminal")
+	f.StringArrayVarP(&r.flags.Env, "env", "e", nil, "K=V, or K for the caller's value")
+	f.StringArrayVarP(&r.volumes, "volume", "v", nil, "SRC:DST[:ro]: show a host path in the container")
+	f.StringVarP(&r.flags.WorkingDir, "workdir", "w", "", "working directory")
+	f.StringVarP(&r.flags.User, "user", "u", "", "user[:group], names or numbers")
+	f.StringVar(&r.entrypoint, "entrypoint", "", "instead of the image's")
+	f.StringVar(&r.hostname, "hostname", "", "host name in the container")
+	f.StringVar(&r.network, "net", "host", "host or none")
+	f.StringVarP(&r.memory, "memory", "m", "", "memory limit (512m, 2g)")
+	f.Float64Var(&r.cpus, "cpus", 0, "limit in processors (1.5)")
+	f.BoolVar(&r.readOnly, "read-only", false, "no writes to the root file system")
+	f.StringVar(&r.platform, "platform", "", "platform of the image (default: this node's)")
+	f.StringVar(&r.runtime, "runtime", "", "OCI runtime (default: crun, else runc)")
+	return cmd
+}
+
+// imageConfig is what of an image's config a run needs.
+type imageConfig struct {
+	Config runtime.ImageConfig `json:"config"`
+}
+
+func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) {
+	src, err := g.source(ref, r.platform)
+	if err != nil {
+		return runtime.ExitFailed, err
+	}
+	var names []string
+	if r.runtime != "" {
+		names = []string{r.runtime}
+	}
+	oci, err := runtime.Find(names...)
+	if err != nil {
+		return runtime.ExitFailed, err
+	}
+	state := filepath.Join(g.root, "containers")
+	if _, err := runtime.Clean(state); err != nil {
+		return runtime.ExitFailed, err
+	}
+	o := runtime.Options{Runtime: oci, StateDir: state, Remove: r.remove, Stdout: os.Stdout, Stderr: os.Stderr}
+	if r.interactive || r.terminal {
+		o.Stdin = os.Stdin
+	}
+	// The container's process comes up while the image is resolved.
+	c, err := runtime.Start(o)
+	if err != nil {
+		return runtime.ExitFailed, err
+	}
+	defer c.Close()
+	client := g.client()
+	m, err := client.Mount(ctx, src, "container "+c.ID)
+	if err != nil {
+		return runtime.ExitFailed, err
+	}
+	defer m.FS.Close()
+	cfg, err := r.config(m.Config)
+	if err != nil {
+		return runtime.ExitFailed, err
+	}
+	code, err := c.Run(ctx, m.FS, cfg)
+	if code != 0 {
+		tellFailures(client, m.ID)
+	}
+	return code, err
+}
+
+func (r *runFlags) config(image json.RawMessage) (runtime.Config, error) {
+	var ic imageConfig
+	if err := json.Unmarshal(image, &ic); err != nil {
+		return runtime.Config{}, fmt.Errorf("image config: %w", err)
+	}
+	cfg, err := runtime.Merge(ic.Config, r.flags)
+	if err != nil {
+		return cfg, usageError{err}
+	}
+	cfg.Terminal, cfg.ReadonlyRootfs = r.terminal, r.readOnly
+	cfg.Hostname, cfg.CPUs = r.hostname, r.cpus
+	switch r.network {
+	case "host":
+		cfg.Network = runtime.Host
+	case "none":
+		cfg.Network = runtime.None
+	default:
+		return cfg, usageError{fmt.Errorf("--net %q: want host or none", r.network)}
+	}
+	if r.memory != "" {
+		if cfg.Memory, err = runtime.ParseBytes(r.memory); err != nil {
+			return cfg, usageError{err}
+		}
+	}
+	for _, v := range r.volumes {
+		m, err := runtime.ParseMount(v)
+		if err != nil {
+			return cfg, usageError{err}
+		}
+		cfg.Mounts = append(cfg.Mounts, m)
+	}
+	return cfg, nil
+}
+
+// tellFailures says why the container's reads failed, if they did: the
+// container itself only saw EIO.
+func tellFailures(client *daemon.Client, id string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	st, err := (&daemon.Client{Root: client.Root}).Status(ctx)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "shale: the node service is gone (%v): reads of the image failed with I/O errors; its log is %s\n",
+			err, filepath.Join(client.Root, "daemon.log"))
+		return
+	}
+	for _, m := range st.Mounts {
+		if m.ID != id || m.Fill.Errors == 0 {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "shale: %d reads of the image failed with I/O errors:\n", m.Fill.Errors)
+		for _, f := range m.Fill.LastErrors {
+			fmt.Fprintf(os.Stderr, "  %s\n", f.Error)
+		}
+	}
+}

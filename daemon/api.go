@@ -1,0 +1,172 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/pool"
+)
+
+// ErrBusy says that something is in use and was left alone.
+var ErrBusy = errors.New("in use")
+
+// Source says which image is meant and how to get at it. Credentials are
+// found by the client, as the user who calls; the service keeps them in memory
+// only.
+type Source struct {
+	Ref         string            `json:"ref"`
+	Platform    string            `json:"platform,omitempty"` // default: the node's
+	Credentials image.Credentials `json:"credentials"`
+	// Refresh asks the registry what the reference stands for now, also if
+	// the node has an image for it.
+	Refresh bool `json:"refresh,omitempty"`
+}
+
+// Pulled is the result of Pull.
+type Pulled struct {
+	Ref            string          `json:"ref"`
+	ManifestDigest string          `json:"manifest_digest"`
+	Platform       string          `json:"platform"`
+	Config         json.RawMessage `json:"config"` // the image's config, as stored
+	ContentBytes   int64           `json:"content_bytes"`
+	MissingBytes   int64           `json:"missing_bytes"` // stored bytes not yet on the node
+}
+
+// Progress is told while an image is completed.
+type Progress struct {
+	Done  int64 `json:"done"` // stored bytes
+	Total int64 `json:"total"`
+}
+
+// Pull makes the node know an image: its index is fetched and linked, its data
+// only if complete is true.
+func (c *Client) Pull(ctx context.Context, s Source, complete bool, progress func(Progress)) (*Pulled, error) {
+	var out Pulled
+	_, err := c.call(ctx, "pull", pullArgs{s, complete}, &out, func(js json.RawMessage) {
+		var p Progress
+		if progress != nil && json.Unmarshal(js, &p) == nil {
+			progress(p)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+type pullArgs struct {
+	Source
+	Complete bool `json:"complete"`
+}
+
+// Mounted is the result of Mount.
+type Mounted struct {
+	Pulled
+	ID string `json:"id"`
+	// FS is a detached mount of the image's root, to be attached with
+	// mount.Attach or used as an overlay's lower layer. When nobody holds it,
+	// nor anything attached from it, the service takes the mount down.
+	FS *os.File `json:"-"`
+}
+
+// Mount pulls the image if need be and mounts it. where is what Status says of
+// the place.
+func (c *Client) Mount(ctx context.Context, s Source, where string) (*Mounted, error) {
+	var out Mounted
+	files, err := c.call(ctx, "mount", mountArgs{s, where}, &out, nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(files) != 1 {
+		closeAll(files)
+		return nil, fmt.Errorf("node service: %d descriptors came with a mount, want 1", len(files))
+	}
+	out.FS = files[0]
+	return &out, nil
+}
+
+type mountArgs struct {
+	Source
+	Where string `json:"where"`
+}
+
+// Abort cuts the mount with this device number (st_dev of its root) off from
+// the service: pending reads and reads of what the kernel does not have in
+// memory give EIO. An unknown device is blob.ErrNotFound.
+func (c *Client) Abort(ctx context.Context, dev uint64) error {
+	_, err := c.call(ctx, "abort", deviceArgs{dev}, nil, nil)
+	return err
+}
+
+// WaitGone returns when the mount with this device number is no more, or ctx
+// ends. An unknown device is blob.ErrNotFound.
+func (c *Client) WaitGone(ctx context.Context, dev uint64) error {
+	_, err := c.call(ctx, "wait", deviceArgs{dev}, nil, nil)
+	return err
+}
+
+type deviceArgs struct {
+	Dev uint64 `json:"dev"`
+}
+
+// Status is what the service does and holds.
+type Status struct {
+	Root      string        `json:"root"`
+	Version   string        `json:"version"`
+	Processes []Process     `json:"processes"`
+	Started   *time.Time    `json:"started,omitempty"`
+	Mounts    []MountStatus `json:"mounts"`
+	Images    []ImageStatus `json:"images"`
+	Pool      *pool.Usage   `json:"pool,omitempty"`
+}
+
+// Process is a process of the service.
+type Process struct {
+	Role string `json:"role"`
+	PID  int    `json:"pid"`
+}
+
+// MountStatus is one mount.
+type MountStatus struct {
+	ID             string     `json:"id"`
+	Ref            string     `json:"ref"`
+	ManifestDigest string     `json:"manifest_digest"`
+	Where          string     `json:"where"`
+	Face           string     `json:"face"`
+	Since          time.Time  `json:"since"`
+	Dev            uint64     `json:"dev"`
+	MissingChunks  int        `json:"missing_chunks"`
+	MissingBytes   int64      `json:"missing_bytes"`
+	Fill           fill.Stats `json:"fill"`
+}
+
+// ImageStatus is one image the node knows.
+type ImageStatus struct {
+	Refs           []string  `json:"refs"`
+	ManifestDigest string    `json:"manifest_digest"`
+	Platform       string    `json:"platform"`
+	Pulled         time.Time `json:"pulled"`
+}
+
+// Status asks the service. It answers within a second or fails.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var out Status
+	if _, err := c.call(ctx, "status", nil, &out, nil); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Stop ends the service if nothing is mounted; else it is ErrBusy.
+func (c *Client) Stop(ctx context.Context) error {
+	_, err := c.call(ctx, "stop", nil, nil, nil)
+	return err
+}

@@ -1,0 +1,123 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/index"
+)
+
+// dispatch carries out one request. Descriptors it returns are closed once
+// they are sent.
+func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any, []*os.File, error) {
+	switch q.Op {
+	case "status":
+		return s.status(), nil, nil
+	case "pull":
+		var a pullArgs
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		out, err := s.pull(ctx, a, func(p Progress) {
+			js, _ := json.Marshal(p)
+			send(c, kindProgress, js)
+		})
+		return out, nil, err
+	case "mount":
+		var a mountArgs
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		return s.mount(ctx, a)
+	case "abort", "wait":
+		var a deviceArgs
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		m, err := s.mountOf(a.Dev)
+		if err != nil {
+			return nil, nil, err
+		}
+		if q.Op == "abort" {
+			return nil, nil, m.fs.Abort()
+		}
+		select {
+		case <-m.gone:
+			return nil, nil, nil
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	case "stop":
+		s.mu.Lock()
+		n := len(s.mounts)
+		s.mu.Unlock()
+		if n > 0 {
+			return nil, nil, fmt.Errorf("%d images are mounted: %w", n, ErrBusy)
+		}
+		s.stop()
+		return nil, nil, nil
+	}
+	return nil, nil, fmt.Errorf("request %q: %w by this service (version %s)", q.Op, index.ErrUnsupported, s.cfg.Version)
+}
+
+func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) (*Pulled, error) {
+	rec, repo, err := s.store.pull(ctx, a.Source)
+	if err != nil {
+		return nil, err
+	}
+	im, err := s.open(rec, repo)
+	if err != nil {
+		repo.Close()
+		return nil, err
+	}
+	defer im.Close()
+	_, missing := im.Missing()
+	if a.Complete && missing > 0 {
+		var done atomic.Int64
+		total := missing
+		err := im.Complete(ctx, func(n int64) { progress(Progress{Done: done.Add(n), Total: total}) })
+		if err != nil {
+			return nil, err
+		}
+		if err := s.pool.Sync(); err != nil {
+			return nil, err
+		}
+		_, missing = im.Missing()
+	}
+	out := rec.pulled(a.Ref)
+	out.ContentBytes, out.MissingBytes = im.ContentBytes(), missing
+	return &out, nil
+}
+
+func (s *server) status() *Status {
+	now := s.started
+	u := s.pool.Usage()
+	st := &Status{
+		Root: s.cfg.Root, Version: s.cfg.Version, Started: &now, Pool: &u,
+		Processes: []Process{{Role: "worker", PID: os.Getpid()}},
+		Mounts:    []MountStatus{}, Images: s.store.list(),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.mounts {
+		st.Mounts = append(st.Mounts, m.status())
+	}
+	sortMounts(st.Mounts)
+	return st
+}
+
+func (s *server) mountOf(dev uint64) (*mounted, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.mounts {
+		if m.dev == dev {
+			return m, nil
+		}
+	}
+	return nil, fmt.Errorf("no mount of this service has device number %d: %w", dev, blob.ErrNotFound)
+}

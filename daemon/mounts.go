@@ -1,0 +1,132 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/mount"
+	"github.com/shale-image/shale/mount/fusedev"
+)
+
+// readTimeout is how long a reader waits for bytes before it gets EIO; the
+// next read tries again.
+const readTimeout = 2 * time.Minute
+
+// mounted is an image that a face shows.
+type mounted struct {
+	id    string
+	ref   string
+	where string
+	rec   *record
+	since time.Time
+	image *fill.Image
+	repo  *image.Repository
+	fs    *mount.Mounted
+	dev   uint64        // st_dev of what is mounted
+	gone  chan struct{} // closed when the mount is no more and all is released
+}
+
+func (s *server) open(rec *record, repo *image.Repository) (*fill.Image, error) {
+	l, err := s.store.link(rec)
+	if err != nil {
+		return nil, err
+	}
+	return s.engine.Open(l, source(repo))
+}
+
+func (s *server) mount(ctx context.Context, a mountArgs) (any, []*os.File, error) {
+	rec, repo, err := s.store.pull(ctx, a.Source)
+	if err != nil {
+		return nil, nil, err
+	}
+	im, err := s.open(rec, repo)
+	if err != nil {
+		return nil, nil, err
+	}
+	fs, err := mount.Device(ctx, im, mount.Options{Options: fusedev.Options{ReadTimeout: readTimeout, Logger: s.log, Name: "shale"}})
+	if err != nil {
+		im.Close()
+		return nil, nil, err
+	}
+	m := &mounted{
+		id: newID(), ref: a.Ref, where: a.Where, rec: rec, since: time.Now(),
+		image: im, repo: repo, fs: fs, gone: make(chan struct{}),
+	}
+	fd := fs.FD()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(fd.Fd()), &st); err != nil {
+		return nil, nil, errors.Join(err, fs.Close(), im.Close())
+	}
+	m.dev = st.Dev
+	s.mu.Lock()
+	s.mounts[m.id] = m
+	s.mu.Unlock()
+	s.log.Info("mounted", "id", m.id, "ref", m.ref, "where", m.where)
+	go s.watch(m)
+	out := Mounted{Pulled: rec.pulled(a.Ref), ID: m.id}
+	return out, []*os.File{fd}, nil
+}
+
+// watch forgets a mount when the kernel has.
+func (s *server) watch(m *mounted) {
+	<-m.fs.Done()
+	m.fs.Close()
+	st := m.image.Stats()
+	m.image.Close()
+	m.repo.Close()
+	s.mu.Lock()
+	delete(s.mounts, m.id)
+	s.mu.Unlock()
+	close(m.gone)
+	s.log.Info("unmounted", "id", m.id, "ref", m.ref, "requests", st.Requests, "fetched", st.FetchedBytes, "read", st.ReadBytes)
+}
+
+// endMounts aborts what is still mounted when the service ends: its readers
+// get EIO.
+func (s *server) endMounts() {
+	s.mu.Lock()
+	var all []*mounted
+	for _, m := range s.mounts {
+		all = append(all, m)
+	}
+	s.mu.Unlock()
+	for _, m := range all {
+		s.log.Warn("ending with an image mounted", "id", m.id, "where", m.where)
+		m.fs.Abort()
+	}
+	for _, m := range all {
+		select {
+		case <-m.gone:
+		case <-time.After(5 * time.Second):
+			s.log.Error("mount did not end", "id", m.id)
+		}
+	}
+}
+
+func (m *mounted) status() MountStatus {
+	chunks, bytes := m.image.Missing()
+	return MountStatus{
+		ID: m.id, Ref: m.ref, ManifestDigest: m.rec.ManifestDigest, Where: m.where, Face: "device",
+		Since: m.since, Dev: m.dev, MissingChunks: chunks, MissingBytes: bytes, Fill: m.image.Stats(),
+	}
+}
+
+func sortMounts(m []MountStatus) {
+	slices.SortFunc(m, func(a, b MountStatus) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID)) })
+}
+
+func newID() string {
+	var b [6]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,221 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/link"
+	"github.com/shale-image/shale/pool"
+	"github.com/shale-image/shale/reader"
+)
+
+// store keeps the images a node knows, under the root directory:
+//
+//	images/<hex of the manifest digest>/record   JSON
+//	                                   /config   the image's config, as stored
+//	                                   /linked/  package link's directory
+//	refs.json                                    reference -> manifest digest
+type store struct {
+	dir  string
+	refs string
+	pool *pool.Pool
+
+	mu    sync.Mutex
+	names map[string]string      // "<reference> <platform>" -> manifest digest
+	busy  map[string]*sync.Mutex // by manifest digest
+}
+
+// record is what the node keeps of an image besides its config and its link.
+type record struct {
+	ManifestDigest string    `json:"manifest_digest"`
+	Platform       string    `json:"platform"`
+	Pulled         time.Time `json:"pulled"`
+	config         json.RawMessage
+}
+
+func (r *record) pulled(ref string) Pulled {
+	return Pulled{Ref: ref, ManifestDigest: r.ManifestDigest, Platform: r.Platform, Config: r.config}
+}
+
+func openStore(root string, p *pool.Pool) (*store, error) {
+	s := &store{
+		dir: filepath.Join(root, "images"), refs: filepath.Join(root, "refs.json"), pool: p,
+		names: map[string]string{}, busy: map[string]*sync.Mutex{},
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	js, err := os.ReadFile(s.refs)
+	if err == nil {
+		err = json.Unmarshal(js, &s.names)
+	} else if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.refs, err)
+	}
+	return s, nil
+}
+
+func (s *store) path(digest string) string {
+	_, hex, _ := strings.Cut(digest, ":")
+	return filepath.Join(s.dir, hex)
+}
+
+// pull finds the image of a reference: on the node if it is there, else, or if
+// the caller wants to know anew, in its repository. The repository is opened
+// in any case and costs nothing until it is asked.
+func (s *store) pull(ctx context.Context, src Source) (rec *record, repo *image.Repository, err error) {
+	ref, err := image.ParseRef(src.Ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	repo, err = image.Open(ctx, ref, image.Options{Credentials: src.Credentials})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			repo.Close()
+		}
+	}()
+	var platform image.Platform
+	if src.Platform != "" {
+		if platform, err = image.ParsePlatform(src.Platform); err != nil {
+			return nil, nil, err
+		}
+	}
+	key := ref.String() + " " + src.Platform
+	if !src.Refresh {
+		s.mu.Lock()
+		digest := s.names[key]
+		s.mu.Unlock()
+		if digest != "" {
+			rec, err := s.load(digest)
+			if err == nil || !errors.Is(err, os.ErrNotExist) {
+				return rec, repo, err
+			}
+		}
+	}
+	img, err := repo.ResolveManifest(ctx, platform)
+	if err != nil {
+		return nil, nil, err
+	}
+	if rec, err = s.add(ctx, repo, img); err != nil {
+		return nil, nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names[key] = rec.ManifestDigest
+	return rec, repo, s.saveNames()
+}
+
+func (s *store) load(digest string) (*record, error) {
+	dir := s.path(digest)
+	js, err := os.ReadFile(filepath.Join(dir, "record"))
+	if err != nil {
+		return nil, err
+	}
+	rec := &record{}
+	if err := json.Unmarshal(js, rec); err != nil {
+		return nil, fmt.Errorf("%s/record: %w: %v", dir, index.ErrCorrupt, err)
+	}
+	rec.config, err = os.ReadFile(filepath.Join(dir, "config"))
+	return rec, err
+}
+
+// add indexes and links an image and remembers it. Of several callers with
+// the same image one does the work.
+func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image) (*record, error) {
+	s.mu.Lock()
+	lock := s.busy[img.ManifestDigest]
+	if lock == nil {
+		lock = new(sync.Mutex)
+		s.busy[img.ManifestDigest] = lock
+	}
+	s.mu.Unlock()
+	lock.Lock()
+	defer lock.Unlock()
+
+	rec, err := s.load(img.ManifestDigest)
+	if err == nil || !errors.Is(err, os.ErrNotExist) {
+		return rec, err
+	}
+	var tree *index.Tree
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return repo.LoadConfig(gctx, img) })
+	g.Go(func() (err error) {
+		tree, err = reader.Tree(gctx, repo, img, s.dir)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	dir := s.path(img.ManifestDigest)
+	if err := os.RemoveAll(dir); err != nil { // a record is written last
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := link.Link(ctx, tree, s.pool, filepath.Join(dir, "linked")); err != nil {
+		return nil, fmt.Errorf("link %s: %w", img.ManifestDigest, err)
+	}
+	rec = &record{ManifestDigest: img.ManifestDigest, Platform: img.Platform.String(), Pulled: time.Now().UTC(), config: img.ConfigBytes}
+	js, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if err := renameio.WriteFile(filepath.Join(dir, "config"), img.ConfigBytes, 0o600); err != nil {
+		return nil, err
+	}
+	return rec, renameio.WriteFile(filepath.Join(dir, "record"), js, 0o600)
+}
+
+// saveNames writes refs.json. s.mu is held.
+func (s *store) saveNames() error {
+	js, err := json.MarshalIndent(s.names, "", "  ")
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(s.refs, append(js, '\n'), 0o600)
+}
+
+func (s *store) link(rec *record) (*link.Image, error) {
+	return link.Open(filepath.Join(s.path(rec.ManifestDigest), "linked"))
+}
+
+func (s *store) list() []ImageStatus {
+	s.mu.Lock()
+	refs := map[string][]string{}
+	for key, digest := range s.names {
+		ref, _, _ := strings.Cut(key, " ")
+		refs[digest] = append(refs[digest], ref)
+	}
+	s.mu.Unlock()
+	out := []ImageStatus{}
+	for digest, names := range refs {
+		rec, err := s.load(digest)
+		if err != nil {
+			continue // removed by hand; the next pull brings it back
+		}
+		slices.Sort(names)
+		out = append(out, ImageStatus{Refs: names, ManifestDigest: digest, Platform: rec.Platform, Pulled: rec.Pulled})
+	}
+	slices.SortFunc(out, func(a, b ImageStatus) int { return cmp.Compare(a.Refs[0], b.Refs[0]) })
+	return out
+}

@@ -1,0 +1,250 @@
+package image_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/blobtest"
+	"github.com/shale-image/shale/image"
+)
+
+func dialTo(addr string) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+}
+
+// flipping flips a bit of every GET body whose path contains the string in
+// part; "" means none.
+func flipping(part *atomic.Value) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, _ := part.Load().(string)
+			if s == "" || r.Method != http.MethodGet || !strings.Contains(r.URL.Path, s) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			rec := httptest.NewRecorder()
+			next.ServeHTTP(rec, r)
+			for k, v := range rec.Header() {
+				w.Header()[k] = v
+			}
+			w.WriteHeader(rec.Code)
+			p := rec.Body.Bytes()
+			p[len(p)/2] ^= 1
+			w.Write(p)
+		})
+	}
+}
+
+func TestFlippedBits(t *testing.T) {
+	var part atomic.Value
+	ref := serve(t, flipping(&part)) + "/app"
+	m := pushImage(t, open(t, ref, image.Options{}), "v1", "amd64")
+	img, err := open(t, ref+":v1", image.Options{}).Resolve(t.Context(), linux("amd64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ part, ref, digest string }{
+		{"manifests", ref + ":v1", m.Digest},
+		{"manifests", ref + "@" + m.Digest, m.Digest},
+		{img.ConfigBlob.Digest, ref + ":v1", img.ConfigBlob.Digest},
+	} {
+		part.Store(c.part)
+		_, err := open(t, c.ref, image.Options{}).Resolve(t.Context(), linux("amd64"))
+		if !errors.Is(err, image.ErrCorrupt) || !strings.Contains(err.Error(), c.digest) {
+			t.Errorf("%s of %s: %v", c.part, c.ref, err)
+		}
+	}
+	l := img.Layers[1]
+	part.Store(l.Digest)
+	repo := open(t, ref, image.Options{})
+	for _, read := range []func(io.Reader) ([]byte, error){
+		io.ReadAll,
+		func(r io.Reader) ([]byte, error) {
+			p := make([]byte, l.Size)
+			n, err := io.ReadFull(r, p)
+			return p[:n], err
+		},
+	} {
+		r, err := repo.Blob(t.Context(), l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := read(r)
+		r.Close()
+		if !errors.Is(err, image.ErrCorrupt) || !strings.Contains(err.Error(), l.Digest) || int64(len(p)) >= l.Size {
+			t.Errorf("layer: %d of %d bytes, %v", len(p), l.Size, err)
+		}
+	}
+}
+
+// TestOneDocument: what a manifest is does not depend on who reads it.
+func TestOneDocument(t *testing.T) {
+	d := `{"mediaType":"x","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1}`
+	for _, c := range []struct {
+		contentType, body string
+		err               error
+		saying            string
+	}{
+		{image.MediaTypeManifest, `{"schemaVersion":2,"mediaType":"` + image.MediaTypeIndex + `","manifests":[]}`, image.ErrCorrupt, "expected"},
+		{image.MediaTypeManifest, `{"schemaVersion":2,"config":` + d + `,"manifests":[` + d + `]}`, image.ErrCorrupt, "index"},
+		{image.MediaTypeIndex, `{"schemaVersion":2,"manifests":[],"layers":[` + d + `]}`, image.ErrCorrupt, "layers"},
+		{image.MediaTypeManifest, `{"schemaVersion":2}`, image.ErrCorrupt, "config"},
+		{image.MediaTypeManifest, `{}`, image.ErrCorrupt, "schemaVersion"},
+		{image.MediaTypeManifest, `[]`, image.ErrCorrupt, "manifest"},
+		{image.MediaTypeManifest, ``, image.ErrCorrupt, "manifest"},
+		{image.MediaTypeManifest, `{"schemaVersion":2,"config":{"digest":"sha256:../../..","size":1}}`, image.ErrCorrupt, "digest"},
+		{image.MediaTypeManifest, `{"schemaVersion":2,"config":{"digest":"sha256:` + strings.Repeat("0", 64) + `","size":-1}}`, image.ErrCorrupt, "size -1"},
+		{image.MediaTypeManifest, `{"schemaVersion":2,"config":{"digest":"sha512:` + strings.Repeat("0", 128) + `","size":1}}`, image.ErrUnsupported, "sha512"},
+		{"application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"name":"app"}`, image.ErrUnsupported, "schema 1"},
+		{"application/json", `{"schemaVersion":1,"name":"app"}`, image.ErrUnsupported, "schema 1"},
+		{"application/json", `{"schemaVersion":2,"mediaType":"application/vnd.oci.artifact.manifest.v1+json"}`, image.ErrNotImage, "artifact.manifest"},
+		{"application/json", `{"schemaVersion":2,"config":` + d + `}`, image.ErrNotImage, `"x"`},
+		{image.MediaTypeDockerList + "; charset=utf-8", `{"schemaVersion":2,"manifests":[]}`, image.ErrPlatform, "empty"},
+		{image.MediaTypeManifest, strings.Repeat("[", 1<<20), image.ErrCorrupt, "manifest"},
+		{image.MediaTypeManifest, strings.Repeat(" ", 5<<20), image.ErrLimit, "4194304"},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", c.contentType)
+			io.WriteString(w, c.body)
+		}))
+		_, err := open(t, strings.TrimPrefix(srv.URL, "http://")+"/app:v1", image.Options{}).Resolve(t.Context(), linux("amd64"))
+		if !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.saying) || len(err.Error()) > 1000 {
+			t.Errorf("%.100s: %v, expected %v with %q", c.body, err, c.err, c.saying)
+		}
+		srv.Close()
+	}
+}
+
+func TestBlobsConformance(t *testing.T) {
+	everywhere(t, func(t *testing.T, ref string) {
+		blobtest.Run(t, func(contents map[string][]byte) blob.Source {
+			repo := open(t, ref, image.Options{})
+			for _, p := range contents {
+				pushBlob(t, repo, tarGzip, p)
+			}
+			return repo.Blobs()
+		})
+	})
+}
+
+// TestLastingFaults: a registry that is busy for a while is asked again, also
+// for an upload; the answer in the end is the right one.
+func TestPassingFaults(t *testing.T) {
+	var n atomic.Int64
+	host := serve(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if n.Add(1)%2 == 1 {
+				io.Copy(io.Discard, r.Body)
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	repo := open(t, host+"/app:v1", image.Options{})
+	p, err := repo.PushManifest(t.Context(), image.MediaTypeIndex, []byte(`{"schemaVersion":2,"manifests":[]}`), "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := repo.Manifest(t.Context(), ""); err != nil || m.Digest != p.Digest {
+		t.Error(err)
+	}
+}
+
+func TestMirrors(t *testing.T) {
+	mirror, origin := serve(t, nil), serve(t, nil)
+	rec := newRecorder(t)
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	opts := image.Options{Transport: rec, Mirrors: []string{strings.TrimPrefix(gone.URL, "http://"), mirror}}
+	pushImage(t, open(t, origin+"/app", image.Options{}), "v1", "amd64")
+	hosts := func() (s []string) {
+		for _, r := range rec.reqs {
+			s = append(s, r.URL.Host)
+		}
+		rec.take()
+		return s
+	}
+	repo := open(t, origin+"/app:v1", opts)
+	if _, err := repo.Resolve(t.Context(), linux("amd64")); err != nil { // the mirror lacks it
+		t.Fatal(err)
+	}
+	dead := strings.TrimPrefix(gone.URL, "http://")
+	if got, want := sprint(hosts()), sprint([]string{dead, mirror, origin, mirror, origin}); got != want {
+		t.Errorf("%v, expected %v", got, want)
+	}
+	pushImage(t, open(t, mirror+"/app", image.Options{}), "v1", "amd64")
+	if _, err := repo.Resolve(t.Context(), linux("amd64")); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := sprint(hosts()), sprint([]string{mirror, mirror}); got != want {
+		t.Errorf("%v, expected %v", got, want)
+	}
+	for _, bad := range []string{"http://host", "host/path", "", "a b"} {
+		r, _ := image.ParseRef(origin + "/app")
+		if _, err := image.Open(t.Context(), r, image.Options{Mirrors: []string{bad}}); err == nil {
+			t.Errorf("mirror %q is accepted", bad)
+		}
+	}
+}
+
+func TestMount(t *testing.T) {
+	ref := debianRegistry(t, "")
+	pushImage(t, open(t, ref+"/from/here", image.Options{}), "v1", "amd64")
+	rec := newRecorder(t)
+	repo := open(t, ref+"/to/there", image.Options{Transport: rec})
+	d := desc(tarGzip, layers[1])
+	err := repo.PushBlob(t.Context(), d, func() (io.ReadCloser, error) {
+		t.Error("a blob that can be mounted was read")
+		return nil, io.EOF
+	}, "nowhere/at/all", "from/here")
+	if err != nil && len(rec.take()) > 4 {
+		t.Error(err)
+	}
+	if p, err := blob.ReadAll(t.Context(), repo.Blobs(), d.Ref(), 0, 6); err != nil || string(p) != "second" {
+		t.Errorf("%q, %v", p, err)
+	}
+}
+
+func TestTLS(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") }))
+	defer srv.Close()
+	srv.Config.ErrorLog = nil
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	var buf bytes.Buffer
+	pem.Encode(&buf, &pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(ca, buf.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// Loopback is plain HTTP by default, so the TLS server is reached through a name.
+	client := srv.Client().Transport.(*http.Transport).Clone()
+	client.DialContext = dialTo(srv.Listener.Addr().String())
+	client.TLSClientConfig.RootCAs = nil
+	defer client.CloseIdleConnections()
+	_, err := open(t, "example.com/app:v1", image.Options{Transport: client}).Manifest(t.Context(), "")
+	if err == nil || errors.Is(err, blob.ErrUnavailable) || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("an unknown certificate: %v", err)
+	}
+	repo := open(t, "example.com/app:v1", image.Options{CAFile: ca})
+	repo.Close()
+	for _, bad := range []string{filepath.Join(t.TempDir(), "none"), os.DevNull} {
+		r, _ := image.ParseRef("example.com/app")
+		if _, err := image.Open(t.Context(), r, image.Options{CAFile: bad}); err == nil {
+			t.Errorf("CA file %s is accepted", bad)
+		}
+	}
+}

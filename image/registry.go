@@ -1,0 +1,262 @@
+package image
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/httpblob"
+)
+
+// registry is a store over the distribution protocol: mirrors, then the
+// registry itself.
+type registry struct {
+	ref       Ref
+	opts      Options
+	endpoints []*endpoint // the last one is the registry
+	base      http.RoundTripper
+	owned     *http.Transport // closed with the registry; nil if shared
+}
+
+// endpoint is one host that serves the repository.
+type endpoint struct {
+	url    string // of the repository: "https://host/v2/library/debian"
+	auth   *auth
+	client *http.Client
+	blobs  *httpblob.Source
+	down   atomic.Int64 // a mirror that failed is left alone until then; Unix seconds
+}
+
+// mirrorRest is how long a mirror that failed is left alone, so that a dead
+// one costs its timeout once and not with every range.
+const mirrorRest = 30 * time.Second
+
+func (e *endpoint) rest() { e.down.Store(time.Now().Add(mirrorRest).Unix()) }
+
+// shared is the transport of all registries that need no own one, so that
+// images of a registry share its connections.
+var shared = sync.OnceValue(func() *http.Transport { return newTransport(nil) })
+
+func newTransport(roots *x509.CertPool) *http.Transport {
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   10 * time.Second,
+		ForceAttemptHTTP2:     true,
+		DisableCompression:    true, // ranges and digests are about the bytes as stored
+		MaxIdleConns:          128,
+		MaxIdleConnsPerHost:   32,
+		IdleConnTimeout:       90 * time.Second,
+		ExpectContinueTimeout: time.Second,
+		ReadBufferSize:        64 << 10,
+	}
+}
+
+func newRegistry(ref Ref, opts Options) (*registry, error) {
+	g := &registry{ref: ref, opts: opts, base: opts.Transport}
+	if g.base == nil && opts.CAFile != "" {
+		roots, err := x509.SystemCertPool()
+		if err != nil {
+			roots = x509.NewCertPool()
+		}
+		pem, err := os.ReadFile(opts.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("certificates: %w", err)
+		}
+		if !roots.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("certificates: %s has none in PEM form", opts.CAFile)
+		}
+		g.owned = newTransport(roots)
+		g.base = g.owned
+	}
+	if g.base == nil {
+		g.base = shared()
+	}
+	for _, mirror := range opts.Mirrors {
+		if !validHost(mirror) {
+			return nil, fmt.Errorf("mirror %.200q: expected host or host:port", mirror)
+		}
+		g.endpoints = append(g.endpoints, g.endpoint(mirror, Credentials{}))
+	}
+	host := ref.registry
+	if host == dockerHub {
+		host = dockerHubHost
+	}
+	g.endpoints = append(g.endpoints, g.endpoint(host, opts.Credentials))
+	return g, nil
+}
+
+func (g *registry) endpoint(host string, cred Credentials) *endpoint {
+	scheme := "https"
+	if isLoopback(host) || slices.Contains(g.opts.PlainHTTP, host) {
+		scheme = "http"
+	}
+	e := &endpoint{
+		url:  scheme + "://" + host + "/v2/" + g.ref.repository,
+		auth: newAuth(scheme, host, cred, g.base),
+	}
+	e.client = g.client(e, "repository:"+g.ref.repository+":pull")
+	e.blobs = httpblob.New(e.client, func(r blob.Ref) string { return e.url + "/blobs/" + r.Digest })
+	return e
+}
+
+// client returns a client that authenticates at e for the given scopes.
+func (g *registry) client(e *endpoint, scopes ...string) *http.Client {
+	t := &transport{base: g.base, auth: e.auth, scopes: scopes, userAgent: g.opts.UserAgent}
+	return httpblob.Client(&http.Client{Transport: t})
+}
+
+func (g *registry) close() error {
+	if g.owned != nil {
+		g.owned.CloseIdleConnections()
+	}
+	return nil
+}
+
+// each calls f for the endpoints in order until one succeeds. If all fail, the
+// registry's own error counts.
+func (g *registry) each(ctx context.Context, f func(*endpoint) error) error {
+	var err error
+	for i, e := range g.endpoints {
+		last := i == len(g.endpoints)-1
+		if !last && time.Now().Unix() < e.down.Load() {
+			continue
+		}
+		if err = f(e); err == nil || ctx.Err() != nil {
+			return err
+		}
+		if !last && !errors.Is(err, blob.ErrNotFound) && !errors.Is(err, blob.ErrRange) {
+			e.rest()
+		}
+	}
+	return err
+}
+
+// Range implements blob.Source.
+func (g *registry) Range(ctx context.Context, ref blob.Ref, off, n int64) (r io.ReadCloser, err error) {
+	if !reDigest.MatchString(ref.Digest) {
+		return nil, fmt.Errorf("blob %.100q: %w: not a sha256 digest", ref.Digest, blob.ErrNotFound)
+	}
+	err = g.each(ctx, func(e *endpoint) (err error) {
+		r, err = e.blobs.Range(ctx, ref, off, n)
+		if err == nil && e != g.self() {
+			r = &mirrored{r, ctx, e}
+		}
+		return err
+	})
+	return r, err
+}
+
+// mirrored is a body from a mirror, which is left alone if it breaks off: the
+// next request, such as one for the rest, goes to the next endpoint.
+type mirrored struct {
+	io.ReadCloser
+	ctx  context.Context
+	from *endpoint
+}
+
+func (m *mirrored) Read(p []byte) (int, error) {
+	n, err := m.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && m.ctx.Err() == nil {
+		m.from.rest()
+	}
+	return n, err
+}
+
+var acceptManifests = strings.Join([]string{MediaTypeIndex, MediaTypeManifest, MediaTypeDockerList, MediaTypeDockerManifest}, ", ")
+
+func (g *registry) manifest(ctx context.Context, reference string) (m Manifest, err error) {
+	err = g.each(ctx, func(e *endpoint) (err error) {
+		m, err = g.manifestFrom(ctx, e, reference)
+		return err
+	})
+	return m, err
+}
+
+func (g *registry) manifestFrom(ctx context.Context, e *endpoint, reference string) (Manifest, error) {
+	header := http.Header{"Accept": {acceptManifests}}
+	var m Manifest
+	err := request(ctx, e.client, http.MethodGet, e.url+"/manifests/"+reference, header, nil, func(resp *http.Response) error {
+		p, err := io.ReadAll(io.LimitReader(resp.Body, g.opts.ManifestLimit+1))
+		if err != nil {
+			return fmt.Errorf("manifest %s: %w: %w", reference, blob.ErrUnavailable, err)
+		}
+		if int64(len(p)) > g.opts.ManifestLimit {
+			return overLimit("manifest "+reference, "manifest", g.opts.ManifestLimit)
+		}
+		m = Manifest{MediaType: resp.Header.Get("Content-Type"), Digest: digestOf(p), Bytes: p}
+		want := reference
+		if !reDigest.MatchString(reference) {
+			// By tag there is only the registry's word, but it should be consistent.
+			want = resp.Header.Get("Docker-Content-Digest")
+			if strings.HasPrefix(m.MediaType, dockerSchema1) || !reDigest.MatchString(want) {
+				return nil
+			}
+		}
+		if m.Digest != want {
+			return corrupt("manifest "+want, "its content has digest %s", m.Digest)
+		}
+		return nil
+	}, http.StatusOK)
+	return m, err
+}
+
+// request makes one request with a small answer. done sees a response with one
+// of the given statuses; others become an *httpblob.Error.
+func request(ctx context.Context, c *http.Client, method, url string, header http.Header, body []byte, done func(*http.Response) error, statuses ...int) error {
+	parent := ctx
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
+	var r io.Reader
+	if body != nil {
+		r = strings.NewReader(string(body))
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, r)
+	if err != nil {
+		return err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	resp, err := c.Do(req)
+	if err == nil {
+		defer resp.Body.Close()
+		if !slices.Contains(statuses, resp.StatusCode) {
+			return httpblob.NewError(resp)
+		}
+		err = done(resp)
+		io.CopyN(io.Discard, resp.Body, 64<<10) // so that the connection is kept
+	} else {
+		err = httpblob.WrapError(err)
+	}
+	if err != nil && parent.Err() != nil {
+		return parent.Err()
+	}
+	return err
+}
+
+// location resolves the Location header of an upload.
+func location(resp *http.Response) (*url.URL, error) {
+	u, err := resp.Location()
+	if err != nil {
+		return nil, errors.New("the registry names no place to upload to")
+	}
+	if u.Scheme != "https" && (u.Scheme != "http" || resp.Request.URL.Scheme != "http") {
+		return nil, fmt.Errorf("upload to %s refused: not https", httpblob.Redact(u))
+	}
+	return u, nil
+}

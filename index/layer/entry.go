@@ -1,0 +1,203 @@
+package layer
+
+import (
+	"math"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/shale-image/shale/index"
+)
+
+// entry makes the entry of a header, or nil if there is none for the tree. It
+// leaves the stream at the entry's data.
+func (r *Reader) entry(h *header, x *extension) (*Entry, error) {
+	name, ok1 := pick(h.name, x.longName, r.record(x, "path"))
+	target, ok2 := pick(h.linkname, x.longLink, r.record(x, "linkpath"))
+	if !ok1 || !ok2 {
+		return nil, r.errorf(index.ErrCorrupt, h.at, "GNU and pax headers with different names for %q", cut([]byte(name)))
+	}
+	if s := x.pax["GNU.sparse.name"]; s != "" {
+		name = s
+	}
+	typ, problem := fileType(h.typeflag, name)
+	if problem != "" {
+		return nil, r.errorf(index.ErrUnsupported, h.at, "%q is %s", cut([]byte(name)), problem)
+	}
+	if err := r.body(h, x, typ); err != nil {
+		return nil, err
+	}
+	if h.typeflag == 'V' {
+		return nil, nil
+	}
+	path, problem := cleanPath(name)
+	if problem != "" {
+		return nil, r.errorf(index.ErrCorrupt, h.at, "%s in %q", problem, cut([]byte(name)))
+	}
+	e := &Entry{Change: index.Change{Path: path}}
+	if strings.Contains(path, ".wh.") {
+		special, err := r.whiteout(h, e)
+		switch {
+		case err != nil:
+			return nil, err
+		case e.Path == skipped:
+			return nil, nil
+		case special:
+			return e, r.account(h, int64(len(path)))
+		}
+	}
+	if h.typeflag == '1' {
+		e.Op = index.Link
+		if e.Target, problem = cleanPath(target); problem != "" || e.Target == "" {
+			return nil, r.errorf(index.ErrCorrupt, h.at, "hard link %q to %q", path, cut([]byte(target)))
+		}
+		return e, r.account(h, int64(len(path)+len(target)))
+	}
+	return e, r.inode(h, x, e, typ, target)
+}
+
+// pick returns the name that counts: pax over GNU over the header's. It
+// returns false if the first two are there and differ: readers do too.
+func pick(short string, long *string, pax string) (string, bool) {
+	switch {
+	case pax != "":
+		return pax, long == nil || *long == pax
+	case long != nil:
+		return *long, true
+	}
+	return short, true
+}
+
+// fileType returns the type bits of what a header describes, 0 for what makes
+// no inode, or why it is refused.
+func fileType(flag byte, name string) (typ uint32, problem string) {
+	switch flag {
+	case '0', 0, '7':
+		if strings.HasSuffix(name, "/") {
+			return syscall.S_IFDIR, ""
+		}
+		return syscall.S_IFREG, ""
+	case 'S':
+		return syscall.S_IFREG, ""
+	case '1', 'V':
+		return 0, ""
+	case '2':
+		return syscall.S_IFLNK, ""
+	case '3':
+		return syscall.S_IFCHR, ""
+	case '4':
+		return syscall.S_IFBLK, ""
+	case '5', 'D':
+		return syscall.S_IFDIR, ""
+	case '6':
+		return syscall.S_IFIFO, ""
+	case 'M':
+		return 0, "continued from another volume (type 'M')"
+	}
+	return 0, "of type " + strconv.QuoteRune(rune(flag)) + ", which is unknown"
+}
+
+// body finds out how much data follows the header.
+func (r *Reader) body(h *header, x *extension, typ uint32) error {
+	size := h.size
+	if s := r.record(x, "size"); s != "" {
+		var ok bool
+		if size, ok = decimal(s); !ok {
+			return r.errorf(index.ErrCorrupt, h.at, "pax record size=%q", cut([]byte(s)))
+		}
+	}
+	if size > math.MaxInt64/2 {
+		return r.errorf(index.ErrCorrupt, h.at, "a size of %d bytes", size)
+	}
+	if size > 0 && typ != syscall.S_IFREG && h.typeflag != 'D' {
+		none, err := r.atHeader()
+		if err != nil {
+			return err
+		}
+		if none {
+			size = 0
+		}
+	}
+	r.data, r.pad = size, padding(size)
+	return nil
+}
+
+// cleanPath makes a name in an archive a path of the tree.
+func cleanPath(name string) (path, problem string) {
+	if name == "" {
+		return "", "an empty name"
+	}
+	if strings.IndexByte(name, 0) >= 0 {
+		return "", "a NUL byte"
+	}
+	name = strings.Trim(name, "/")
+	clean := true
+	for elem := range strings.SplitSeq(name, "/") {
+		switch {
+		case elem == "..":
+			return "", `".."`
+		case elem == "" || elem == ".":
+			clean = false
+		case len(elem) > 255:
+			return "", "a name of more than 255 bytes"
+		}
+	}
+	if !clean {
+		elems := strings.Split(name, "/")
+		kept := elems[:0]
+		for _, elem := range elems {
+			if elem != "" && elem != "." {
+				kept = append(kept, elem)
+			}
+		}
+		name = strings.Join(kept, "/")
+	}
+	if len(name) > 4096 {
+		return "", "more than 4096 bytes"
+	}
+	return name, ""
+}
+
+// skipped is the path of an entry that is not for the tree.
+const skipped = "\x00"
+
+// whiteout makes an entry what the whiteout rules say of its path. It returns
+// false if they say nothing.
+func (r *Reader) whiteout(h *header, e *Entry) (bool, error) {
+	const prefix, meta, opaque = ".wh.", ".wh..wh.", ".wh..wh..opq"
+	dir, base := "", e.Path
+	if i := strings.LastIndexByte(e.Path, '/'); i >= 0 {
+		dir, base = e.Path[:i], e.Path[i+1:]
+	}
+	housekeeping := strings.HasPrefix(base, meta) && base != opaque
+	for elem := range strings.SplitSeq(dir, "/") {
+		if strings.HasPrefix(elem, meta) && elem != opaque {
+			housekeeping = true
+		} else if strings.HasPrefix(elem, prefix) {
+			return false, r.errorf(index.ErrCorrupt, h.at, "%q is below a whiteout", e.Path)
+		}
+	}
+	switch {
+	case housekeeping:
+		e.Path = skipped
+	case base == opaque:
+		e.Op, e.Path = index.Opaque, dir
+	case strings.HasPrefix(base, prefix):
+		hidden := base[len(prefix):]
+		if hidden == "" || hidden == "." || hidden == ".." {
+			return false, r.errorf(index.ErrCorrupt, h.at, "%q is a whiteout of %q", e.Path, hidden)
+		}
+		e.Op, e.Path = index.Whiteout, e.Path[:len(e.Path)-len(base)]+hidden
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// account counts what is kept of an entry.
+func (r *Reader) account(h *header, n int64) error {
+	if r.metadata += n; r.metadata > r.lim.MetadataBytes {
+		return r.errorf(index.ErrLimit, h.at, "names, attributes and sparse maps of more than %d bytes (MetadataBytes)", r.lim.MetadataBytes)
+	}
+	return nil
+}

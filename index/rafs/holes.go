@@ -1,0 +1,97 @@
+package rafs
+
+import (
+	"maps"
+
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+)
+
+// filler makes a copy of a tree in which no file has holes. The kernel takes
+// holes in a RAFS image, but Nydus looks every chunk up in its tables and
+// finds none there; so every hole refers to one shared chunk of zeros.
+type filler struct {
+	b     *bootstrap
+	zeros uint32           // the chunk of zeros
+	tails map[int64]uint32 // by size: a part of zeros that ends a file
+	done  map[*index.Inode]*index.Inode
+}
+
+func newFiller(b *bootstrap, path string) (*filler, error) {
+	want := zeroDigest(b.o.Digester, b.o.ChunkSize)
+	for i := range b.tree.Chunks {
+		if c := &b.tree.Chunks[i]; c.Size == b.o.ChunkSize && c.Digest == want {
+			return &filler{b: b, zeros: uint32(i), tails: map[int64]uint32{}, done: map[*index.Inode]*index.Inode{}}, nil
+		}
+	}
+	return nil, index.Errorf(index.ErrUnsupported, path, -1, "the file has a hole and the image no chunk of %d zeros to stand for it", b.o.ChunkSize)
+}
+
+func zeroDigest(a chunk.Algorithm, size uint32) chunk.Digest { return chunk.Sum(a, make([]byte, size)) }
+
+func (f *filler) fill() *index.Tree {
+	t := *f.b.tree
+	t.Chunks = t.Chunks[:len(t.Chunks):len(t.Chunks)] // tail appends to a copy
+	f.b.tree = &t
+	t.Root = f.inode(t.Root)
+	return &t
+}
+
+// inode returns the copy of ino, the same for each of its names.
+func (f *filler) inode(ino *index.Inode) *index.Inode {
+	if c, ok := f.done[ino]; ok {
+		return c
+	}
+	c := new(index.Inode)
+	*c = *ino
+	f.done[ino] = c
+	switch {
+	case ino.IsDir():
+		c.Children = maps.Clone(ino.Children)
+		for name, child := range c.Children {
+			c.Children[name] = f.inode(child)
+		}
+	case ino.IsRegular():
+		c.Extents = f.extents(ino)
+	}
+	return c
+}
+
+// extents returns those of ino with zeros between them. checkFile has seen
+// that they lie at multiples of the chunk size.
+func (f *filler) extents(ino *index.Inode) []index.Extent {
+	step := int64(f.b.o.ChunkSize)
+	out := make([]index.Extent, 0, (ino.Size+step-1)/step)
+	next := int64(0)
+	zeros := func(end int64) {
+		for ; next < end; next += step {
+			out = append(out, index.Extent{Off: next, Chunk: f.tail(min(step, ino.Size-next))})
+		}
+	}
+	for _, e := range ino.Extents {
+		zeros(e.Off)
+		out = append(out, e)
+		next = e.Off + step
+	}
+	zeros(ino.Size)
+	return out
+}
+
+// tail returns a chunk of size zeros: the chunk of zeros, or one that has its
+// place but ends early, so that it fits the end of a file.
+func (f *filler) tail(size int64) uint32 {
+	if size == int64(f.b.o.ChunkSize) {
+		return f.zeros
+	}
+	n, ok := f.tails[size]
+	if !ok {
+		t := f.b.tree
+		n = uint32(len(t.Chunks))
+		c := t.Chunks[f.zeros]
+		c.Size = uint32(size)
+		t.Chunks = append(t.Chunks, c)
+		f.b.refs = append(f.b.refs, f.b.refs[f.zeros])
+		f.tails[size] = n
+	}
+	return n
+}

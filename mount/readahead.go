@@ -1,0 +1,59 @@
+package mount
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+const bdiDir = "/sys/class/bdi"
+
+// setReadAhead sets the readahead of a backing device, "0:52" or "erofs-3". It
+// is a matter of speed only: in a container /sys is often read-only.
+func setReadAhead(bdi string, kib int) {
+	if kib > 0 {
+		_ = os.WriteFile(filepath.Join(bdiDir, bdi, "read_ahead_kb"), []byte(strconv.Itoa(kib)), 0)
+	}
+}
+
+var readAheadMu sync.Mutex
+
+// createWithReadAhead makes an EROFS super block and sets its readahead. An
+// EROFS on a file has a backing device named "erofs-N", and nothing tells
+// which N belongs to which mount: it is the one that was not there before. If
+// another process mounts EROFS at the same moment there may be two; then the
+// readahead is left alone.
+func createWithReadAhead(fs *fsContext, kib int) error {
+	if kib <= 0 {
+		return fs.create()
+	}
+	readAheadMu.Lock()
+	defer readAheadMu.Unlock()
+	before := erofsDevices()
+	if err := fs.create(); err != nil {
+		return err
+	}
+	var added []string
+	for name := range erofsDevices() {
+		if !before[name] {
+			added = append(added, name)
+		}
+	}
+	if len(added) == 1 {
+		setReadAhead(added[0], kib)
+	}
+	return nil
+}
+
+func erofsDevices() map[string]bool {
+	names := map[string]bool{}
+	entries, _ := os.ReadDir(bdiDir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "erofs-") {
+			names[e.Name()] = true
+		}
+	}
+	return names
+}

@@ -1,0 +1,137 @@
+// Package reader finds out which format an image has and reads its index.
+//
+// Each format is a package under index/ that knows its bytes and no registry;
+// this package knows how the formats are announced in manifests. A new format
+// is a new case here.
+package reader
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/rafs"
+)
+
+// How images of the Nydus format look in a registry: blobs of chunks are
+// layers of their own media type, and the last layer is an ordinary tar+gzip
+// that holds the bootstrap.
+const (
+	NydusBlobMediaType   = "application/vnd.oci.image.layer.nydus.blob.v1"
+	NydusBlob            = "containerd.io/snapshot/nydus-blob"
+	NydusBootstrap       = "containerd.io/snapshot/nydus-bootstrap"
+	NydusFSVersion       = "containerd.io/snapshot/nydus-fs-version"
+	NydusBootstrapInside = "image/image.boot" // in the bootstrap layer
+)
+
+// maxBootstrap bounds the metadata of one image, uncompressed.
+const maxBootstrap = 1 << 30
+
+// ErrNotConverted says that an image is an ordinary one.
+var ErrNotConverted = errors.New("the image is not converted (shale convert makes a form that starts lazily)")
+
+// Tree reads the index of an image. tmp is a directory for a scratch file.
+func Tree(ctx context.Context, repo *image.Repository, img *image.Image, tmp string) (*index.Tree, error) {
+	boot, ok := Bootstrap(img)
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", img.ManifestDigest, ErrNotConverted)
+	}
+	if v := boot.Annotations[NydusFSVersion]; v != "" && v != "6" {
+		return nil, fmt.Errorf("%s: RAFS version %s: %w", boot.Digest, v, index.ErrUnsupported)
+	}
+	f, size, err := spoolBootstrap(ctx, repo, boot, tmp)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := rafs.Open(f, size, boot.Digest)
+	if err != nil {
+		return nil, err
+	}
+	t, err := b.Tree()
+	if err != nil {
+		return nil, err
+	}
+	sizes := map[string]int64{}
+	for _, l := range img.Layers {
+		sizes[l.Digest] = l.Size
+	}
+	for i := range t.Blobs {
+		tb := &t.Blobs[i]
+		size, ok := sizes[tb.Digest]
+		if !ok {
+			return nil, index.Errorf(index.ErrCorrupt, boot.Digest, -1, "blob %s of the bootstrap is not a layer of the manifest", tb.Digest)
+		}
+		tb.Size = size
+	}
+	return t, nil
+}
+
+// Bootstrap returns the layer of a Nydus image that holds its metadata.
+func Bootstrap(img *image.Image) (image.Descriptor, bool) {
+	for _, l := range img.Layers {
+		if l.Annotations[NydusBootstrap] == "true" {
+			return l, true
+		}
+	}
+	return image.Descriptor{}, false
+}
+
+// spoolBootstrap fetches the bootstrap layer, verified, into an unlinked file.
+func spoolBootstrap(ctx context.Context, repo *image.Repository, boot image.Descriptor, tmp string) (_ *os.File, size int64, err error) {
+	f, err := os.CreateTemp(tmp, ".bootstrap-")
+	if err != nil {
+		return nil, 0, err
+	}
+	os.Remove(f.Name())
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	rc, err := repo.Blob(ctx, boot)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer rc.Close()
+	bad := func(err error) error { return fmt.Errorf("bootstrap layer %s: %w", boot.Digest, err) }
+	zr, err := gzip.NewReader(rc)
+	if err != nil {
+		return nil, 0, bad(err)
+	}
+	tr := tar.NewReader(zr)
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return nil, 0, bad(fmt.Errorf("%w: no %s inside", index.ErrCorrupt, NydusBootstrapInside))
+		}
+		if err != nil {
+			return nil, 0, bad(err)
+		}
+		if path.Clean(h.Name) != NydusBootstrapInside {
+			continue
+		}
+		if h.Size > maxBootstrap {
+			return nil, 0, bad(fmt.Errorf("%w: %s has %d bytes, at most %d are read", index.ErrLimit, h.Name, h.Size, maxBootstrap))
+		}
+		if size, err = io.Copy(f, tr); err != nil {
+			return nil, 0, bad(err)
+		}
+		break
+	}
+	// The digest is checked at the end of the blob: nothing before counts.
+	if _, err := io.Copy(io.Discard, io.LimitReader(zr, maxBootstrap)); err != nil {
+		return nil, 0, bad(err)
+	}
+	if _, err := io.Copy(io.Discard, rc); err != nil {
+		return nil, 0, bad(err)
+	}
+	return f, size, nil
+}

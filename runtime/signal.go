@@ -1,0 +1,104 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// grace is how long a container may take to end after its stop signal.
+const grace = 10 * time.Second
+
+// stopSignal reads an image's StopSignal; "" is SIGTERM.
+func stopSignal(s string) (syscall.Signal, error) {
+	if s == "" {
+		return syscall.SIGTERM, nil
+	}
+	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 64 {
+		return syscall.Signal(n), nil
+	}
+	name := strings.ToUpper(s)
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if sig := unix.SignalNum(name); sig != 0 {
+		return sig, nil
+	}
+	var base, off int // SIGRTMIN+3, systemd's
+	if n, _ := fmt.Sscanf(name, "SIGRTMIN+%d", &off); n == 1 {
+		base = 34
+	} else if n, _ := fmt.Sscanf(name, "SIGRTMAX-%d", &off); n == 1 {
+		base, off = 64, -off
+	}
+	if sig := base + off; base != 0 && sig >= 34 && sig <= 64 {
+		return syscall.Signal(sig), nil
+	}
+	return 0, fmt.Errorf("stop signal %q is unknown", s)
+}
+
+// signals are this process's while a container runs.
+type signals chan os.Signal
+
+func catchSignals() signals {
+	s := make(signals, 16)
+	signal.Notify(s, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH)
+	return s
+}
+
+func (s signals) release() { signal.Stop(s) }
+
+// forward passes signals on until the container has ended.
+func (s signals) forward(ctx context.Context, c *Container, stop syscall.Signal) {
+	var kill <-chan time.Time
+	cancelled := ctx.Done()
+	for urgent := 0; ; {
+		select {
+		case <-c.done:
+			return
+		case sig := <-s:
+			if sig == unix.SIGINT || sig == unix.SIGTERM {
+				urgent++
+			}
+			if urgent >= 3 {
+				_ = c.cmd.Process.Kill()
+				urgent = 0
+				continue
+			}
+			c.signal(sig)
+		case <-cancelled:
+			cancelled = nil
+			kill = time.After(grace)
+			c.signal(stop)
+		case <-kill:
+			_ = c.cmd.Process.Kill()
+		}
+	}
+}
+
+// signal sends a signal to the OCI runtime, which passes it on. A runtime that
+// has just been started would miss it: as pid 1 of its namespace it gets only
+// signals it is prepared for. It is once it has written its state.
+func (c *Container) signal(sig os.Signal) {
+	for range 2000 {
+		for _, name := range []string{"status", "state.json"} {
+			if _, err := os.Stat(filepath.Join(c.Dir, "state", c.ID, name)); err == nil {
+				_ = c.cmd.Process.Signal(sig)
+				return
+			}
+		}
+		select {
+		case <-c.done:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+	_ = c.cmd.Process.Kill() // it hangs
+}
