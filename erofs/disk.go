@@ -1,6 +1,9 @@
 package erofs
 
-import "hash/crc32"
+import (
+	"hash/crc32"
+	"math/bits"
+)
 
 // The format, little-endian. An image as we write it:
 //
@@ -125,14 +128,9 @@ func checksum(block0 []byte) uint32 {
 	return ^sum
 }
 
-// deviceMask is what the kernel masks device numbers in chunk indexes with.
-func deviceMask(devices int) uint16 {
-	mask := uint16(0)
-	for int(mask) < devices {
-		mask = mask<<1 | 1
-	}
-	return mask
-}
+// deviceMask is what the kernel masks device numbers in chunk indexes with:
+// the smallest 2^n-1 that covers all of up to maxDevices devices.
+func deviceMask(devices int) uint16 { return uint16(1)<<bits.Len(uint(devices)) - 1 }
 
 // fileType returns the d_type of a mode: 1 regular, 2 directory, 3 character
 // device, 4 block device, 5 fifo, 6 socket, 7 symbolic link; 0 if it is none.

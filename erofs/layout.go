@@ -31,10 +31,11 @@ type Layout struct {
 // or with addresses one that wraps index.ErrCorrupt; both name the path. The
 // image depends on the tree and the options alone.
 func NewLayout(t *index.Tree, o Options) (*Layout, error) {
-	l := &Layout{tree: t, opt: o, devices: slices.Clone(o.Devices), mask: deviceMask(len(o.Devices))}
+	l := &Layout{tree: t, opt: o, devices: slices.Clone(o.Devices)}
 	if err := l.checkOptions(); err != nil {
 		return nil, fmt.Errorf("erofs layout: %w", err)
 	}
+	l.mask = deviceMask(len(l.devices))
 	if err := l.collect(); err != nil {
 		return nil, err
 	}

@@ -49,12 +49,12 @@ func (im *Image) Tree(limits Limits, extents func(path string, size int64, runs 
 	if err != nil {
 		return nil, err
 	}
+	if in.mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil, rd.v.errorf(index.ErrCorrupt, in.pos, "the root is not a directory")
+	}
 	root, err := rd.file(nil, &in)
 	if err != nil {
 		return nil, err
-	}
-	if !root.IsDir() {
-		return nil, rd.v.errorf(index.ErrCorrupt, in.pos, "the root is not a directory")
 	}
 	rd.seen[in.nid] = root
 	if err := rd.dir(nil, in.nid, in.nid, root); err != nil {

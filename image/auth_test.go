@@ -42,7 +42,7 @@ func TestRoundTrips(t *testing.T) {
 func TestBasic(t *testing.T) {
 	dir := t.TempDir()
 	// The password is "swordfish".
-	if err := os.WriteFile(filepath.Join(dir, "htpasswd"), []byte("user:$2y$05$abcdefghijklmnopqrstuuMczVHA3E8Yw6RlFTS95sGHkCxO0GGrC\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "htpasswd"), []byte("user:$2y$05$abcdefghijklmnopqrstuupWDwJQeCHYIBQy8WvkVB6ImhZ476YYy\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	ref := debianRegistry(t, "auth:\n  htpasswd: {realm: test, path: "+filepath.Join(dir, "htpasswd")+"}\n") + "/app:v1"

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/blob/blobtest"
 	"github.com/shale-image/shale/image"
@@ -141,7 +143,7 @@ func TestBlobsConformance(t *testing.T) {
 	})
 }
 
-// TestLastingFaults: a registry that is busy for a while is asked again, also
+// TestPassingFaults: a registry that is busy for a while is asked again, also
 // for an upload; the answer in the end is the right one.
 func TestPassingFaults(t *testing.T) {
 	var n atomic.Int64
@@ -212,8 +214,8 @@ func TestMount(t *testing.T) {
 		t.Error("a blob that can be mounted was read")
 		return nil, io.EOF
 	}, "nowhere/at/all", "from/here")
-	if err != nil && len(rec.take()) > 4 {
-		t.Error(err)
+	if got := rec.take(); err != nil || len(got) != 3 { // is it there, mount, mount
+		t.Errorf("%v after %v", err, got)
 	}
 	if p, err := blob.ReadAll(t.Context(), repo.Blobs(), d.Ref(), 0, 6); err != nil || string(p) != "second" {
 		t.Errorf("%q, %v", p, err)
@@ -221,9 +223,10 @@ func TestMount(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") }))
+	srv := httptest.NewUnstartedServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
 	defer srv.Close()
-	srv.Config.ErrorLog = nil
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	var buf bytes.Buffer
 	pem.Encode(&buf, &pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
@@ -239,7 +242,11 @@ func TestTLS(t *testing.T) {
 	if err == nil || errors.Is(err, blob.ErrUnavailable) || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("an unknown certificate: %v", err)
 	}
-	repo := open(t, "example.com/app:v1", image.Options{CAFile: ca})
+	repo := open(t, srv.Listener.Addr().String()+"/app:v1", image.Options{CAFile: ca})
+	pushImage(t, repo, "v1", "amd64")
+	if _, err := repo.Resolve(t.Context(), linux("amd64")); err != nil {
+		t.Errorf("a certificate in the CA file: %v", err)
+	}
 	repo.Close()
 	for _, bad := range []string{filepath.Join(t.TempDir(), "none"), os.DevNull} {
 		r, _ := image.ParseRef("example.com/app")

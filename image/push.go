@@ -38,13 +38,12 @@ func (g *registry) pushBlob(ctx context.Context, d Descriptor, open func() (io.R
 	}
 	var to *url.URL
 	start := func(client *http.Client, query url.Values) error {
-		to = nil
 		u := e.url + "/blobs/uploads/"
 		if len(query) > 0 {
 			u += "?" + query.Encode()
 		}
 		return request(ctx, client, http.MethodPost, u, nil, nil, func(resp *http.Response) (err error) {
-			if resp.StatusCode == http.StatusAccepted {
+			if to = nil; resp.StatusCode == http.StatusAccepted {
 				to, err = location(resp)
 			}
 			return err
@@ -60,7 +59,7 @@ func (g *registry) pushBlob(ctx context.Context, d Descriptor, open func() (io.R
 		if to == nil {
 			return nil
 		}
-		break
+		// It offers an upload instead: for want of better, that is used.
 	}
 	if to == nil {
 		if err := start(client, nil); err != nil {

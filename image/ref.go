@@ -76,7 +76,7 @@ func ParseRef(s string) (Ref, error) {
 		return r, nil
 	}
 	r.registry, r.repository = dockerHub, rest
-	if host, path, ok := strings.Cut(rest, "/"); ok && (host == "localhost" || strings.ContainsAny(host, ".:[") || strings.ToLower(host) != host) {
+	if host, path, ok := strings.Cut(rest, "/"); ok && (host == "localhost" || strings.ContainsAny(host, ".:")) {
 		r.registry, r.repository = strings.ToLower(host), path
 	}
 	if !validHost(r.registry) {

@@ -102,7 +102,7 @@ func newRegistry(ref Ref, opts Options) (*registry, error) {
 
 func (g *registry) endpoint(host string, cred Credentials) *endpoint {
 	scheme := "https"
-	if isLoopback(host) || slices.Contains(g.opts.PlainHTTP, host) {
+	if isLoopback(host) && g.opts.CAFile == "" || slices.Contains(g.opts.PlainHTTP, host) {
 		scheme = "http"
 	}
 	e := &endpoint{

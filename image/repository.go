@@ -17,7 +17,8 @@ import (
 type Options struct {
 	Credentials Credentials
 	// PlainHTTP lists registries ("host[:port]") to speak to without TLS, in
-	// addition to those on this machine (localhost, 127.0.0.0/8, ::1).
+	// addition to those on this machine (localhost, 127.0.0.0/8, ::1). The
+	// latter get TLS too if CAFile is set.
 	PlainHTTP []string
 	CAFile    string            // PEM certificates to trust in addition to the system's
 	Mirrors   []string          // "host[:port]"; asked before the registry, never given credentials

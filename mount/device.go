@@ -27,7 +27,7 @@ type Options struct {
 	fusedev.Options         // for Device; Name also becomes the source shown in mount tables
 	Backing         Backing // how EROFS gets at files
 	ReadAheadKiB    int     // of EROFS and FUSE; 0 leaves the kernel's 128. No effect with Loop, nor if /sys is read-only
-	Buffered        bool    // for Device: cache data in the FUSE file too, not only in EROFS
+	Buffered        bool    // for Device: cache data in the FUSE file too, not only in EROFS: 1.4 instead of 1.8 GB/s, and twice the memory
 }
 
 // Mounted is an EROFS mount whose bytes this process serves.

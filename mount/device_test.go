@@ -63,6 +63,39 @@ func TestMountTable(t *testing.T) {
 	}
 }
 
+func TestReadAhead(t *testing.T) {
+	_, c := image(t)
+	if unix.Access(bdiDir, unix.W_OK) != nil {
+		t.Skip("needs a writable /sys")
+	}
+	const kib = 772 // nobody else's
+	count := func(pattern string) (n int) {
+		files, err := filepath.Glob(filepath.Join(bdiDir, pattern, "read_ahead_kb"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if p, err := os.ReadFile(f); err == nil && string(p) == fmt.Sprintln(kib) {
+				n++
+			}
+		}
+		return n
+	}
+	for range 20 { // if others mount EROFS at the same moment, it is not set
+		_, m := mounted(t, c, Options{Backing: File, ReadAheadKiB: kib})
+		fuse, erofs := count("0:*"), count("erofs-*")
+		if fuse != 1 || erofs > 1 {
+			t.Fatalf("%d FUSE and %d EROFS devices have the readahead asked for", fuse, erofs)
+		}
+		if erofs == 1 {
+			return
+		}
+		m.Abort()
+		wait(t, "Done", m.Done())
+	}
+	t.Error("the readahead of EROFS was never set")
+}
+
 // Many readers, and a good part of the reads are misses that take a while.
 func TestConcurrentReaders(t *testing.T) {
 	for _, inflight := range []int{2, 64} {

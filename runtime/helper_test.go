@@ -109,7 +109,7 @@ func newRoot(t testing.TB) string {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(root, "bin/busybox"), string(busybox), 0o755)
-	for _, name := range strings.Fields("sh cat echo id pwd env ls true sleep hostname touch chown stat kill mknod ip wc grep readlink head tty dd") {
+	for _, name := range strings.Fields("sh cat echo id pwd env ls true sleep hostname touch chown stat kill mknod ip wc grep readlink head tty dd chroot") {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +133,7 @@ type result struct {
 	code           int
 	err            error
 	stdout, stderr string
-	state          string // Options.StateDir
+	id             string
 }
 
 // runs runs containers of one root.
@@ -172,7 +172,7 @@ func (r *runs) run(t *testing.T, cfg Config, script string) result {
 	if script != "" {
 		cfg.Args = []string{"/bin/sh", "-c", script}
 	}
-	res := result{state: r.StateDir}
+	var res result
 	o := r.Options
 	dir := t.TempDir()
 	for name, f := range map[string]**os.File{"out": &o.Stdout, "err": &o.Stderr} {
@@ -182,7 +182,15 @@ func (r *runs) run(t *testing.T, cfg Config, script string) result {
 		}
 		defer (*f).Close()
 	}
-	res.code, res.err = Run(t.Context(), o, r.lower, cfg)
+	c, err := Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.id = c.ID
+	res.code, res.err = c.Run(t.Context(), r.lower, cfg)
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
 	for name, s := range map[string]*string{"out": &res.stdout, "err": &res.stderr} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {

@@ -27,11 +27,16 @@ type order struct {
 // maxOrder bounds an order, in bytes.
 const maxOrder = 64 << 10
 
+// initCalled keeps a program that forgot Init from starting itself, and that
+// itself, for ever.
+var initCalled bool
+
 // Init must be the first thing a program that uses this package does in main.
 // It returns unless this process was started to be a container's init; then
 // it never does.
 func Init() {
 	if len(os.Args) == 0 || os.Args[0] != initName {
+		initCalled = true
 		return
 	}
 	unix.CloseOnExec(initSocket)

@@ -32,14 +32,14 @@ func stopSignal(s string) (syscall.Signal, error) {
 	if sig := unix.SignalNum(name); sig != 0 {
 		return sig, nil
 	}
-	var base, off int // SIGRTMIN+3, systemd's
-	if n, _ := fmt.Sscanf(name, "SIGRTMIN+%d", &off); n == 1 {
-		base = 34
-	} else if n, _ := fmt.Sscanf(name, "SIGRTMAX-%d", &off); n == 1 {
-		base, off = 64, -off
-	}
-	if sig := base + off; base != 0 && sig >= 34 && sig <= 64 {
-		return syscall.Signal(sig), nil
+	// SIGRTMIN+3 is systemd's.
+	for prefix, base := range map[string]int{"SIGRTMIN": 34, "SIGRTMAX": 64} {
+		if off, ok := strings.CutPrefix(name, prefix); ok {
+			n, err := strconv.Atoi(either(off, "+0"))
+			if n += base; err == nil && n >= 34 && n <= 64 {
+				return syscall.Signal(n), nil
+			}
+		}
 	}
 	return 0, fmt.Errorf("stop signal %q is unknown", s)
 }

@@ -55,6 +55,7 @@ func Spec(c Config, id string, root *os.File) (*specs.Spec, error) {
 			ReadonlyPaths: readonlyPaths,
 		},
 	}
+	s.Linux.Seccomp, s.Annotations = seccomp()
 	if c.Network == None {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}

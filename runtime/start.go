@@ -52,6 +52,9 @@ func Start(o Options) (*Container, error) {
 }
 
 func (c *Container) startInit() error {
+	if !initCalled {
+		return errors.New("runtime.Init was not called in main")
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err

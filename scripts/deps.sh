@@ -23,8 +23,8 @@ packages="
 # docker-registry                     the registry of bench/registry
 # crun, runc                          runtime/
 # erofs-utils, fuse3                  fsck.erofs and fusermount3, in tests
-# busybox-static, zstd, xz           test containers and archives
-# isal                               igzip, for the peer of bench/plain
+# busybox-static, zstd, xz            test containers and archives
+# isal                                igzip, for the peer of bench/plain
 # gcc, libc6-dev                      go test -race
 
 # The toolchain is the Go module golang.org/toolchain, as `go` itself fetches

@@ -16,10 +16,7 @@ import (
 // lower is the gzip layer that the packages are installed on, or "" to make
 // the base system.
 func bootstrap(ctx context.Context, r Recipe, lower, tarball string, log io.Writer) error {
-	args := []string{"--mode=unshare", "--format=tar"}
-	if os.Geteuid() == 0 {
-		args[0] = "--mode=root"
-	}
+	args := []string{"--mode=root", "--format=tar"}
 	env := append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive",
 		"PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	if lower == "" {

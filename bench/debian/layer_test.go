@@ -71,7 +71,7 @@ func (a *archive) file() string {
 	return name
 }
 
-// build writes the layer that leads from lower to upper, and returns it and
+// layerOf writes the layer that leads from lower to upper, and returns it and
 // what is in it.
 func layerOf(t *testing.T, lower, upper *archive, start time.Time) (layer, []*tar.Header) {
 	t.Helper()

@@ -3,9 +3,9 @@
 // run. An image has the layers `docker build` would give it: the base system,
 // and one with exactly what installing the recipe's packages changed.
 //
-// It takes mmdebstrap, dpkg and an apt mirror (the one the machine is
-// configured for, else Debian's), and root or unprivileged user namespaces.
-// It must not know what the images are measured with.
+// It takes root, mmdebstrap and an apt mirror (the one the machine is
+// configured for, else Debian's). The same packages give the same bytes. It
+// must not know what the images are measured with.
 package debian
 
 import (

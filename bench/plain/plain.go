@@ -32,8 +32,8 @@ type Options struct {
 
 	// Parallel is how many layers are downloaded at once, 1 if it is 0: on one
 	// link that is the fastest, as the lowest layer is the first to arrive
-	// and is unpacked while others do. Engines take 3: 10.2 s instead of 8.4
-	// for 95 MB in two layers at 100 Mbit/s.
+	// and is unpacked while others do. Engines take 3: 8.9 s instead of 8.2
+	// for 95 MB in two layers at 100 Mbit/s (with pigz for igzip 10.2 and 8.4).
 	Parallel int
 
 	// Stream unpacks layers while they arrive, before their digest is known

@@ -147,6 +147,9 @@ func (r *Registry) wait(ctx context.Context) error {
 		case <-ctx.Done():
 			return fmt.Errorf("registry: no answer: %w: %s", ctx.Err(), bytes.TrimSpace(log))
 		case <-r.done:
+			if last, err := os.ReadFile(r.logFile); err == nil {
+				log = last // all that it said
+			}
 			return fmt.Errorf("registry: ended at once: %v: %s", r.err, bytes.TrimSpace(log))
 		case <-time.After(10 * time.Millisecond):
 		}

@@ -150,7 +150,7 @@ func (c *comparison) content(ctx context.Context, name string, buf *buffers) err
 			for i < min(n, m) && p[i] == q[i] {
 				i++
 			}
-			return c.add(name, Content, showBytes(off, p[i:]), showBytes(off, q[i:]))
+			return c.add(name, Content, showBytes(off+int64(i), p[i:]), showBytes(off+int64(i), q[i:]))
 		}
 		off += int64(n)
 		for _, err := range []error{errA, errB} {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -33,6 +35,18 @@ start it, and it ends by itself when nothing was mounted for a while.`,
 			})
 		},
 	}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "stop",
+		Short: "End the node service, if nothing is mounted",
+		Args:  args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := (&daemon.Client{Root: g.root}).Stop(cmd.Context())
+			if errors.Is(err, daemon.ErrNotRunning) || errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		},
+	})
 	cmd.Flags().DurationVar(&idle, "idle", time.Minute, "end after this long without a mount; 0 means never")
 	cmd.Flags().IntVar(&ready, "ready-fd", -1, "descriptor to tell when serving")
 	cmd.Flags().MarkHidden("ready-fd")

@@ -93,11 +93,11 @@ func checksum(b *[blockSize]byte) bool {
 		return false
 	}
 	sum := int64(8 * ' ')
-	for _, c := range b[:148] {
+	for _, c := range b {
 		sum += int64(c)
 	}
-	for _, c := range b[156:] {
-		sum += int64(c)
+	for _, c := range b[148:156] {
+		sum -= int64(c)
 	}
 	if want == sum {
 		return true
@@ -182,19 +182,19 @@ func number(field []byte) (int64, bool) {
 	if field[0]&0x80 != 0 {
 		return base256(field)
 	}
-	field = bytes.TrimLeft(field, " \x00")
-	if i := bytes.IndexAny(field, " \x00"); i >= 0 {
-		if len(bytes.TrimLeft(field[i:], " \x00")) > 0 {
-			return 0, false
-		}
-		field = field[:i]
+	blank := func(c byte) bool { return c == ' ' || c == 0 }
+	i := 0
+	for i < len(field) && blank(field[i]) {
+		i++
 	}
 	var n int64
-	for _, c := range field {
-		if c < '0' || c > '7' {
+	for ; i < len(field) && '0' <= field[i] && field[i] <= '7'; i++ {
+		n = n<<3 | int64(field[i]-'0') // 12 digits have 36 bits
+	}
+	for ; i < len(field); i++ {
+		if !blank(field[i]) {
 			return 0, false
 		}
-		n = n<<3 | int64(c-'0') // 12 digits have 36 bits
 	}
 	return n, true
 }

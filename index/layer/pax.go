@@ -94,7 +94,9 @@ func (r *Reader) records(p []byte, at int64, to map[string]string, pairs *[]int6
 		return r.errorf(index.ErrCorrupt, at, "pax record: "+format, args...)
 	}
 	var xattrs int64
+	next := at
 	for len(p) > 0 {
+		at = next
 		digits := bytes.IndexByte(p[:min(len(p), 20)], ' ')
 		if digits < 1 {
 			return corrupt("no length")
@@ -105,7 +107,7 @@ func (r *Reader) records(p []byte, at int64, to map[string]string, pairs *[]int6
 		}
 		record := p[digits+1 : n]
 		p = p[n:]
-		at += int64(n)
+		next += int64(n)
 		if record[len(record)-1] != '\n' {
 			return corrupt("no newline at its end")
 		}

@@ -168,8 +168,7 @@ func (b *bootstrap) walk() error {
 	if !seen[filler.zeros] {
 		b.used = append(b.used, used{filler.zeros, 0})
 	}
-	b.tree = filler.fill()
-	return nil
+	return filler.fill()
 }
 
 // checkFile tells whether a file has holes, and refuses one that is cut in

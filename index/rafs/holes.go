@@ -15,7 +15,11 @@ type filler struct {
 	zeros uint32           // the chunk of zeros
 	tails map[int64]uint32 // by size: a part of zeros that ends a file
 	done  map[*index.Inode]*index.Inode
+	slots int64 // chunks of all files that were filled
 }
+
+// maxSlots bounds what holes become: 2^26 chunks have an index of 512 MiB.
+const maxSlots = 1 << 26
 
 func newFiller(b *bootstrap, path string) (*filler, error) {
 	want := zeroDigest(b.o.Digester, b.o.ChunkSize)
@@ -29,18 +33,19 @@ func newFiller(b *bootstrap, path string) (*filler, error) {
 
 func zeroDigest(a chunk.Algorithm, size uint32) chunk.Digest { return chunk.Sum(a, make([]byte, size)) }
 
-func (f *filler) fill() *index.Tree {
+// fill replaces the tree by its copy.
+func (f *filler) fill() (err error) {
 	t := *f.b.tree
 	t.Chunks = t.Chunks[:len(t.Chunks):len(t.Chunks)] // tail appends to a copy
 	f.b.tree = &t
-	t.Root = f.inode(t.Root)
-	return &t
+	t.Root, err = f.inode("", t.Root)
+	return err
 }
 
 // inode returns the copy of ino, the same for each of its names.
-func (f *filler) inode(ino *index.Inode) *index.Inode {
+func (f *filler) inode(path string, ino *index.Inode) (*index.Inode, error) {
 	if c, ok := f.done[ino]; ok {
-		return c
+		return c, nil
 	}
 	c := new(index.Inode)
 	*c = *ino
@@ -48,20 +53,29 @@ func (f *filler) inode(ino *index.Inode) *index.Inode {
 	switch {
 	case ino.IsDir():
 		c.Children = maps.Clone(ino.Children)
-		for name, child := range c.Children {
-			c.Children[name] = f.inode(child)
+		for _, name := range ino.Names() { // in order: tails are numbered
+			child, err := f.inode(path+"/"+name, ino.Children[name])
+			if err != nil {
+				return nil, err
+			}
+			c.Children[name] = child
 		}
 	case ino.IsRegular():
-		c.Extents = f.extents(ino)
+		step := int64(f.b.o.ChunkSize)
+		slots := ino.Size/step + min(ino.Size%step, 1)
+		if f.slots += slots; f.slots > maxSlots || slots > maxSlots {
+			return nil, index.Errorf(index.ErrLimit, path, -1, "files with holes have more than %d chunks of %d bytes", maxSlots, step)
+		}
+		c.Extents = f.extents(ino, slots)
 	}
-	return c
+	return c, nil
 }
 
 // extents returns those of ino with zeros between them. checkFile has seen
 // that they lie at multiples of the chunk size.
-func (f *filler) extents(ino *index.Inode) []index.Extent {
+func (f *filler) extents(ino *index.Inode, slots int64) []index.Extent {
 	step := int64(f.b.o.ChunkSize)
-	out := make([]index.Extent, 0, (ino.Size+step-1)/step)
+	out := make([]index.Extent, 0, slots)
 	next := int64(0)
 	zeros := func(end int64) {
 		for ; next < end; next += step {

@@ -247,6 +247,13 @@ func TestWriteRefuses(t *testing.T) {
 			f := w.tree.Root.Children["f"]
 			f.Size, f.Extents = 8192+5, []index.Extent{{Off: 8192, Chunk: 1}}
 		}, index.ErrUnsupported, "hole"},
+		"vast hole": {func(w *written) {
+			r := ChunkRef{Index: 2, Length: 4096, Size: 4096, Offset: 5000, Addr: 8192}
+			w.infos[0].Chunks, w.infos[0].Span = append(w.infos[0].Chunks, r), 12288
+			w.tree.Chunks = append(w.tree.Chunks, index.Chunk{Digest: zeroDigest(o.Digester, 4096), Size: 4096, Length: 4096, Offset: 5000})
+			w.tree.Root.Children["f"].Size = 1 << 60
+			w.tree.Root.Children["f"].Extents = nil
+		}, index.ErrLimit, "holes"},
 		"blobs":      {func(w *written) { w.tree.Blobs = nil }, nil, "blobs are described"},
 		"chunk size": {func(w *written) { w.infos[0].ChunkSize = 8192 }, index.ErrUnsupported, "chunks of 8192"},
 		"many blobs": {func(w *written) {

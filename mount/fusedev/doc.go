@@ -12,6 +12,11 @@
 // rest with zeros; it is answered in full or with an error, at the latest when
 // Options.ReadTimeout has passed.
 //
+// A reader that is killed while its READ is in work is gone only when the READ
+// is answered, so ReadTimeout bounds that as well. FUSE_INTERRUPT is of no use
+// here and is switched off: it tells of any signal, not only of deadly ones,
+// and other readers may wait for the same page.
+//
 // The package does not know where bytes come from (Content) nor who mounts
 // what (package mount).
 package fusedev
