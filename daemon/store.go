@@ -84,13 +84,13 @@ func (s *store) pull(ctx context.Context, src Source) (rec *record, repo *image.
 	if err != nil {
 		return nil, nil, err
 	}
-	repo, err = image.Open(ctx, ref, image.Options{Credentials: src.Credentials})
+	opened, err := image.Open(ctx, ref, image.Options{Credentials: src.Credentials})
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() {
 		if err != nil {
-			repo.Close()
+			opened.Close()
 		}
 	}()
 	var platform image.Platform
@@ -107,21 +107,21 @@ func (s *store) pull(ctx context.Context, src Source) (rec *record, repo *image.
 		if digest != "" {
 			rec, err := s.load(digest)
 			if err == nil || !errors.Is(err, os.ErrNotExist) {
-				return rec, repo, err
+				return rec, opened, err
 			}
 		}
 	}
-	img, err := repo.ResolveManifest(ctx, platform)
+	img, err := opened.ResolveManifest(ctx, platform)
 	if err != nil {
 		return nil, nil, err
 	}
-	if rec, err = s.add(ctx, repo, img); err != nil {
+	if rec, err = s.add(ctx, opened, img); err != nil {
 		return nil, nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.names[key] = rec.ManifestDigest
-	return rec, repo, s.saveNames()
+	return rec, opened, s.saveNames()
 }
 
 func (s *store) load(digest string) (*record, error) {

@@ -64,7 +64,8 @@ type Options struct {
 	Checksum  bool   // write the super block's CRC32C and set CompatChecksum
 
 	// Ext is placed right after the 128 bytes of the super block, at byte
-	// 1152; at most MaxExt bytes.
+	// 1152; at most MaxExt bytes. With an extension the image always declares
+	// chunked files and a device table, as RAFS readers demand.
 	Ext []byte
 
 	// KeepMapped takes Device.Mapped as given. Otherwise the first device is

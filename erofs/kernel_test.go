@@ -235,11 +235,13 @@ func tool(t testing.TB, name string) string {
 	return p
 }
 
-func run(t testing.TB, cmd string, args ...string) {
+func run(t testing.TB, cmd string, args ...string) []byte {
 	t.Helper()
-	if out, err := exec.Command(cmd, args...).CombinedOutput(); err != nil {
+	out, err := exec.Command(cmd, args...).CombinedOutput()
+	if err != nil {
 		t.Fatalf("%s %q: %v\n%s", cmd, args, err, out)
 	}
+	return out
 }
 
 // fsck.erofs reads every inode and, with --extract, all data.
@@ -254,7 +256,16 @@ func TestFsck(t *testing.T) {
 	for _, d := range devices {
 		args = append(args, "--device="+d)
 	}
-	run(t, fsck, append(args, meta)...)
+	if out := run(t, fsck, append(args, meta)...); bytes.Contains(out, []byte("<E>")) || bytes.Contains(out, []byte("<W>")) {
+		t.Errorf("fsck.erofs: %s", out)
+	}
+
+	// It only says so, and exits with 0, when the checksum is wrong.
+	img[superOff+sbChecksum]++
+	bad, _, _ := w.store(t, l, img)
+	if out := run(t, fsck, append(args, bad)...); !bytes.Contains(out, []byte("<E>")) {
+		t.Errorf("fsck.erofs accepts a wrong checksum: %s", out)
+	}
 }
 
 // What mkfs.erofs writes (compact inodes, shared attributes) is what we read.

@@ -84,54 +84,71 @@ func Bootstrap(img *image.Image) (image.Descriptor, bool) {
 	return image.Descriptor{}, false
 }
 
-// spoolBootstrap fetches the bootstrap layer, verified, into an unlinked file.
+// spoolBootstrap fetches the bootstrap layer and takes the bootstrap out of it,
+// into an unlinked file. Nothing looks at the layer before all of it is here
+// and its digest is right.
 func spoolBootstrap(ctx context.Context, repo *image.Repository, boot image.Descriptor, tmp string) (_ *os.File, size int64, err error) {
-	f, err := os.CreateTemp(tmp, ".bootstrap-")
+	if boot.Size > maxBootstrap {
+		return nil, 0, index.Errorf(index.ErrLimit, boot.Digest, -1, "bootstrap layer of %d bytes, at most %d are read", boot.Size, maxBootstrap)
+	}
+	layer, err := scratch(tmp)
 	if err != nil {
 		return nil, 0, err
 	}
-	os.Remove(f.Name())
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
+	defer layer.Close()
 	rc, err := repo.Blob(ctx, boot)
 	if err != nil {
 		return nil, 0, err
 	}
-	defer rc.Close()
-	bad := func(err error) error { return fmt.Errorf("bootstrap layer %s: %w", boot.Digest, err) }
-	zr, err := gzip.NewReader(rc)
+	_, err = io.Copy(layer, rc)
+	rc.Close()
 	if err != nil {
-		return nil, 0, bad(err)
+		return nil, 0, err
 	}
-	tr := tar.NewReader(zr)
-	for {
+	if _, err := layer.Seek(0, io.SeekStart); err != nil {
+		return nil, 0, err
+	}
+	f, err := scratch(tmp)
+	if err != nil {
+		return nil, 0, err
+	}
+	if size, err = unpackBootstrap(f, layer); err != nil {
+		f.Close()
+		return nil, 0, fmt.Errorf("bootstrap layer %s: %w", boot.Digest, err)
+	}
+	return f, size, nil
+}
+
+// scratch makes a file without a name.
+func scratch(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, ".bootstrap-")
+	if err == nil {
+		os.Remove(f.Name())
+	}
+	return f, err
+}
+
+// unpackBootstrap copies the bootstrap in a tar+gzip layer to w.
+func unpackBootstrap(w io.Writer, layer io.Reader) (int64, error) {
+	corrupt := func(err error) error { return fmt.Errorf("%w: %w", index.ErrCorrupt, err) }
+	zr, err := gzip.NewReader(layer)
+	if err != nil {
+		return 0, corrupt(err)
+	}
+	for tr := tar.NewReader(zr); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
-			return nil, 0, bad(fmt.Errorf("%w: no %s inside", index.ErrCorrupt, NydusBootstrapInside))
+			return 0, fmt.Errorf("%w: no %s inside", index.ErrCorrupt, NydusBootstrapInside)
 		}
 		if err != nil {
-			return nil, 0, bad(err)
+			return 0, corrupt(err)
 		}
 		if path.Clean(h.Name) != NydusBootstrapInside {
 			continue
 		}
 		if h.Size > maxBootstrap {
-			return nil, 0, bad(fmt.Errorf("%w: %s has %d bytes, at most %d are read", index.ErrLimit, h.Name, h.Size, maxBootstrap))
+			return 0, fmt.Errorf("%w: %s has %d bytes, at most %d are read", index.ErrLimit, h.Name, h.Size, maxBootstrap)
 		}
-		if size, err = io.Copy(f, tr); err != nil {
-			return nil, 0, bad(err)
-		}
-		break
+		return io.Copy(w, tr)
 	}
-	// The digest is checked at the end of the blob: nothing before counts.
-	if _, err := io.Copy(io.Discard, io.LimitReader(zr, maxBootstrap)); err != nil {
-		return nil, 0, bad(err)
-	}
-	if _, err := io.Copy(io.Discard, rc); err != nil {
-		return nil, 0, bad(err)
-	}
-	return f, size, nil
 }
