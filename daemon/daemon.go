@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -266,7 +267,7 @@ func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 	}
 	ctx, cancel := watchHangup(ctx, c)
 	defer cancel()
-	result, out, err := s.dispatch(ctx, c, q)
+	result, out, err := s.safely(ctx, c, q)
 	defer closeAll(out)
 	if err != nil {
 		s.log.Info("call failed", "op", q.Op, "err", err)
@@ -288,6 +289,18 @@ func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 	if err := send(c, kindResult, js, out...); err != nil {
 		s.log.Warn("reply", "op", q.Op, "err", err)
 	}
+}
+
+// safely dispatches a request. One that panics must not take the mounts of
+// all others along.
+func (s *server) safely(ctx context.Context, c *net.UnixConn, q request) (result any, out []*os.File, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("call panicked", "op", q.Op, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("internal error in %q: %v (the service's log has more)", q.Op, p)
+		}
+	}()
+	return s.dispatch(ctx, c, q)
 }
 
 // allowed lets in root and the service's own user.

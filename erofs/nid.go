@@ -267,7 +267,11 @@ func (n *Nodes) Map(nid uint64, off, length int64) ([]Piece, error) {
 	var pieces []Piece
 	for off < end {
 		i := off >> bits
-		p := Piece{Length: min(end, (i+1)<<bits) - off, Flat: -1}
+		next := (i + 1) << bits
+		if next < 0 || next > end { // next is 2^63 at most, which wraps
+			next = end
+		}
+		p := Piece{Length: next - off, Flat: -1}
 		at := table + i*chunkEntry
 		b, err := v.read(at, chunkEntry)
 		if err != nil {

@@ -1,10 +1,10 @@
 package runtime
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,16 +46,22 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// start starts a process that runs a container.
-func (c caller) start(t *testing.T, stdout io.Writer) *exec.Cmd {
+// start starts a process that runs a container, and returns what the container
+// writes.
+func (c caller) start(t *testing.T) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	arg, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{callerName, string(arg)},
-		Stdout: stdout, Stderr: os.Stderr}
-	if err := cmd.Start(); err != nil {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{callerName, string(arg)}, Stdout: w, Stderr: os.Stderr}
+	err = cmd.Start()
+	w.Close() // so that the reader sees the end
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -63,8 +69,9 @@ func (c caller) start(t *testing.T, stdout io.Writer) *exec.Cmd {
 			cmd.Process.Kill()
 			cmd.Wait()
 		}
+		r.Close()
 	})
-	return cmd
+	return cmd, bufio.NewReader(r)
 }
 
 // needRoot skips a test where containers cannot be run.

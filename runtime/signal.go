@@ -83,16 +83,14 @@ func (s signals) forward(ctx context.Context, c *Container, stop syscall.Signal)
 	}
 }
 
-// signal sends a signal to the OCI runtime, which passes it on. A runtime that
-// has just been started would miss it: as pid 1 of its namespace it gets only
-// signals it is prepared for. It is once it has written its state.
+// signal sends a signal to the OCI runtime, which passes it on. If that was
+// just started the signal waits: as pid 1 of its namespace a runtime loses
+// those that it is not yet prepared for.
 func (c *Container) signal(sig os.Signal) {
 	for range 2000 {
-		for _, name := range []string{"status", "state.json"} {
-			if _, err := os.Stat(filepath.Join(c.Dir, "state", c.ID, name)); err == nil {
-				_ = c.cmd.Process.Signal(sig)
-				return
-			}
+		if c.prepared() {
+			_ = c.cmd.Process.Signal(sig)
+			return
 		}
 		select {
 		case <-c.done:
@@ -101,4 +99,15 @@ func (c *Container) signal(sig os.Signal) {
 		}
 	}
 	_ = c.cmd.Process.Kill() // it hangs
+}
+
+// prepared tells from its state whether the OCI runtime passes signals on:
+// crun writes "status" once it holds them, runc removes "exec.fifo" once the
+// container is told to become its command.
+func (c *Container) prepared() bool {
+	has := func(name string) bool {
+		_, err := os.Stat(filepath.Join(c.Dir, "state", c.ID, name))
+		return err == nil
+	}
+	return has("status") || has("state.json") && !has("exec.fifo")
 }

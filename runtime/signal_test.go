@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,18 +53,15 @@ func noCgroups(t *testing.T, id string) {
 func TestSignals(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, path string) {
 		for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGQUIT} {
-			out, in := io.Pipe()
 			state := newState(t)
-			cmd := caller{Runtime: path, StateDir: state, Root: newRoot(t), Remove: true, Config: Config{
+			cmd, r := caller{Runtime: path, StateDir: state, Root: newRoot(t), Remove: true, Config: Config{
 				Args: []string{"/bin/sh", "-c", fmt.Sprintf("trap 'echo got; exit 42' %d; echo ready; while :; do sleep 0.05; done", sig)},
-			}}.start(t, in)
-			r := bufio.NewReader(out)
+			}}.start(t)
 			await(t, r, "ready")
 			if err := cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
 			await(t, r, "got")
-			go io.Copy(io.Discard, r)
 			if cmd.Wait(); cmd.ProcessState.ExitCode() != 42 {
 				t.Errorf("%v: %v", sig, cmd.ProcessState)
 			}
@@ -80,8 +76,8 @@ func TestSignals(t *testing.T) {
 func TestSignalAtOnce(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, path string) {
 		state := newState(t)
-		cmd := caller{Runtime: path, StateDir: state, Root: newRoot(t), Remove: true,
-			Config: Config{Args: []string{"/bin/sleep", "1000"}}}.start(t, io.Discard)
+		cmd, _ := caller{Runtime: path, StateDir: state, Root: newRoot(t), Remove: true,
+			Config: Config{Args: []string{"/bin/sleep", "1000"}}}.start(t)
 		// By now the handler is set up.
 		var found []string
 		eventually(t, "no runtime was started", func() bool {
@@ -133,16 +129,15 @@ func TestKilled(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, path string) {
 		for _, keep := range []bool{false, true} {
 			state, root := newState(t), newRoot(t)
-			out, in := io.Pipe()
 			// The volume is a mark by which the container's processes can
 			// be told.
 			mark := filepath.Join(t.TempDir(), "mark")
 			write(t, mark, "", 0o644)
-			cmd := caller{Runtime: path, StateDir: state, Root: root, Remove: !keep, Config: Config{
+			cmd, r := caller{Runtime: path, StateDir: state, Root: root, Remove: !keep, Config: Config{
 				Cgroup: cgroupVersion() != 0, Mounts: []Mount{{Source: mark, Destination: "/mark"}},
 				Args: []string{"/bin/sh", "-c", "echo >/kept; sleep 1000 & trap '' TERM; echo ready; wait"},
-			}}.start(t, in)
-			await(t, bufio.NewReader(out), "ready")
+			}}.start(t)
+			await(t, r, "ready")
 			if n := processesWith(mark); n < 2 {
 				t.Fatalf("%d processes of the container found, want sh and sleep", n)
 			}
@@ -155,7 +150,6 @@ func TestKilled(t *testing.T) {
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			go io.Copy(io.Discard, out)
 			cmd.Wait()
 			eventually(t, "the container outlives its caller", func() bool { return processesWith(mark) == 0 })
 			if m := mountsBelow(t, state); m != "" {
