@@ -70,7 +70,7 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 	if err != nil {
 		return nil, err
 	}
-	im, err := s.open(rec, repo)
+	im, err := s.openImage(rec, repo)
 	if err != nil {
 		repo.Close()
 		return nil, err

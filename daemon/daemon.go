@@ -89,37 +89,43 @@ type server struct {
 	last   time.Time // when there was last something to do
 }
 
-func start(cfg Config) (s *server, err error) {
+func start(cfg Config) (*server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		return nil, err
 	}
-	if cfg.Root, err = filepath.Abs(cfg.Root); err != nil {
+	root, err := filepath.Abs(cfg.Root)
+	if err != nil {
 		return nil, err
 	}
-	s = &server{cfg: cfg, log: cfg.Logger, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}}
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	if s.lock, err = lockRoot(cfg.Root); err != nil {
-		return nil, err
+	cfg.Root = root
+	s := &server{cfg: cfg, log: cfg.Logger, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(err, s.close())
 	}
-	if s.root, err = os.Stat(cfg.Root); err != nil {
-		return nil, err
+	return s, nil
+}
+
+// open takes possession of the root directory.
+func (s *server) open() (err error) {
+	root := s.cfg.Root
+	if s.lock, err = lockRoot(root); err != nil {
+		return err
 	}
-	if s.pool, err = pool.Open(filepath.Join(cfg.Root, "pool")); err != nil {
-		return nil, err
+	if s.root, err = os.Stat(root); err != nil {
+		return err
+	}
+	if s.pool, err = pool.Open(filepath.Join(root, "pool")); err != nil {
+		return err
 	}
 	s.engine = fill.New(s.pool, fill.Options{Logger: s.log})
-	if s.store, err = openStore(cfg.Root, s.pool); err != nil {
-		return nil, err
+	if s.store, err = openStore(root, s.pool); err != nil {
+		return err
 	}
-	s.socket, err = listen(cfg.Root)
-	return s, err
+	s.socket, err = listen(root)
+	return err
 }
 
 // lockRoot makes sure that there is one service a root directory.

@@ -36,7 +36,7 @@ type mounted struct {
 	gone  chan struct{} // closed when the mount is no more and all is released
 }
 
-func (s *server) open(rec *record, repo *image.Repository) (*fill.Image, error) {
+func (s *server) openImage(rec *record, repo *image.Repository) (*fill.Image, error) {
 	l, err := s.store.link(rec)
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (s *server) mount(ctx context.Context, a mountArgs) (any, []*os.File, error
 	if err != nil {
 		return nil, nil, err
 	}
-	im, err := s.open(rec, repo)
+	im, err := s.openImage(rec, repo)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -35,9 +35,9 @@ func (im *Image) ContentBytes() (n int64) {
 // are asked for, from several goroutines.
 func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error {
 	e := im.engine
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(1, e.opt.Requests/2)) // leave slots for readers
-	for i := 0; i < im.linked.Chunks() && ctx.Err() == nil; {
+	for i := 0; i < im.linked.Chunks() && gctx.Err() == nil; {
 		wants, next := im.planAll(i)
 		i = next
 		if len(wants) == 0 {
@@ -55,8 +55,8 @@ func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error
 			for _, w := range wants {
 				select {
 				case <-w.flight.done:
-				case <-ctx.Done():
-					return ctx.Err()
+				case <-gctx.Done():
+					return gctx.Err()
 				}
 				if w.flight.err != nil {
 					return w.flight.err

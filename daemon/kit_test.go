@@ -1,0 +1,158 @@
+package daemon
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/convert"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/mount"
+)
+
+// TestMain is also the service that clients of the tests start.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 6 && os.Args[1] == "daemon" && os.Args[2] == "--root" && os.Args[4] == "--ready-fd" {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		fd, _ := strconv.Atoi(os.Args[5])
+		idle, _ := time.ParseDuration(os.Getenv("SHALE_TEST_IDLE"))
+		err := Run(ctx, Config{
+			Root: os.Args[3], Version: "test", Idle: idle, Ready: os.NewFile(uintptr(fd), "ready"),
+			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// service gives a client with a root directory of its own, whose service ends
+// with the test.
+func service(t *testing.T) *Client {
+	t.Helper()
+	// Longer than a socket address may be.
+	root := filepath.Join(t.TempDir(), "a-directory-with-a-name-that-is-long", "and-another-one-that-is-no-shorter-than-that", "root")
+	c := &Client{Root: root, Start: true}
+	t.Cleanup(func() {
+		end(t, c)
+		if t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(root, logName))
+			t.Logf("the service's log:\n%s", log)
+		}
+	})
+	return c
+}
+
+func end(t *testing.T, c *Client) {
+	t.Helper()
+	c = &Client{Root: c.Root}
+	for range 500 {
+		if _, err := os.Stat(filepath.Join(c.Root, socketName)); err != nil {
+			return
+		}
+		c.Stop(context.Background())
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("the service does not end")
+}
+
+// files are the regular files of the test image.
+var files = map[string][]byte{
+	"etc/hello": []byte("hello\n"),
+	"big":       bytes.Repeat([]byte("0123456789abcdef"), 40<<10),
+}
+
+// layout makes a converted image in an OCI layout and returns its reference.
+func layout(t *testing.T) string {
+	t.Helper()
+	var layer bytes.Buffer
+	tw := tar.NewWriter(&layer)
+	for name, b := range files {
+		if err := tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(b))}); err != nil {
+			t.Fatal(err)
+		}
+		tw.Write(b)
+	}
+	tw.Close()
+	dir := t.TempDir()
+	ctx := context.Background()
+	open := func(tag string) *image.Repository {
+		ref, err := image.ParseRef("oci:" + dir + ":" + tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := image.Open(ctx, ref, image.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close() })
+		return r
+	}
+	src := open("plain")
+	push := func(mediaType string, b []byte) image.Descriptor {
+		d := image.Descriptor{MediaType: mediaType, Digest: sha(b), Size: int64(len(b))}
+		if err := src.PushBlob(ctx, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	config, _ := json.Marshal(map[string]any{
+		"os": "linux", "architecture": "amd64", "config": map[string]any{"Cmd": []string{"/etc/hello"}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{sha(layer.Bytes())}},
+	})
+	manifest, _ := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": push("application/vnd.oci.image.config.v1+json", config),
+		"layers": []any{push("application/vnd.oci.image.layer.v1.tar", layer.Bytes())},
+	})
+	if _, err := src.PushManifest(ctx, "application/vnd.oci.image.manifest.v1+json", manifest, "plain"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := convert.Convert(ctx, src, open("shale"), convert.Options{Platform: image.Platform{OS: "linux", Architecture: "amd64"}}); err != nil {
+		t.Fatal(err)
+	}
+	return "oci:" + dir + ":shale"
+}
+
+func sha(b []byte) string {
+	s := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(s[:])
+}
+
+// attach mounts the image on a directory of the test.
+func attach(t *testing.T, c *Client, ref string) (dir string, m *Mounted) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir = t.TempDir()
+	m, err := c.Mount(context.Background(), Source{Ref: ref, Platform: "linux/amd64"}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.FS.Close()
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := mount.Attach(m.FS, dir); err != nil {
+		t.Fatal(err)
+	}
+	return dir, m
+}
