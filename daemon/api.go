@@ -38,22 +38,19 @@ type Pulled struct {
 	MissingBytes   int64           `json:"missing_bytes"` // stored bytes not yet on the node
 }
 
-// Progress is told while an image is completed.
+// Progress is told while a call takes its time: bytes done, or something that
+// the user should know.
 type Progress struct {
-	Done  int64 `json:"done"` // stored bytes
-	Total int64 `json:"total"`
+	Done  int64  `json:"done,omitempty"` // stored bytes
+	Total int64  `json:"total,omitempty"`
+	Note  string `json:"note,omitempty"`
 }
 
 // Pull makes the node know an image: its index is fetched and linked, its data
 // only if complete is true.
 func (c *Client) Pull(ctx context.Context, s Source, complete bool, progress func(Progress)) (*Pulled, error) {
 	var out Pulled
-	_, err := c.call(ctx, "pull", pullArgs{s, complete}, &out, func(js json.RawMessage) {
-		var p Progress
-		if progress != nil && json.Unmarshal(js, &p) == nil {
-			progress(p)
-		}
-	})
+	_, err := c.call(ctx, "pull", pullArgs{s, complete}, &out, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -77,9 +74,9 @@ type Mounted struct {
 
 // Mount pulls the image if need be and mounts it. where is what Status says of
 // the place.
-func (c *Client) Mount(ctx context.Context, s Source, where string) (*Mounted, error) {
+func (c *Client) Mount(ctx context.Context, s Source, where string, progress func(Progress)) (*Mounted, error) {
 	var out Mounted
-	files, err := c.call(ctx, "mount", mountArgs{s, where}, &out, nil)
+	files, err := c.call(ctx, "mount", mountArgs{s, where}, &out, progress)
 	if err != nil {
 		return nil, err
 	}

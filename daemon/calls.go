@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"github.com/shale-image/shale/blob"
@@ -23,17 +24,14 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 		if err := json.Unmarshal(q.Args, &a); err != nil {
 			return nil, nil, err
 		}
-		out, err := s.pull(ctx, a, func(p Progress) {
-			js, _ := json.Marshal(p)
-			send(c, kindProgress, js)
-		})
+		out, err := s.pull(ctx, a, tell(c))
 		return out, nil, err
 	case "mount":
 		var a mountArgs
 		if err := json.Unmarshal(q.Args, &a); err != nil {
 			return nil, nil, err
 		}
-		return s.mount(ctx, a)
+		return s.mount(ctx, a, tell(c))
 	case "abort", "wait":
 		var a deviceArgs
 		if err := json.Unmarshal(q.Args, &a); err != nil {
@@ -65,8 +63,19 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 	return nil, nil, fmt.Errorf("request %q: %w by this service (version %s)", q.Op, index.ErrUnsupported, s.cfg.Version)
 }
 
+// tell sends progress to a client.
+func tell(c *net.UnixConn) func(Progress) {
+	var mu sync.Mutex
+	return func(p Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		js, _ := json.Marshal(p)
+		send(c, kindProgress, js)
+	}
+}
+
 func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) (*Pulled, error) {
-	rec, repo, err := s.store.pull(ctx, a.Source)
+	rec, repo, err := s.store.pull(ctx, a.Source, func(note string) { progress(Progress{Note: note}) })
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ type Client struct {
 // call sends a request and waits for its result, which is decoded into out
 // (if not nil). progress gets the progress packets. The descriptors that came
 // with the result are the caller's to close.
-func (c *Client) call(ctx context.Context, op string, args, out any, progress func(json.RawMessage)) ([]*os.File, error) {
+func (c *Client) call(ctx context.Context, op string, args, out any, progress func(Progress)) ([]*os.File, error) {
 	a, err := json.Marshal(args)
 	if err != nil {
 		return nil, err
@@ -61,8 +61,9 @@ func (c *Client) call(ctx context.Context, op string, args, out any, progress fu
 		}
 		switch kind {
 		case kindProgress:
-			if progress != nil {
-				progress(body)
+			var p Progress
+			if progress != nil && json.Unmarshal(body, &p) == nil {
+				progress(p)
 			}
 		case kindPiece:
 			result = append(result, body...)

@@ -121,7 +121,7 @@ func (s *server) open() (err error) {
 		return err
 	}
 	s.engine = fill.New(s.pool, fill.Options{Logger: s.log})
-	if s.store, err = openStore(root, s.pool); err != nil {
+	if s.store, err = openStore(root, s.pool, s.engine); err != nil {
 		return err
 	}
 	s.socket, err = listen(root)

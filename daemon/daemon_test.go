@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/blob"
-	"github.com/shale-image/shale/reader"
 )
 
 var background = context.Background()
@@ -84,7 +83,7 @@ func TestClientDies(t *testing.T) {
 		t.Skip("mounting needs root")
 	}
 	c, ref := service(t), layout(t)
-	m, err := c.Mount(background, Source{Ref: ref, Platform: "linux/amd64"}, "nowhere")
+	m, err := c.Mount(background, Source{Ref: ref, Platform: "linux/amd64"}, "nowhere", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,6 +125,32 @@ func TestPullComplete(t *testing.T) {
 	}
 }
 
+// TestUnconverted mounts an ordinary image: it is converted into the pool.
+func TestUnconverted(t *testing.T) {
+	c, ref := service(t), strings.TrimSuffix(layout(t), "shale")+"plain"
+	var notes []string
+	src := Source{Ref: ref, Platform: "linux/amd64"}
+	p, err := c.Pull(background, src, false, func(p Progress) { notes = append(notes, p.Note) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.MissingBytes != 0 || len(notes) != 1 || !strings.Contains(notes[0], "not converted") {
+		t.Errorf("missing %d bytes, notes %q", p.MissingBytes, notes)
+	}
+	if err := os.RemoveAll(strings.TrimSuffix(strings.TrimPrefix(ref, "oci:"), ":plain")); err != nil {
+		t.Fatal(err)
+	}
+	dir, _ := attach(t, c, ref)
+	for name, want := range files {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(c.Root, "images", "*", "scratch")); left != nil {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestErrorsKeepTheirKind(t *testing.T) {
 	c, ref := service(t), layout(t)
 	for _, x := range []struct {
@@ -134,7 +159,6 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 	}{
 		{"oci:/does/not/exist:x", os.ErrNotExist},
 		{ref + "-not-there", blob.ErrNotFound},
-		{ref[:len(ref)-len("shale")] + "plain", reader.ErrNotConverted},
 	} {
 		_, err := c.Pull(background, Source{Ref: x.ref, Platform: "linux/amd64"}, false, nil)
 		if !errors.Is(err, x.want) && (!errors.Is(err, blob.ErrNotFound) || x.want != os.ErrNotExist) {

@@ -44,8 +44,8 @@ func (s *server) openImage(rec *record, repo *image.Repository) (*fill.Image, er
 	return s.engine.Open(l, source(repo))
 }
 
-func (s *server) mount(ctx context.Context, a mountArgs) (any, []*os.File, error) {
-	rec, repo, err := s.store.pull(ctx, a.Source)
+func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)) (any, []*os.File, error) {
+	rec, repo, err := s.store.pull(ctx, a.Source, func(note string) { progress(Progress{Note: note}) })
 	if err != nil {
 		return nil, nil, err
 	}

@@ -16,6 +16,9 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/convert"
+	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
@@ -30,9 +33,10 @@ import (
 //	                                   /linked/  package link's directory
 //	refs.json                                    reference -> manifest digest
 type store struct {
-	dir  string
-	refs string
-	pool *pool.Pool
+	dir    string
+	refs   string
+	pool   *pool.Pool
+	engine *fill.Engine
 
 	mu    sync.Mutex
 	names map[string]string      // "<reference> <platform>" -> manifest digest
@@ -51,9 +55,9 @@ func (r *record) pulled(ref string) Pulled {
 	return Pulled{Ref: ref, ManifestDigest: r.ManifestDigest, Platform: r.Platform, Config: r.config}
 }
 
-func openStore(root string, p *pool.Pool) (*store, error) {
+func openStore(root string, p *pool.Pool, e *fill.Engine) (*store, error) {
 	s := &store{
-		dir: filepath.Join(root, "images"), refs: filepath.Join(root, "refs.json"), pool: p,
+		dir: filepath.Join(root, "images"), refs: filepath.Join(root, "refs.json"), pool: p, engine: e,
 		names: map[string]string{}, busy: map[string]*sync.Mutex{},
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
@@ -79,7 +83,7 @@ func (s *store) path(digest string) string {
 // pull finds the image of a reference: on the node if it is there, else, or if
 // the caller wants to know anew, in its repository. The repository is opened
 // in any case and costs nothing until it is asked.
-func (s *store) pull(ctx context.Context, src Source) (rec *record, repo *image.Repository, err error) {
+func (s *store) pull(ctx context.Context, src Source, note func(string)) (rec *record, repo *image.Repository, err error) {
 	ref, err := image.ParseRef(src.Ref)
 	if err != nil {
 		return nil, nil, err
@@ -115,7 +119,7 @@ func (s *store) pull(ctx context.Context, src Source) (rec *record, repo *image.
 	if err != nil {
 		return nil, nil, err
 	}
-	if rec, err = s.add(ctx, opened, img); err != nil {
+	if rec, err = s.add(ctx, opened, img, note); err != nil {
 		return nil, nil, err
 	}
 	s.mu.Lock()
@@ -140,7 +144,7 @@ func (s *store) load(digest string) (*record, error) {
 
 // add indexes and links an image and remembers it. Of several callers with
 // the same image one does the work.
-func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image) (*record, error) {
+func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, note func(string)) (*record, error) {
 	s.mu.Lock()
 	lock := s.busy[img.ManifestDigest]
 	if lock == nil {
@@ -155,16 +159,6 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return rec, err
 	}
-	var tree *index.Tree
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return repo.LoadConfig(gctx, img) })
-	g.Go(func() (err error) {
-		tree, err = reader.Tree(gctx, repo, img, s.dir)
-		return err
-	})
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
 	dir := s.path(img.ManifestDigest)
 	if err := os.RemoveAll(dir); err != nil { // a record is written last
 		return nil, err
@@ -172,8 +166,8 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := link.Link(ctx, tree, s.pool, filepath.Join(dir, "linked")); err != nil {
-		return nil, fmt.Errorf("link %s: %w", img.ManifestDigest, err)
+	if err := s.index(ctx, repo, img, dir, note); err != nil {
+		return nil, err
 	}
 	rec = &record{ManifestDigest: img.ManifestDigest, Platform: img.Platform.String(), Pulled: time.Now().UTC(), config: img.ConfigBytes}
 	js, err := json.MarshalIndent(rec, "", "  ")
@@ -184,6 +178,78 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 		return nil, err
 	}
 	return rec, renameio.WriteFile(filepath.Join(dir, "record"), js, 0o600)
+}
+
+// index reads the index of an image, while its config is on the way, and links
+// it into dir. An image that no reader of ours can start lazily is converted
+// into the pool, which takes all of its data.
+func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, note func(string)) error {
+	var tree *index.Tree
+	plain := false
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return repo.LoadConfig(gctx, img) })
+	g.Go(func() (err error) {
+		tree, err = reader.Tree(gctx, repo, img, dir)
+		if plain = errors.Is(err, reader.ErrNotConverted); plain {
+			return nil
+		}
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	linked := filepath.Join(dir, "linked")
+	if plain {
+		note("the image is not converted: all of it is fetched, once")
+		return s.convert(ctx, repo, img, dir, linked)
+	}
+	if err := link.Link(ctx, tree, s.pool, linked); err != nil {
+		return fmt.Errorf("link %s: %w", img.ManifestDigest, err)
+	}
+	return nil
+}
+
+// convert brings an unconverted image into the pool by way of a layout beside
+// it, which is not compressed and does not stay.
+func (s *store) convert(ctx context.Context, repo *image.Repository, img *image.Image, dir, linked string) error {
+	scratch := filepath.Join(dir, "scratch")
+	defer os.RemoveAll(scratch)
+	ref, err := image.ParseRef("oci:" + scratch + ":converted")
+	if err != nil {
+		return err
+	}
+	local, err := image.Open(ctx, ref, image.Options{})
+	if err != nil {
+		return err
+	}
+	defer local.Close()
+	if _, err := convert.Convert(ctx, repo, local, convert.Options{Platform: img.Platform, Compress: true, Compressor: chunk.None}); err != nil {
+		return err
+	}
+	converted, err := local.ResolveManifest(ctx, img.Platform)
+	if err != nil {
+		return err
+	}
+	tree, err := reader.Tree(ctx, local, converted, dir)
+	if err != nil {
+		return err
+	}
+	if err := link.Link(ctx, tree, s.pool, linked); err != nil {
+		return err
+	}
+	l, err := link.Open(linked)
+	if err != nil {
+		return err
+	}
+	im, err := s.engine.Open(l, local.Blobs())
+	if err != nil {
+		return err
+	}
+	defer im.Close()
+	if err := im.Complete(ctx, nil); err != nil {
+		return err
+	}
+	return s.pool.Sync() // nothing can bring it back but to do it all again
 }
 
 // saveNames writes refs.json. s.mu is held.

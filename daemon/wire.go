@@ -18,7 +18,6 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/pool"
-	"github.com/shale-image/shale/reader"
 )
 
 // The API is one request a connection over a SOCK_SEQPACKET socket in the
@@ -62,7 +61,6 @@ var kinds = map[string]error{
 	"unavailable":    blob.ErrUnavailable,
 	"not-an-image":   image.ErrNotImage,
 	"wrong-platform": image.ErrPlatform,
-	"not-converted":  reader.ErrNotConverted,
 	"corrupt":        chunk.ErrCorrupt,
 	"unsupported":    index.ErrUnsupported,
 	"limit":          index.ErrLimit,

@@ -120,3 +120,10 @@ func parseSize(s string) (int64, error) {
 	}
 	return n * unit, nil
 }
+
+// tellNotes passes on what the service has to say while it works.
+func tellNotes(p daemon.Progress) {
+	if p.Note != "" {
+		fmt.Fprintf(os.Stderr, "shale: %s\n", p.Note)
+	}
+}

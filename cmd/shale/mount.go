@@ -40,7 +40,7 @@ are read. DIR is in the mount namespace of the caller.`,
 			if err != nil {
 				return err
 			}
-			m, err := g.client().Mount(cmd.Context(), src, dir)
+			m, err := g.client().Mount(cmd.Context(), src, dir, tellNotes)
 			if err != nil {
 				return err
 			}

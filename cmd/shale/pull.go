@@ -23,11 +23,17 @@ func newPull(g *globals) *cobra.Command {
 				return err
 			}
 			src.Refresh = true
-			var show func(daemon.Progress)
+			show := tellNotes
 			if !quiet && !g.json {
 				p := newProgress()
 				defer p.end()
-				show = func(x daemon.Progress) { p.step("fetch", x.Done, x.Total) }
+				show = func(x daemon.Progress) {
+					if x.Note != "" {
+						tellNotes(x)
+						return
+					}
+					p.step("fetch", x.Done, x.Total)
+				}
 			}
 			res, err := g.client().Pull(cmd.Context(), src, complete, show)
 			if err != nil {

@@ -110,7 +110,7 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 	}
 	defer c.Close()
 	client := g.client()
-	m, err := client.Mount(ctx, src, "container "+c.ID)
+	m, err := client.Mount(ctx, src, "container "+c.ID, tellNotes)
 	if err != nil {
 		return runtime.ExitFailed, err
 	}
