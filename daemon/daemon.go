@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/pool"
 )
@@ -45,6 +46,8 @@ type Config struct {
 	Idle    time.Duration // end after this long without a mount or a call; 0: never
 	Version string
 	Logger  *slog.Logger
+	// Registries is how to reach registries; nil means the defaults.
+	Registries *config.Config
 	// Ready, if not nil, is written "ok", "taken" or an error, and closed,
 	// when the service serves or cannot.
 	Ready io.WriteCloser
@@ -71,6 +74,16 @@ func Run(ctx context.Context, cfg Config) error {
 	return s.run(ctx)
 }
 
+// NotReady tells whoever started the service (Config.Ready) why it could not
+// be run, and returns err.
+func NotReady(ready io.WriteCloser, err error) error {
+	if ready != nil {
+		io.WriteString(ready, err.Error())
+		ready.Close()
+	}
+	return err
+}
+
 type server struct {
 	cfg     Config
 	log     *slog.Logger
@@ -92,6 +105,9 @@ type server struct {
 func start(cfg Config) (*server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Registries == nil {
+		cfg.Registries = &config.Config{}
 	}
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		return nil, err
@@ -121,7 +137,7 @@ func (s *server) open() (err error) {
 		return err
 	}
 	s.engine = fill.New(s.pool, fill.Options{Logger: s.log})
-	if s.store, err = openStore(root, s.pool, s.engine); err != nil {
+	if s.store, err = openStore(s.cfg, s.pool, s.engine); err != nil {
 		return err
 	}
 	s.socket, err = listen(root)

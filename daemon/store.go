@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/convert"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
@@ -37,6 +38,8 @@ type store struct {
 	refs   string
 	pool   *pool.Pool
 	engine *fill.Engine
+	cfg    *config.Config
+	agent  string
 
 	mu    sync.Mutex
 	names map[string]string      // "<reference> <platform>" -> manifest digest
@@ -55,9 +58,10 @@ func (r *record) pulled(ref string) Pulled {
 	return Pulled{Ref: ref, ManifestDigest: r.ManifestDigest, Platform: r.Platform, Config: r.config}
 }
 
-func openStore(root string, p *pool.Pool, e *fill.Engine) (*store, error) {
+func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 	s := &store{
-		dir: filepath.Join(root, "images"), refs: filepath.Join(root, "refs.json"), pool: p, engine: e,
+		dir: filepath.Join(cfg.Root, "images"), refs: filepath.Join(cfg.Root, "refs.json"), pool: p, engine: e,
+		cfg: cfg.Registries, agent: "shale/" + cfg.Version,
 		names: map[string]string{}, busy: map[string]*sync.Mutex{},
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
@@ -88,7 +92,7 @@ func (s *store) pull(ctx context.Context, src Source, note func(string)) (rec *r
 	if err != nil {
 		return nil, nil, err
 	}
-	opened, err := image.Open(ctx, ref, image.Options{Credentials: src.Credentials})
+	opened, err := image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
 	if err != nil {
 		return nil, nil, err
 	}

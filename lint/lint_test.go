@@ -24,7 +24,7 @@ var layers = [][]string{
 	{"blob/memblob", "blob/dirblob", "blob/httpblob"},
 	{"blob/blobtest", "index/rafs", "image", "export", "link"},
 	{"reader", "fill", "mount/fusedev"},
-	{"convert", "inspect", "mount", "runtime"},
+	{"convert", "inspect", "mount", "runtime", "config"},
 	{"daemon"},
 	{"cmd"},
 	{"bench", "e2e", "lint"},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/daemon"
 )
 
@@ -29,8 +30,15 @@ start it, and it ends by itself when nothing was mounted for a while.`,
 			if ready >= 0 {
 				w = os.NewFile(uintptr(ready), "ready")
 			}
+			cfg, err := config.Load()
+			if err != nil {
+				return daemon.NotReady(w, err)
+			}
+			if err := cfg.SetProxy(); err != nil {
+				return daemon.NotReady(w, err)
+			}
 			return daemon.Run(cmd.Context(), daemon.Config{
-				Root: g.root, Idle: idle, Version: version, Ready: w,
+				Root: g.root, Idle: idle, Version: version, Ready: w, Registries: cfg,
 				Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 			})
 		},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/image"
 )
@@ -83,7 +84,14 @@ func (g *globals) repository(ctx context.Context, ref string) (*image.Repository
 	if err != nil {
 		return nil, err
 	}
-	return image.Open(ctx, r, image.Options{Credentials: cred, UserAgent: "shale/" + version})
+	cfg, err := config.Load()
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.SetProxy(); err != nil {
+		return nil, err
+	}
+	return image.Open(ctx, r, cfg.Options(r, cred, "shale/"+version))
 }
 
 // parseRef reads a reference. A layout's directory is made absolute: the

@@ -1,0 +1,133 @@
+// Package config reads the node's configuration: how to reach registries. The
+// file is optional, and so is everything in it.
+//
+//	{
+//	  "registries": {
+//	    "registry.example":  {"ca_file": "/etc/ssl/private-ca.pem", "mirrors": ["cache.example:5000"]},
+//	    "10.0.0.7:5000":     {"plain_http": true}
+//	  },
+//	  "proxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "no_proxy": "localhost,.example"}
+//	}
+//
+// It knows settings; it reaches nothing itself.
+package config
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/shale-image/shale/image"
+)
+
+// Path is where the configuration is looked for if SHALE_CONFIG does not say.
+const Path = "/etc/shale/config.json"
+
+// maxSize bounds the file, in bytes.
+const maxSize = 1 << 20
+
+// Config is the content of the file.
+type Config struct {
+	Registries map[string]Registry `json:"registries"` // by "host[:port]", as in references
+	Proxy      Proxy               `json:"proxy"`
+}
+
+// Registry is how to reach one registry.
+type Registry struct {
+	PlainHTTP bool     `json:"plain_http"` // without TLS; those on this machine are anyway
+	CAFile    string   `json:"ca_file"`    // PEM certificates to trust besides the system's
+	Mirrors   []string `json:"mirrors"`    // "host[:port]", asked first, in this order
+}
+
+// Proxy is what HTTP_PROXY, HTTPS_PROXY and NO_PROXY mean for the service,
+// which does not have the caller's environment. Each replaces the variable.
+type Proxy struct {
+	HTTP    string `json:"http"`
+	HTTPS   string `json:"https"`
+	NoProxy string `json:"no_proxy"`
+}
+
+// Load reads the configuration of this node. There need not be one, unless
+// SHALE_CONFIG names it.
+func Load() (*Config, error) {
+	path, named := os.LookupEnv("SHALE_CONFIG")
+	if !named || path == "" {
+		path, named = Path, false
+	}
+	c, err := Read(path)
+	if errors.Is(err, fs.ErrNotExist) && !named {
+		return &Config{}, nil
+	}
+	return c, err
+}
+
+// Read reads a configuration file. What it does not know is an error: a
+// misspelt setting must not be ignored.
+func Read(path string) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxSize {
+		return nil, fmt.Errorf("%s: more than %d bytes", path, maxSize)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	c := &Config{}
+	if err := d.Decode(c); err != nil {
+		return nil, fmt.Errorf("%s: at offset %d: %w", path, d.InputOffset(), err)
+	}
+	if d.More() {
+		return nil, fmt.Errorf("%s: at offset %d: more than one object", path, d.InputOffset())
+	}
+	return c, c.check(path)
+}
+
+func (c *Config) check(path string) error {
+	for host, r := range c.Registries {
+		if _, err := image.ParseRef(host + "/x"); err != nil || host == "" {
+			return fmt.Errorf("%s: registry %q: want host or host:port", path, host)
+		}
+		if r.CAFile != "" && !filepath.IsAbs(r.CAFile) {
+			return fmt.Errorf("%s: registry %s: ca_file %q is not an absolute path", path, host, r.CAFile)
+		}
+	}
+	return nil
+}
+
+// Options says how to reach the registry of a reference.
+func (c *Config) Options(ref image.Ref, cred image.Credentials, userAgent string) image.Options {
+	o := image.Options{Credentials: cred, UserAgent: userAgent}
+	r := c.Registries[ref.Registry()]
+	o.CAFile, o.Mirrors = r.CAFile, r.Mirrors
+	for host, r := range c.Registries {
+		if r.PlainHTTP {
+			o.PlainHTTP = append(o.PlainHTTP, host)
+		}
+	}
+	return o
+}
+
+// SetProxy puts the proxy settings into this process' environment, where HTTP
+// clients look for them. It must come before the first request.
+func (c *Config) SetProxy() error {
+	for name, value := range map[string]string{"HTTP_PROXY": c.Proxy.HTTP, "HTTPS_PROXY": c.Proxy.HTTPS, "NO_PROXY": c.Proxy.NoProxy} {
+		if value == "" {
+			continue
+		}
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
