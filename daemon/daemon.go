@@ -57,6 +57,11 @@ type Config struct {
 // directory vanishes.
 func Run(ctx context.Context, cfg Config) error {
 	s, err := start(cfg)
+	if err == nil && cfg.Ready != nil {
+		if err := leaveCgroups(); err != nil {
+			s.log.Info("stays in its caller's cgroup", "err", err)
+		}
+	}
 	if cfg.Ready != nil {
 		switch {
 		case errors.Is(err, ErrBusy):
@@ -98,8 +103,9 @@ type server struct {
 
 	mu     sync.Mutex
 	mounts map[string]*mounted
-	calls  int       // being served
-	last   time.Time // when there was last something to do
+	ended  fill.Stats // of mounts that are no more
+	calls  int        // being served
+	last   time.Time  // when there was last something to do
 }
 
 func start(cfg Config) (*server, error) {
@@ -187,6 +193,9 @@ func (s *server) run(ctx context.Context) error {
 	defer s.stop()
 	s.log.Info("serving", "root", s.cfg.Root, "pid", os.Getpid(), "version", s.cfg.Version)
 	context.AfterFunc(ctx, func() { s.socket.Close() })
+	if err := s.serveMetrics(ctx); err != nil {
+		s.log.Error("no metrics", "err", err)
+	}
 	go s.keepHouse(ctx)
 	var calls sync.WaitGroup
 	for {

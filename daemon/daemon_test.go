@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/blob"
@@ -190,6 +195,91 @@ func TestManyClientsStartOneService(t *testing.T) {
 	if err := Run(background, Config{Root: c.Root}); !errors.Is(err, ErrBusy) {
 		t.Errorf("a second service: %v, want ErrBusy", err)
 	}
+}
+
+func TestMetrics(t *testing.T) {
+	c, ref := service(t), layout(t)
+	dir, _ := attach(t, c, ref)
+	if _, err := os.ReadFile(filepath.Join(dir, "big")); err != nil {
+		t.Fatal(err)
+	}
+	at, err := os.Open(c.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", fmt.Sprintf("/proc/self/fd/%d/%s", at.Fd(), metricsName))
+	}}
+	resp, err := (&http.Client{Transport: tr}).Get("http://shale/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"\nshale_mounts 1\n", "# TYPE shale_fetch_requests_total counter\n"} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("no %q in\n%s", want, b)
+		}
+	}
+	if strings.Contains(string(b), "\nshale_fetch_bytes_total 0\n") {
+		t.Errorf("nothing was counted:\n%s", b)
+	}
+}
+
+// TestOwnSessionAndCgroup: the service does not stay where its caller is.
+func TestOwnSessionAndCgroup(t *testing.T) {
+	enterCgroup(t)
+	c := service(t)
+	st, err := c.Status(background)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sid, err := unix.Getsid(st.Processes[0].PID)
+	if err != nil || sid != st.Processes[0].PID {
+		t.Errorf("session %d of process %d: %v", sid, st.Processes[0].PID, err)
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", st.Processes[0].PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); f[2] != "/" {
+			t.Errorf("the service is in cgroup %s", line)
+		}
+	}
+}
+
+// enterCgroup puts the test process into a new cgroup until the test ends.
+func enterCgroup(t *testing.T) {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	enter := func(dir string) error {
+		return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0)
+	}
+	for _, m := range mounts {
+		dir := filepath.Join(m.Mountpoint, fmt.Sprintf("shale-test-%d", os.Getpid()))
+		if m.Root != "/" || os.Mkdir(dir, 0o755) != nil {
+			continue
+		}
+		if enter(dir) != nil {
+			os.Remove(dir)
+			continue
+		}
+		t.Cleanup(func() {
+			if err := errors.Join(enter(m.Mountpoint), os.Remove(dir)); err != nil {
+				t.Error(err)
+			}
+		})
+		return
+	}
+	t.Skip("no cgroup can be made here")
 }
 
 func TestNotRunning(t *testing.T) {

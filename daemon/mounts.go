@@ -86,6 +86,7 @@ func (s *server) watch(m *mounted) {
 	m.repo.Close()
 	s.mu.Lock()
 	delete(s.mounts, m.id)
+	add(&s.ended, st)
 	s.mu.Unlock()
 	close(m.gone)
 	s.log.Info("unmounted", "id", m.id, "ref", m.ref, "requests", st.Requests, "fetched", st.FetchedBytes, "read", st.ReadBytes)

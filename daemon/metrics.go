@@ -1,0 +1,96 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/fill"
+)
+
+const metricsName = "metrics.sock"
+
+// serveMetrics answers GET /metrics on a socket in the root directory, in the
+// Prometheus text format:
+//
+//	curl --unix-socket /var/lib/shale/metrics.sock http://shale/metrics
+func (s *server) serveMetrics(ctx context.Context) error {
+	name := filepath.Join(s.cfg.Root, metricsName)
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	// Through a descriptor, since the path may be too long for an address.
+	fd, err := unix.Open(s.cfg.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: s.cfg.Root, Err: err}
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/%s", fd, metricsName)})
+	unix.Close(fd)
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	if err := os.Chmod(name, 0o600); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		w.Write(s.metrics())
+	})
+	h := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
+	context.AfterFunc(ctx, func() {
+		h.Close()
+		os.Remove(name)
+	})
+	go h.Serve(l)
+	return nil
+}
+
+// metrics writes what the service has done since it started.
+func (s *server) metrics() []byte {
+	s.mu.Lock()
+	total, n := s.ended, len(s.mounts)
+	for _, m := range s.mounts {
+		add(&total, m.image.Stats())
+	}
+	s.mu.Unlock()
+	u := s.pool.Usage()
+	var b bytes.Buffer
+	for _, m := range []struct {
+		name, kind, help string
+		value            int64
+	}{
+		{"shale_mounts", "gauge", "Images mounted now.", int64(n)},
+		{"shale_fetch_requests_total", "counter", "Ranged requests made for readers.", total.Requests},
+		{"shale_fetch_bytes_total", "counter", "Stored bytes asked for in them.", total.FetchedBytes},
+		{"shale_fetch_errors_total", "counter", "Fetches that failed.", total.Errors},
+		{"shale_chunks_filled_total", "counter", "Chunks verified and stored.", total.Chunks},
+		{"shale_read_bytes_total", "counter", "Bytes served to the kernel.", total.ReadBytes},
+		{"shale_pool_segments", "gauge", "Segments of the pool.", int64(u.Segments)},
+		{"shale_pool_present_bytes", "gauge", "Bytes of chunks on the node.", u.Present},
+		{"shale_pool_known_bytes", "gauge", "Bytes of chunks the node has addresses for.", u.Address},
+		{"shale_pool_disk_bytes", "gauge", "Bytes the pool takes on disk.", u.Disk},
+		{"shale_start_time_seconds", "gauge", "When the service started, Unix time.", s.started.Unix()},
+	} {
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", m.name, m.help, m.name, m.kind, m.name, m.value)
+	}
+	return b.Bytes()
+}
+
+func add(sum *fill.Stats, s fill.Stats) {
+	sum.ReadBytes += s.ReadBytes
+	sum.Requests += s.Requests
+	sum.FetchedBytes += s.FetchedBytes
+	sum.Chunks += s.Chunks
+	sum.ContentBytes += s.ContentBytes
+	sum.Errors += s.Errors
+}
