@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	goruntime "runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,11 +18,11 @@ const initSocket = 3
 
 // order is what Run tells init, together with the lower root's descriptor.
 type order struct {
-	Dir         string   // the container's state directory, which is also the bundle
-	Overlay     []string // overlay options to try, the best first
-	HideUnified bool     // crun refuses cgroup v1 with controllers in v2
-	OwnGroup    bool     // leave the caller's process group
-	Argv        []string // the runtime's command line
+	Dir      string   // the container's state directory, which is also the bundle
+	Overlay  []string // overlay options to try, the best first
+	Crun     bool     // what Argv is, for its peculiarities
+	OwnGroup bool     // leave the caller's process group
+	Argv     []string // the runtime's command line
 }
 
 // maxOrder bounds an order, in bytes.
@@ -30,6 +31,17 @@ const maxOrder = 64 << 10
 // initCalled keeps a program that forgot Init from starting itself, and that
 // itself, for ever.
 var initCalled bool
+
+// The main goroutine of init stays on the main thread: PR_SET_PDEATHSIG is a
+// setting of one thread, and an exec from another one would lose it. Only a
+// package's init function can still say so.
+func init() {
+	if isInit() {
+		goruntime.LockOSThread()
+	}
+}
+
+func isInit() bool { return len(os.Args) > 0 && os.Args[0] == initName }
 
 // Init must be the first thing a program that uses this package does in main.
 // It returns unless this process was started to be a container's init; then
@@ -72,9 +84,7 @@ func initialize() error {
 	if err := mountOverlay(&o); err != nil {
 		return err
 	}
-	if o.HideUnified {
-		_ = unix.Unmount(cgroupRoot+"/unified", unix.MNT_DETACH) // often not there
-	}
+	arrangeCgroups(o.Crun)
 	if o.OwnGroup {
 		if err := unix.Setpgid(0, 0); err != nil {
 			return fmt.Errorf("setpgid: %w", err)
@@ -99,6 +109,22 @@ func mountOverlay(o *order) error {
 		return fmt.Errorf("mount overlay in %s: %w", o.Dir, err)
 	}
 	return nil
+}
+
+// arrangeCgroups shows the runtime cgroups as it can bear them. What fails here
+// the runtime will complain about if it minds.
+func arrangeCgroups(crun bool) {
+	var fs unix.Statfs_t
+	if unix.Statfs(cgroupRoot, &fs) != nil {
+		return
+	}
+	switch {
+	case fs.Type == unix.CGROUP2_SUPER_MAGIC:
+	case fs.Type != unix.TMPFS_MAGIC: // there are none, which neither can bear
+		_ = unix.Mount("cgroup2", cgroupRoot, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	case crun: // refuses version 1 if there are controllers in version 2
+		_ = unix.Unmount(cgroupRoot+"/unified", unix.MNT_DETACH)
+	}
 }
 
 // receive waits for the order. If the starter goes away first it ends the

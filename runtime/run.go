@@ -24,7 +24,8 @@ func Run(ctx context.Context, o Options, lower *os.File, cfg Config) (int, error
 
 // Run runs the container and returns its exit code, 128+n if signal n killed
 // it. An error means that there was no container: then the code is
-// ExitFailed, ExitNotExecutable or ExitNotFound, and the error for people.
+// ExitFailed, ExitNotExecutable or ExitNotFound, and the error for people. If it
+// is the OCI runtime's, that has written it to Stderr already.
 //
 // lower is the container's root directory before it writes anything; any kind
 // of descriptor will do, O_PATH or a detached mount (fsmount, open_tree). It
@@ -33,6 +34,7 @@ func Run(ctx context.Context, o Options, lower *os.File, cfg Config) (int, error
 //
 // While the container runs, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2
 // and SIGWINCH of this process go to it; a third SIGINT or SIGTERM kills it.
+// Until Close they have no other effect, so that nothing is left half removed.
 // When ctx ends it gets its stop signal and, ten seconds later, SIGKILL. Run
 // must be called once.
 func (c *Container) Run(ctx context.Context, lower *os.File, cfg Config) (int, error) {
@@ -58,13 +60,12 @@ func (c *Container) Run(ctx context.Context, lower *os.File, cfg Config) (int, e
 	if err != nil {
 		return ExitFailed, err
 	}
-	signals := catchSignals()
-	defer signals.release()
+	c.signals = catchSignals()
 	if err := c.command(o, lower); err != nil {
 		return ExitFailed, err
 	}
 	c.keep = !c.o.Remove
-	signals.forward(ctx, c, stop)
+	c.signals.forward(ctx, c, stop)
 	return c.result()
 }
 
@@ -112,11 +113,11 @@ func (c *Container) prepare(cfg *Config, lower *os.File) (*order, error) {
 		argv = append(argv, "--rootless", "true") // which lets runc do without cgroups
 	}
 	return &order{
-		Dir:         c.Dir,
-		Overlay:     overlayOptions(c.o.Remove),
-		HideUnified: crun,
-		OwnGroup:    !cfg.Terminal,
-		Argv:        append(argv, "run", c.ID),
+		Dir:      c.Dir,
+		Overlay:  overlayOptions(c.o.Remove),
+		Crun:     crun,
+		OwnGroup: !cfg.Terminal,
+		Argv:     append(argv, "run", c.ID),
 	}, nil
 }
 

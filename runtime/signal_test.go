@@ -28,10 +28,10 @@ func await(t *testing.T, r *bufio.Reader, want string) {
 	}
 }
 
-// eventually waits until ok; a minute is for ever.
+// eventually waits until ok; twenty seconds are for ever.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 6000 {
+	for range 2000 {
 		if ok() {
 			return
 		}
@@ -84,13 +84,23 @@ func TestSignalAtOnce(t *testing.T) {
 			found, _ = filepath.Glob(state + "/*/state")
 			return len(found) > 0
 		})
-		for range 3 {
-			if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
-				t.Fatal(err)
+		ended := make(chan struct{})
+		go func() {
+			cmd.Wait()
+			close(ended)
+		}()
+		// Equal signals merge while they are pending, so three may not do.
+		for alive := true; alive; {
+			_ = cmd.Process.Signal(unix.SIGTERM)
+			select {
+			case <-ended:
+				alive = false
+			case <-time.After(10 * time.Millisecond):
 			}
-			time.Sleep(20 * time.Millisecond) // equal signals merge while pending
 		}
-		if cmd.Wait(); cmd.ProcessState.ExitCode() != 137 {
+		// runc's own program in the container, which then becomes sleep,
+		// ends with 2 if a signal is early enough to reach it.
+		if code := cmd.ProcessState.ExitCode(); code != 137 && (isCrun(path) || code != 2) {
 			t.Errorf("%v, want exit code 137", cmd.ProcessState)
 		}
 		empty(t, state)

@@ -24,6 +24,7 @@ type Container struct {
 	lock     *os.File
 	socket   *os.File // our end; nil once the order is given
 	cmd      *exec.Cmd
+	signals  signals       // caught from Run to Close
 	done     chan struct{} // closed when init, or what it became, has ended
 	filtered bool          // init is in a cgroup with the device filter
 	keep     bool          // the container ran and what it wrote is to be kept
@@ -176,6 +177,9 @@ func (c *Container) Close() error {
 	}
 	if c.lock == nil {
 		return nil
+	}
+	if c.signals != nil {
+		defer c.signals.release()
 	}
 	err := tidy(c.Dir, c.ID, c.keep)
 	c.lock.Close()

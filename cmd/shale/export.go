@@ -7,7 +7,7 @@ import (
 )
 
 func newExport(g *globals) *cobra.Command {
-	var platform string
+	o := &opener{g: g}
 	cmd := &cobra.Command{
 		Use:   "export REF DIR|-",
 		Short: "Take an image out into a directory, or as a tar archive",
@@ -15,19 +15,19 @@ func newExport(g *globals) *cobra.Command {
 as a tar archive to standard output. Every byte is verified on the way.`,
 		Example: `  shale export localhost:5000/debian:12-shale ./rootfs
   shale export localhost:5000/debian:12-shale - | tar -t`,
-		Args: args(cobra.ExactArgs(2)),
+		Args: o.args(2, 2),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			l, err := g.look(cmd.Context(), a[0], platform)
+			im, rest, err := o.open(cmd.Context(), a)
 			if err != nil {
 				return err
 			}
-			defer l.close()
-			if a[1] == "-" {
-				return export.Tar(cmd.Context(), cmd.OutOrStdout(), l.tree, l.source())
+			defer im.Close()
+			if rest[0] == "-" {
+				return export.Tar(cmd.Context(), cmd.OutOrStdout(), im.Tree, im.Source)
 			}
-			return export.Dir(cmd.Context(), a[1], l.tree, l.source())
+			return export.Dir(cmd.Context(), rest[0], im.Tree, im.Source)
 		},
 	}
-	cmd.Flags().StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
+	o.flags(cmd)
 	return cmd
 }

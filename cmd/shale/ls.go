@@ -13,43 +13,46 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/inspect"
 )
 
 func newLs(g *globals) *cobra.Command {
-	var (
-		long, recursive bool
-		platform        string
-	)
+	o := &opener{g: g}
+	var long, recursive bool
 	cmd := &cobra.Command{
 		Use:   "ls REF [PATH]",
 		Short: "List the files of an image",
-		Long:  `List the files of an image. Only its index is fetched.`,
+		Long: `List the files of an image. Only its index is fetched. Links on the way to PATH
+are followed within the image; PATH itself is too, unless -l is given.`,
 		Example: `  shale ls localhost:5000/debian:12-shale /etc
-  shale ls -lR localhost:5000/debian:12-shale`,
-		Args: args(cobra.RangeArgs(1, 2)),
+  shale ls -lR localhost:5000/debian:12-shale
+  shale ls -lR --bootstrap image.boot --blobs ./blobs /`,
+		Args: o.args(1, 2),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			l, err := g.look(cmd.Context(), a[0], platform)
+			im, rest, err := o.open(cmd.Context(), a)
 			if err != nil {
 				return err
 			}
-			defer l.close()
-			at := ""
-			if len(a) == 2 {
-				at = strings.Trim(path.Clean("/"+a[1]), "/")
+			defer im.Close()
+			name := strings.Join(rest, "")
+			at, ino, err := inspect.Resolve(im.Tree, name, !long)
+			if err != nil && !long { // a link to nowhere
+				at, ino, err = inspect.Resolve(im.Tree, name, false)
 			}
-			ino, err := l.tree.Lookup(at)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", im.Name, err)
 			}
 			w := bufio.NewWriter(cmd.OutOrStdout())
-			defer w.Flush()
-			return list(w, at, ino, long, recursive)
+			if err := list(w, at, ino, long, recursive); err != nil {
+				return err
+			}
+			return w.Flush()
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&long, "long", "l", false, "show type, mode, owner, size and time")
 	f.BoolVarP(&recursive, "recursive", "R", false, "list directories inside too")
-	f.StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
+	o.flags(cmd)
 	return cmd
 }
 

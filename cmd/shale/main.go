@@ -16,9 +16,11 @@ import (
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/daemon"
+	"github.com/shale-image/shale/export"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/pool"
+	"github.com/shale-image/shale/reader"
 	"github.com/shale-image/shale/runtime"
 )
 
@@ -66,6 +68,7 @@ const (
 	codeNoSpace      = 8
 	codeBusy         = 9
 	codeUnavailable  = 10
+	codeNotEmpty     = 11
 	codeInterrupted  = 130
 )
 
@@ -78,10 +81,15 @@ func codeFor(err error) int {
 		{errors.As(err, &usage), codeUsage},
 		{errors.Is(err, context.Canceled), codeInterrupted},
 		{errors.Is(err, pool.ErrNoSpace), codeNoSpace},
+		{errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT), codeNoSpace},
 		{errors.Is(err, blob.ErrUnauthorized), codeUnauthorized},
 		{errors.Is(err, image.ErrPlatform), codePlatform},
 		{errors.Is(err, image.ErrNotImage), codeNotImage},
+		{errors.Is(err, reader.ErrNotConverted), codeNotImage},
+		{errors.Is(err, export.ErrNotEmpty), codeNotEmpty},
 		{errors.Is(err, chunk.ErrCorrupt), codeCorrupt},
+		// An object that is shorter than its descriptor says.
+		{errors.Is(err, blob.ErrRange), codeCorrupt},
 		{errors.Is(err, daemon.ErrBusy), codeBusy},
 		{errors.Is(err, blob.ErrUnavailable), codeUnavailable},
 		{errors.Is(err, blob.ErrNotFound), codeNotFound},
@@ -121,6 +129,9 @@ fetches, verifies and keeps each chunk when something first reads it.`,
   # or only mount it
   shale mount registry.example/app:1-shale /mnt
   shale umount /mnt`,
+		// With these a word that is no verb is bad use like any other.
+		Args:          args(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version,
@@ -129,8 +140,8 @@ fetches, verifies and keeps each chunk when something first reads it.`,
 		return usageError{fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath())}
 	})
 	g.flags(cmd)
-	cmd.AddCommand(newConvert(g), newLs(g), newExport(g), newPull(g), newMount(g), newUmount(g), newRun(g),
-		newStatus(g), newDaemon(g), &cobra.Command{
+	cmd.AddCommand(newConvert(g), newInspect(g), newLs(g), newCat(g), newCheck(g), newDiff(g), newExport(g),
+		newPull(g), newMount(g), newUmount(g), newRun(g), newStatus(g), newDoctor(g), newDaemon(g), &cobra.Command{
 			Use:   "exit-codes",
 			Short: "What the exit codes mean",
 			Long: `  0    it worked
@@ -144,9 +155,11 @@ fetches, verifies and keeps each chunk when something first reads it.`,
   8    no space left
   9    in use
   10   the registry is unavailable
+  11   the directory to write into is not empty
   130  interrupted
-shale run passes on the container's own code, and has 125 for its own failures,
-126 for a command that cannot be executed and 127 for one that is not there.`,
+shale diff has 1 for images that differ. shale run passes on the container's own
+code, and has 125 for its own failures, 126 for a command that cannot be
+executed and 127 for one that is not there.`,
 		})
 	return cmd
 }

@@ -17,7 +17,7 @@ import (
 )
 
 func newMount(g *globals) *cobra.Command {
-	var platform string
+	var platform, face string
 	cmd := &cobra.Command{
 		Use:   "mount REF DIR",
 		Short: "Mount an image, read-only, without waiting for its data",
@@ -36,17 +36,22 @@ are read. DIR is in the mount namespace of the caller.`,
 			} else if !st.IsDir() {
 				return usageError{fmt.Errorf("%s is not a directory", dir)}
 			}
+			if err := checkFace(face); err != nil {
+				return err
+			}
 			src, err := g.source(a[0], platform)
 			if err != nil {
 				return err
 			}
-			m, err := g.client().Mount(cmd.Context(), src, dir, tellNotes)
+			m, err := g.client().Mount(cmd.Context(), src, daemon.Place{Where: dir, Dir: dir, Face: face}, tellNotes)
 			if err != nil {
 				return err
 			}
-			defer m.FS.Close()
-			if err := mount.Attach(m.FS, dir); err != nil {
-				return err
+			if m.FS != nil {
+				defer m.FS.Close()
+				if err := mount.Attach(m.FS, dir); err != nil {
+					return err
+				}
 			}
 			if g.json {
 				return printJSON(cmd.OutOrStdout(), m)
@@ -55,8 +60,25 @@ are read. DIR is in the mount namespace of the caller.`,
 		},
 	}
 	cmd.Flags().StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
+	faceFlag(cmd, &face)
 	g.jsonFlag(cmd)
 	return cmd
+}
+
+// faceFlag adds --face.
+func faceFlag(cmd *cobra.Command, face *string) {
+	cmd.Flags().StringVar(face, "face", mount.FaceAuto, "how to show the image: "+mount.FaceNames()+" (see shale doctor)")
+}
+
+// checkFace refuses a face that is none.
+func checkFace(face string) error {
+	if face == mount.FaceAuto {
+		return nil
+	}
+	if _, err := mount.FaceNamed(face); err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 func newUmount(g *globals) *cobra.Command {
@@ -91,7 +113,6 @@ func umount(ctx context.Context, g *globals, dir string, force bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	client := &daemon.Client{Root: g.root}
-	flags := unix.UMOUNT_NOFOLLOW
 	if force {
 		// Aborting comes first: afterwards nothing can hang. A service that is
 		// gone has aborted already.
@@ -99,13 +120,12 @@ func umount(ctx context.Context, g *globals, dir string, force bool) error {
 		if err != nil && !errors.Is(err, daemon.ErrNotRunning) && !errors.Is(err, blob.ErrNotFound) {
 			return err
 		}
-		flags |= unix.MNT_DETACH
 	}
-	if err := unix.Unmount(dir, flags); err != nil {
+	if err := mount.Detach(dir, force); err != nil {
 		if errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("%s: %w (something has files of it open, or its working directory there)", dir, daemon.ErrBusy)
 		}
-		return &os.PathError{Op: "umount", Path: dir, Err: err}
+		return err
 	}
 	// It may be visible elsewhere still, or the service gone: then there is
 	// nothing to wait for.

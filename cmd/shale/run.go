@@ -16,11 +16,11 @@ import (
 )
 
 type runFlags struct {
-	platform, network, hostname, memory, runtime, entrypoint string
-	volumes                                                  []string
-	remove, interactive, terminal, readOnly                  bool
-	cpus                                                     float64
-	flags                                                    runtime.Flags
+	platform, face, network, hostname, memory, runtime, entrypoint string
+	volumes                                                        []string
+	remove, interactive, terminal, readOnly                        bool
+	cpus                                                           float64
+	flags                                                          runtime.Flags
 }
 
 func newRun(g *globals) *cobra.Command {
@@ -73,6 +73,7 @@ for docker run.`,
 	f.Float64Var(&r.cpus, "cpus", 0, "limit in processors (1.5)")
 	f.BoolVar(&r.readOnly, "read-only", false, "no writes to the root file system")
 	f.StringVar(&r.platform, "platform", "", "platform of the image (default: this node's)")
+	faceFlag(cmd, &r.face)
 	f.StringVar(&r.runtime, "runtime", "", "OCI runtime (default: crun, else runc)")
 	return cmd
 }
@@ -83,6 +84,9 @@ type imageConfig struct {
 }
 
 func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) {
+	if err := checkFace(r.face); err != nil {
+		return runtime.ExitFailed, err
+	}
 	src, err := g.source(ref, r.platform)
 	if err != nil {
 		return runtime.ExitFailed, err
@@ -110,7 +114,7 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 	}
 	defer c.Close()
 	client := g.client()
-	m, err := client.Mount(ctx, src, "container "+c.ID, tellNotes)
+	m, err := client.Mount(ctx, src, daemon.Place{Where: "container " + c.ID, Face: r.face}, tellNotes)
 	if err != nil {
 		return runtime.ExitFailed, err
 	}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/inspect"
+)
+
+// opener is how the verbs that look into an image name it: REF, or in its place
+// --bootstrap FILE.
+type opener struct {
+	g                          *globals
+	platform, bootstrap, blobs string
+}
+
+func (o *opener) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.platform, "platform", "", "platform of the image (default: this node's)")
+	f.StringVar(&o.bootstrap, "bootstrap", "", "instead of REF: a bootstrap, or a Nydus blob that carries one")
+	f.StringVar(&o.blobs, "blobs", "", "with --bootstrap: directory of the blobs (default: that of FILE)")
+	_ = cmd.MarkFlagFilename("bootstrap")
+	_ = cmd.MarkFlagDirname("blobs")
+}
+
+// args checks the number of arguments, REF among them.
+func (o *opener) args(least, most int) cobra.PositionalArgs {
+	return func(c *cobra.Command, a []string) error {
+		least, most := least, most
+		switch {
+		case o.bootstrap != "":
+			least, most = least-1, most-1
+		case o.blobs != "":
+			return usageError{errors.New("--blobs without --bootstrap")}
+		}
+		return args(cobra.RangeArgs(least, most))(c, a)
+	}
+}
+
+// open opens the image that the arguments begin with and returns the rest of
+// them. The image's index is there, else it is an error.
+func (o *opener) open(ctx context.Context, a []string) (*inspect.Image, []string, error) {
+	if o.bootstrap != "" {
+		return o.peek(ctx, a, false)
+	}
+	l, err := o.g.look(ctx, a[0], o.platform)
+	if err != nil {
+		return nil, nil, err
+	}
+	release := func() error {
+		l.close()
+		return nil
+	}
+	return &inspect.Image{
+		Name: l.repo.Ref().String(), Manifest: l.img, Tree: l.tree, Source: l.source(), Release: release,
+	}, a[1:], nil
+}
+
+// peek is open for verbs that have something to say also if there is no index:
+// because the image is not converted, or because of what Damage says. config
+// asks for the configuration too.
+func (o *opener) peek(ctx context.Context, a []string, config bool) (*inspect.Image, []string, error) {
+	if o.bootstrap != "" {
+		if o.platform != "" {
+			return nil, nil, usageError{errors.New("--platform with --bootstrap: a bootstrap is of one platform")}
+		}
+		im, err := inspect.OpenFile(o.bootstrap, o.blobs)
+		return im, a, err
+	}
+	var p image.Platform
+	if o.platform != "" {
+		var err error
+		if p, err = image.ParsePlatform(o.platform); err != nil {
+			return nil, nil, usageError{err}
+		}
+	}
+	repo, err := o.g.repository(ctx, a[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	resolve := repo.ResolveManifest
+	if config {
+		resolve = repo.Resolve
+	}
+	img, err := resolve(ctx, p)
+	if err != nil {
+		repo.Close()
+		return nil, nil, err
+	}
+	im, err := inspect.Open(ctx, repo, img, os.TempDir())
+	if err != nil {
+		repo.Close()
+		return nil, nil, err
+	}
+	return im, a[1:], nil
+}

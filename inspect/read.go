@@ -1,0 +1,255 @@
+package inspect
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"runtime"
+	"sort"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shale-image/shale/blob"
+)
+
+// windowSize is how much one request brings: large enough that its way there and
+// back hardly counts, small enough that some of them in memory do not either.
+const windowSize = 4 << 20
+
+// window is a piece of an object, and the chunks that lie wholly in it.
+type window struct {
+	o      *object
+	off, n int64
+	chunks []int
+	data   []byte        // what was read; nil if it could not be
+	done   chan struct{} // closed when data and the chunks' verdicts are there
+}
+
+// measure finds out how long the objects are in truth.
+func (c *checker) measure(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for _, o := range c.objects {
+		g.Go(func() error {
+			size, err := length(ctx, c.im.Source, o.ref)
+			switch {
+			case err != nil && !isDefect(err):
+				return err
+			case err != nil:
+				c.lack(o, -1, err.Error())
+				return nil
+			case size > o.ref.Size:
+				c.add(o.defect(o.ref.Size, fmt.Sprintf("it goes on after the %d bytes it should have", o.ref.Size)))
+			case size < o.ref.Size:
+				c.lack(o, size, fmt.Sprintf("it ends after %d bytes, it should have %d", size, o.ref.Size))
+			}
+			o.size, o.whole = min(size, o.ref.Size), size == o.ref.Size
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// lack reports that an object has nothing from offset off on.
+func (c *checker) lack(o *object, off int64, problem string) {
+	d := o.defect(off, problem)
+	d.Length = o.ref.Size - max(0, off)
+	for _, i := range o.chunks {
+		if ch := &c.im.Tree.Chunks[i]; int64(ch.Offset)+int64(ch.Length) > off {
+			d.chunks = append(d.chunks, i)
+		}
+	}
+	c.add(d)
+}
+
+// length returns how many bytes of an object there are; one more than it
+// should have if it goes on after that. Two requests of a byte each tell in
+// the normal case, about 40 if it is too short.
+func length(ctx context.Context, src blob.Source, ref blob.Ref) (int64, error) {
+	has := func(off int64) (bool, error) {
+		_, err := blob.ReadAll(ctx, src, blob.Ref{Digest: ref.Digest}, off, 1)
+		if errors.Is(err, blob.ErrRange) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	more, err := has(ref.Size)
+	if err != nil || more {
+		return ref.Size + 1, err
+	}
+	if ref.Size == 0 {
+		return 0, nil
+	}
+	if all, err := has(ref.Size - 1); err != nil || all {
+		return ref.Size, err
+	}
+	n := sort.Search(int(ref.Size), func(i int) bool {
+		var ok bool
+		if err == nil {
+			ok, err = has(int64(i))
+		}
+		return !ok
+	})
+	return int64(n), err
+}
+
+// plan cuts an object into windows, not through chunks.
+func (c *checker) plan(o *object) (all []*window) {
+	next := 0
+	for off := int64(0); off < o.size; {
+		end, covered := min(off+windowSize, o.size), off
+		w := &window{o: o, off: off, done: make(chan struct{})}
+		for ; next < len(o.chunks); next++ {
+			ch := &c.im.Tree.Chunks[o.chunks[next]]
+			first, last := int64(ch.Offset), int64(ch.Offset)+int64(ch.Length)
+			if last > o.size {
+				continue // measure has told
+			}
+			if first < off {
+				d := o.defect(first, "the chunk overlaps one before it")
+				d.Length, d.Chunk, d.chunks = int64(ch.Length), ch.Digest.String(), o.chunks[next:next+1]
+				c.add(d)
+				continue
+			}
+			if first == off {
+				end = max(end, last) // it alone may be larger than a window
+			}
+			if last > end {
+				end = min(end, max(first, covered))
+				break
+			}
+			covered = max(covered, last)
+			w.chunks = append(w.chunks, o.chunks[next])
+		}
+		w.n = end - off
+		all = append(all, w)
+		off = end
+	}
+	return all
+}
+
+// read fetches all objects and verifies their digests and chunks. Windows are
+// fetched and their chunks verified several at a time; digests of objects are
+// taken by one goroutine, which sees the windows in order.
+func (c *checker) read(ctx context.Context) error {
+	var plan []*window
+	var total, done int64
+	for _, o := range c.objects {
+		plan = append(plan, c.plan(o)...)
+		total += o.size
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	pending := make(chan *window, max(4, runtime.GOMAXPROCS(0)))
+	g.Go(func() error {
+		defer close(pending)
+		for _, w := range plan {
+			select {
+			case pending <- w:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			g.Go(func() error {
+				defer close(w.done)
+				return c.window(ctx, w)
+			})
+		}
+		return nil
+	})
+	g.Go(func() error {
+		sums := make([]hash.Hash, len(c.objects))
+		for _, o := range c.objects {
+			sums[o.number] = sha256.New()
+		}
+		for w := range pending {
+			select {
+			case <-w.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			sums[w.o.number].Write(w.data)
+			w.o.whole = w.o.whole && w.data != nil
+			release(w.data)
+			w.data = nil
+			done += w.n
+			c.progress(done, total)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		for _, o := range c.objects {
+			if o.whole { // else something has been said already
+				c.compareDigest(o, sums[o.number].Sum(nil))
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// window reads one window and verifies its chunks.
+func (c *checker) window(ctx context.Context, w *window) error {
+	p := take(w.n)
+	if err := fetch(ctx, c.im.Source, w, p); err != nil {
+		release(p)
+		if !isDefect(err) {
+			return err
+		}
+		d := w.o.defect(w.off, err.Error())
+		d.Length, d.chunks = w.n, w.chunks
+		c.add(d)
+		return nil
+	}
+	var data []byte
+	for _, i := range w.chunks {
+		ch := &c.im.Tree.Chunks[i]
+		at := int64(ch.Offset) - w.off
+		if uint32(cap(data)) < ch.Size {
+			data = make([]byte, ch.Size)
+		}
+		data = data[:ch.Size]
+		err := ch.Codec.Decode(data, p[at:at+int64(ch.Length)])
+		if err == nil {
+			err = ch.Digest.Verify(data)
+		}
+		if err != nil {
+			d := w.o.defect(int64(ch.Offset), err.Error())
+			d.Length, d.Chunk, d.chunks = int64(ch.Length), ch.Digest.String(), []int{i}
+			c.add(d)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	w.data = p
+	return nil
+}
+
+func fetch(ctx context.Context, src blob.Source, w *window, p []byte) error {
+	r, err := src.Range(ctx, blob.Ref{Digest: w.o.ref.Digest}, w.off, w.n)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.ReadFull(r, p)
+	return err
+}
+
+// buffers are those of windows of the usual size.
+var buffers = sync.Pool{New: func() any { p := make([]byte, windowSize); return &p }}
+
+func take(n int64) []byte {
+	if n > windowSize {
+		return make([]byte, n)
+	}
+	return (*buffers.Get().(*[]byte))[:n]
+}
+
+func release(p []byte) {
+	if p = p[:cap(p)]; len(p) == windowSize {
+		buffers.Put(&p)
+	}
+}
