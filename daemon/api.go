@@ -65,32 +65,42 @@ type pullArgs struct {
 // Mounted is the result of Mount.
 type Mounted struct {
 	Pulled
-	ID string `json:"id"`
+	ID   string `json:"id"`
+	Face string `json:"face"`
 	// FS is a detached mount of the image's root, to be attached with
 	// mount.Attach or used as an overlay's lower layer. When nobody holds it,
-	// nor anything attached from it, the service takes the mount down.
+	// nor anything attached from it, the service takes the mount down. It is
+	// nil if the service, being no root's, has mounted the image at Place.Dir.
 	FS *os.File `json:"-"`
 }
 
-// Mount pulls the image if need be and mounts it. where is what Status says of
-// the place.
-func (c *Client) Mount(ctx context.Context, s Source, where string, progress func(Progress)) (*Mounted, error) {
+// Mount pulls the image if need be and mounts it.
+func (c *Client) Mount(ctx context.Context, s Source, p Place, progress func(Progress)) (*Mounted, error) {
 	var out Mounted
-	files, err := c.call(ctx, "mount", mountArgs{s, where}, &out, progress)
+	files, err := c.call(ctx, "mount", mountArgs{s, p}, &out, progress)
 	if err != nil {
 		return nil, err
 	}
-	if len(files) != 1 {
+	switch {
+	case len(files) == 1:
+		out.FS = files[0]
+	case len(files) > 1 || p.Dir == "":
 		closeAll(files)
 		return nil, fmt.Errorf("node service: %d descriptors came with a mount, want 1", len(files))
 	}
-	out.FS = files[0]
 	return &out, nil
+}
+
+// Place says where and how an image is mounted.
+type Place struct {
+	Where string `json:"where"`         // what Status says
+	Face  string `json:"face"`          // of package mount; "" is mount.FaceAuto
+	Dir   string `json:"dir,omitempty"` // where a service that is no root's mounts it; an absolute path
 }
 
 type mountArgs struct {
 	Source
-	Where string `json:"where"`
+	Place
 }
 
 // Abort cuts the mount with this device number (st_dev of its root) off from

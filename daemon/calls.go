@@ -52,7 +52,7 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 		}
 	case "stop":
 		s.mu.Lock()
-		n := len(s.mounts)
+		n := s.served()
 		s.mu.Unlock()
 		if n > 0 {
 			return nil, nil, fmt.Errorf("%d images are mounted: %w", n, ErrBusy)

@@ -253,7 +253,7 @@ func (s *server) keepHouse(ctx context.Context) {
 			return
 		}
 		s.mu.Lock()
-		if s.calls > 0 || len(s.mounts) > 0 {
+		if s.calls > 0 || s.served() > 0 {
 			s.last = time.Now()
 		}
 		idle := time.Since(s.last)

@@ -88,7 +88,7 @@ func TestClientDies(t *testing.T) {
 		t.Skip("mounting needs root")
 	}
 	c, ref := service(t), layout(t)
-	m, err := c.Mount(background, Source{Ref: ref, Platform: "linux/amd64"}, "nowhere", nil)
+	m, err := c.Mount(background, Source{Ref: ref, Platform: "linux/amd64"}, Place{Where: "nowhere"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -145,7 +145,7 @@ func attach(t *testing.T, c *Client, ref string) (dir string, m *Mounted) {
 		t.Skip("mounting needs root")
 	}
 	dir = t.TempDir()
-	m, err := c.Mount(context.Background(), Source{Ref: ref, Platform: "linux/amd64"}, dir, nil)
+	m, err := c.Mount(context.Background(), Source{Ref: ref, Platform: "linux/amd64"}, Place{Where: dir}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,17 +5,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"os"
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/mount"
-	"github.com/shale-image/shale/mount/fusedev"
 )
 
 // readTimeout is how long a reader waits for bytes before it gets EIO; the
@@ -32,6 +28,7 @@ type mounted struct {
 	image *fill.Image
 	repo  *image.Repository
 	fs    *mount.Mounted
+	face  string
 	dev   uint64        // st_dev of what is mounted
 	gone  chan struct{} // closed when the mount is no more and all is released
 }
@@ -53,28 +50,25 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if err != nil {
 		return nil, nil, err
 	}
-	fs, err := mount.Device(ctx, im, mount.Options{Options: fusedev.Options{ReadTimeout: readTimeout, Logger: s.log, Name: "shale"}})
+	fs, face, err := s.show(ctx, rec, im, a.Place)
 	if err != nil {
 		im.Close()
 		return nil, nil, err
 	}
 	m := &mounted{
 		id: newID(), ref: a.Ref, where: a.Where, rec: rec, since: time.Now(),
-		image: im, repo: repo, fs: fs, gone: make(chan struct{}),
+		image: im, repo: repo, fs: fs, face: face, dev: fs.Dev(), gone: make(chan struct{}),
 	}
-	fd := fs.FD()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(fd.Fd()), &st); err != nil {
-		return nil, nil, errors.Join(err, fs.Close(), im.Close())
-	}
-	m.dev = st.Dev
 	s.mu.Lock()
 	s.mounts[m.id] = m
 	s.mu.Unlock()
 	s.log.Info("mounted", "id", m.id, "ref", m.ref, "where", m.where)
 	go s.watch(m)
-	out := Mounted{Pulled: rec.pulled(a.Ref), ID: m.id}
-	return out, []*os.File{fd}, nil
+	out := Mounted{Pulled: rec.pulled(a.Ref), ID: m.id, Face: face}
+	if fs.FD() == nil {
+		return out, nil, nil
+	}
+	return out, []*os.File{fs.FD()}, nil
 }
 
 // watch forgets a mount when the kernel has.
@@ -98,7 +92,9 @@ func (s *server) endMounts() {
 	s.mu.Lock()
 	var all []*mounted
 	for _, m := range s.mounts {
-		all = append(all, m)
+		if m.fs.Served() { // others do not need us
+			all = append(all, m)
+		}
 	}
 	s.mu.Unlock()
 	for _, m := range all {
@@ -117,7 +113,7 @@ func (s *server) endMounts() {
 func (m *mounted) status() MountStatus {
 	chunks, bytes := m.image.Missing()
 	return MountStatus{
-		ID: m.id, Ref: m.ref, ManifestDigest: m.rec.ManifestDigest, Where: m.where, Face: "device",
+		ID: m.id, Ref: m.ref, ManifestDigest: m.rec.ManifestDigest, Where: m.where, Face: m.face,
 		Since: m.since, Dev: m.dev, MissingChunks: chunks, MissingBytes: bytes, Fill: m.image.Stats(),
 	}
 }

@@ -3,11 +3,12 @@
 // segment, and writes EROFS metadata in which file data are addresses.
 //
 // A linked image is a directory; it is local, can be rebuilt from the index
-// at any time, and is all that fill and the faces need:
+// at any time, and is all that fill and the faces need
+// (docs/formats/linked-image.md):
 //
 //	meta    EROFS metadata; its device slots are pool segments
-//	map     where the bytes of each address come from (map.go)
 //	info    JSON: blobs, segments and their flat addresses
+//	map     where the bytes of each address come from (map.go)
 //
 // The flat address space of an image is the metadata, followed by each of its
 // segments at the slot's mapped_blkaddr. The same metadata mounts with one
@@ -16,13 +17,17 @@
 package link
 
 import (
-	"cmp"
 	"context"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
-	"slices"
+	"syscall"
+
+	"lukechampine.com/blake3"
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/erofs"
@@ -30,75 +35,38 @@ import (
 	"github.com/shale-image/shale/pool"
 )
 
-const (
-	infoVersion   = 1
-	maxBlobs      = 1 << 16 // a map record has 16 bits for the blob
-	blocksGranule = chunk.Block / erofs.BlockSize
-)
-
-// Info is the small part of a linked image.
-type Info struct {
-	Version  int       `json:"version"`
-	Blobs    []Blob    `json:"blobs"`
-	MetaSize int64     `json:"meta_size"` // bytes of the file meta, a multiple of 4 KiB
-	FlatSize int64     `json:"flat_size"` // bytes of the flat address space
-	Segments []Segment `json:"segments"`  // in order of their device slots
-}
-
-// Blob is an object that chunks of the image come from.
-type Blob struct {
-	Digest string `json:"digest"`
-	Size   int64  `json:"size"`
-}
-
-// Segment is a pool segment and where it stands in the flat address space.
-type Segment struct {
-	ID   uint32 `json:"id"`
-	Flat int64  `json:"flat"` // byte address, a multiple of chunk.Block
-	Size int64  `json:"size"`
-}
+const blocksGranule = chunk.Block / erofs.BlockSize
 
 // Link links the tree into dir, which must not exist yet. It appears whole or
-// not at all.
+// not at all; if Link fails, the pool is as it was. Images of one pool are
+// linked one after the other (pool.Exclusive).
+//
+// A full disk is an error that wraps pool.ErrNoSpace, a tree that makes no
+// sense one that wraps index.ErrCorrupt.
 func Link(ctx context.Context, t *index.Tree, p *pool.Pool, dir string) (err error) {
-	places, segments, err := allocate(t, p)
+	defer p.Exclusive()()
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		if err == nil {
+			err = os.ErrExist
+		}
+		return fmt.Errorf("link into %s: %w", dir, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	pl, err := allocate(t, p)
 	if err != nil {
 		return err
 	}
-	slots := make(map[uint32]uint16, len(segments))
-	var devices []erofs.Device
-	for i, s := range segments {
-		slots[s.ID] = uint16(i + 1)
-		devices = append(devices, erofs.Device{
-			Tag:    fmt.Sprintf("%08x", s.ID),
-			Blocks: uint32(s.Size / erofs.BlockSize),
-		})
-	}
-	layout, err := erofs.NewLayout(t, erofs.Options{
-		Devices: devices,
-		Locate: func(c uint32) erofs.Location {
-			pl := places[c]
-			return erofs.Location{Device: slots[pl.segment], Block: uint32(pl.off / erofs.BlockSize)}
-		},
-		Checksum:  true,
-		FlatAlign: blocksGranule,
-	})
+	defer func() {
+		if err != nil && pl.created != nil { // nobody else has seen it: we are exclusive
+			err = errors.Join(err, p.Remove(pl.created))
+		}
+	}()
+	layout, err := pl.layout(t)
 	if err != nil {
 		return err
 	}
-	info := Info{Version: infoVersion, MetaSize: int64(layout.Blocks()) * erofs.BlockSize}
-	info.FlatSize = info.MetaSize
-	flat := make(map[uint32]int64, len(segments))
-	for i, d := range layout.Devices() {
-		s := Segment{ID: segments[i].ID, Flat: int64(d.Mapped) * erofs.BlockSize, Size: segments[i].Size}
-		info.Segments = append(info.Segments, s)
-		info.FlatSize = s.Flat + s.Size
-		flat[s.ID] = s.Flat
-	}
-	for _, b := range t.Blobs {
-		info.Blobs = append(info.Blobs, Blob(b))
-	}
-
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -107,130 +75,97 @@ func Link(ctx context.Context, t *index.Tree, p *pool.Pool, dir string) (err err
 		return err
 	}
 	if err := os.MkdirAll(tmp, 0o700); err != nil {
-		return err
+		return noSpace(err)
 	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(tmp)
+			err = errors.Join(err, os.RemoveAll(tmp))
 		}
 	}()
-	js, err := json.MarshalIndent(info, "", "  ")
-	if err != nil {
+	if err := pl.write(t, layout, tmp); err != nil {
+		return noSpace(err)
+	}
+	if err := syncDir(tmp); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(tmp, "meta"), func(f *os.File) error {
-		_, err := layout.WriteTo(f)
-		return err
-	}); err != nil {
-		return err
-	}
-	if err := writeFile(filepath.Join(tmp, "map"), func(f *os.File) error {
-		_, err := f.Write(encodeMap(t, places, flat))
-		return err
-	}); err != nil {
-		return err
-	}
-	if err := writeFile(filepath.Join(tmp, "info"), func(f *os.File) error {
-		_, err := f.Write(append(js, '\n'))
-		return err
-	}); err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if err := os.Rename(tmp, dir); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	if err := syncDir(filepath.Dir(dir)); err != nil {
+		return errors.Join(err, os.RemoveAll(dir))
+	}
+	return nil
 }
 
-// place is the address a chunk has on this node.
-type place struct {
-	used    bool
-	next    bool // the piece of a file that follows the one before in the file, and here
-	segment uint32
-	off     int64
+// layout plans the metadata.
+func (pl *placement) layout(t *index.Tree) (*erofs.Layout, error) {
+	slots := make(map[uint32]uint16, len(pl.segments))
+	var devices []erofs.Device
+	for i, s := range pl.segments {
+		slots[s.ID] = uint16(i + 1) // NewLayout refuses more than 2^16-1
+		devices = append(devices, erofs.Device{
+			Tag:    fmt.Sprintf("%08x", s.ID),
+			Blocks: uint32(s.Size / erofs.BlockSize), // 2^30 at most
+		})
+	}
+	return erofs.NewLayout(t, erofs.Options{
+		Devices: devices,
+		Locate: func(c uint32) erofs.Location {
+			at := pl.places[c]
+			return erofs.Location{Device: slots[at.segment], Block: uint32(at.off / erofs.BlockSize)}
+		},
+		Checksum:  true,
+		FlatAlign: blocksGranule,
+	})
 }
 
-// allocate finds a place for every chunk that a file of the tree uses. New
-// places are given in the order of blob and offset: what lies side by side in
-// a blob lies side by side here, so that a sequential read of addresses is one
-// ranged request.
-func allocate(t *index.Tree, p *pool.Pool) ([]place, []*pool.Segment, error) {
-	places := make([]place, len(t.Chunks))
-	err := t.Walk(func(path string, ino *index.Inode) error {
-		for i, e := range ino.Extents {
-			if int64(e.Chunk) >= int64(len(t.Chunks)) {
-				return index.Errorf(index.ErrCorrupt, path, e.Off, "chunk %d of %d", e.Chunk, len(t.Chunks))
-			}
-			places[e.Chunk].used = true
-			if i > 0 {
-				places[e.Chunk].next = true
-			}
-		}
-		return nil
+// write writes the three files into dir.
+func (pl *placement) write(t *index.Tree, layout *erofs.Layout, dir string) error {
+	info := Info{Version: infoVersion, MetaSize: int64(layout.Blocks()) * erofs.BlockSize, Blobs: []Blob{}, Segments: []Segment{}}
+	info.FlatSize = info.MetaSize
+	flat := make(map[uint32]int64, len(pl.segments))
+	for i, d := range layout.Devices() {
+		s := Segment{ID: pl.segments[i].ID, Flat: int64(d.Mapped) * erofs.BlockSize, Size: pl.segments[i].Size}
+		info.Segments = append(info.Segments, s)
+		info.FlatSize = s.Flat + s.Size
+		flat[s.ID] = s.Flat
+	}
+	for _, b := range t.Blobs {
+		info.Blobs = append(info.Blobs, Blob(b))
+	}
+	sum := blake3.New(32, nil)
+	err := writeFile(filepath.Join(dir, "meta"), func(f io.Writer) error {
+		_, err := layout.WriteTo(io.MultiWriter(f, sum))
+		return err
 	})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-
-	var (
-		segments = map[uint32]*pool.Segment{}
-		fresh    []uint32                    // chunks without a place
-		first    = map[chunk.Digest]uint32{} // of equal chunks, the first fresh one
-		equal    [][2]uint32                 // fresh chunk, and an earlier one equal to it
-	)
-	for i := range t.Chunks {
-		if !places[i].used {
-			continue
-		}
-		c := &t.Chunks[i]
-		if int64(c.Blob) >= int64(len(t.Blobs)) || len(t.Blobs) > maxBlobs {
-			return nil, nil, fmt.Errorf("%w: chunk %d lies in blob %d of %d (at most %d)", index.ErrCorrupt, i, c.Blob, len(t.Blobs), maxBlobs)
-		}
-		if s, off, ok := p.Lookup(c.Digest, c.Size); ok {
-			places[i].segment, places[i].off = s.ID, off
-			segments[s.ID] = s
-			continue
-		}
-		if j, ok := first[c.Digest]; ok {
-			if t.Chunks[j].Size != c.Size {
-				return nil, nil, fmt.Errorf("%w: chunk %s has sizes %d and %d in one index", index.ErrCorrupt, c.Digest, t.Chunks[j].Size, c.Size)
-			}
-			equal = append(equal, [2]uint32{uint32(i), j})
-			continue
-		}
-		first[c.Digest] = uint32(i)
-		fresh = append(fresh, uint32(i))
+	info.MetaSum = hex.EncodeToString(sum.Sum(nil))
+	js, err := json.MarshalIndent(info, "", "  ")
+	if err != nil {
+		return err
 	}
-	slices.SortFunc(fresh, func(x, y uint32) int {
-		a, b := &t.Chunks[x], &t.Chunks[y]
-		return cmp.Or(cmp.Compare(a.Blob, b.Blob), cmp.Compare(a.Offset, b.Offset), cmp.Compare(x, y))
+	js = append(js, '\n')
+	if len(js) > maxInfo {
+		return fmt.Errorf("link: %w: %d bytes of names of blobs, more than %d", index.ErrLimit, len(js), maxInfo)
+	}
+	err = writeFile(filepath.Join(dir, "info"), func(f io.Writer) error {
+		_, err := f.Write(js)
+		return err
 	})
-	if len(fresh) > 0 {
-		entries := make([]pool.Entry, len(fresh))
-		for i, x := range fresh {
-			entries[i] = pool.Entry{Digest: t.Chunks[x].Digest, Size: t.Chunks[x].Size}
-		}
-		s, err := p.Create(entries)
-		if err != nil {
-			return nil, nil, err
-		}
-		segments[s.ID] = s
-		for i, x := range fresh {
-			places[x].segment, places[x].off = s.ID, entries[i].Off
-		}
+	if err != nil {
+		return err
 	}
-	for _, e := range equal {
-		places[e[0]].segment, places[e[0]].off = places[e[1]].segment, places[e[1]].off
-	}
-	list := make([]*pool.Segment, 0, len(segments))
-	for _, s := range segments {
-		list = append(list, s)
-	}
-	slices.SortFunc(list, func(a, b *pool.Segment) int { return cmp.Compare(a.ID, b.ID) })
-	return places, list, nil
+	return writeFile(filepath.Join(dir, "map"), func(f io.Writer) error {
+		return pl.writeMap(f, t, flat, blake3.Sum256(js))
+	})
 }
 
-func writeFile(path string, write func(*os.File) error) error {
+func writeFile(path string, write func(io.Writer) error) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -239,10 +174,7 @@ func writeFile(path string, write func(*os.File) error) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	return errors.Join(err, f.Close())
 }
 
 func syncDir(dir string) error {
@@ -250,6 +182,12 @@ func syncDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return d.Sync()
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func noSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", pool.ErrNoSpace, err)
+	}
+	return err
 }

@@ -1,17 +1,15 @@
 package link
 
 import (
+	"bufio"
 	"cmp"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
+	"math"
 	"slices"
-	"sort"
 
-	"golang.org/x/sys/unix"
+	"lukechampine.com/blake3"
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
@@ -21,20 +19,29 @@ import (
 // It is mapped, not read, so that a node's memory does not grow with its
 // images; little-endian:
 //
-//	header   64 B   magic "SHALEMAP", version u32, count u32, zeros
-//	records  64 B   x count, in order of flat address:
-//	                flat u64, blob offset u64, stored length u32, size u32,
-//	                blob u16, codec u8, digest algorithm u8, flags u8, zeros,
-//	                digest sum [32]
+//	header    64 B   magic "SHALEMAP", count u32, zeros [20],
+//	                 BLAKE3 of the file info [32]
+//	records   64 B   x count, in order of flat address:
+//	                 flat u64, blob offset u64, stored length u32, size u32,
+//	                 blob u16, codec u8, digest algorithm u8, flags u8, zeros,
+//	                 digest sum [32]
+//	checksum  32 B   BLAKE3 of all of the above
 const (
-	mapMagic   = "SHALEMAP"
-	mapVersion = 1
-	mapHeader  = 64
-	mapRecord  = 64
+	mapMagic  = "SHALEMAP"
+	mapHeader = 64
+	mapRecord = 64
+	mapSum    = 32
+	infoSumAt = 32
 
 	// flagNext: this chunk continues the file that the chunk before it in the
 	// map belongs to. A fetch stops at the end of a file.
 	flagNext = 1
+
+	maxBlobs = 1 << 16 // a record has 16 bits for the blob
+
+	// maxLength bounds the stored bytes of a chunk. The worst that zstd and LZ4
+	// make of 16 MiB is 64 KiB more.
+	maxLength = chunk.MaxSize + chunk.MaxSize/64
 )
 
 // Chunk is one record of the map.
@@ -49,126 +56,144 @@ type Chunk struct {
 	Next   bool   // continues the file of the record before
 }
 
-func encodeMap(t *index.Tree, places []place, flat map[uint32]int64) []byte {
-	order := make([]uint32, 0, len(places))
-	for i := range places {
-		if places[i].used {
-			order = append(order, uint32(i))
+// checkStored refuses chunks that nobody could fetch or decode.
+func checkStored(d chunk.Digest, codec chunk.Codec, size, length uint32, offset uint64) error {
+	switch {
+	case d.Algorithm != chunk.BLAKE3 && d.Algorithm != chunk.SHA256:
+		return fmt.Errorf("%w: digest %s", index.ErrCorrupt, d)
+	case codec > chunk.LZ4:
+		return fmt.Errorf("%w: %s", index.ErrCorrupt, codec)
+	case size == 0 || size > chunk.MaxSize:
+		return fmt.Errorf("%w: size %d, want 1 to %d", index.ErrCorrupt, size, chunk.MaxSize)
+	case length == 0 || length > maxLength:
+		return fmt.Errorf("%w: %d stored bytes, want 1 to %d", index.ErrCorrupt, length, maxLength)
+	case offset > math.MaxInt64-maxLength:
+		return fmt.Errorf("%w: blob offset %d", index.ErrCorrupt, offset)
+	}
+	return nil
+}
+
+// order returns the used chunks by flat address, of equal chunks one, and the
+// records that continue the file of the record before them.
+func (pl *placement) order(flat map[uint32]int64) (order []uint32, next []bool) {
+	type item struct {
+		at int64
+		x  uint32
+	}
+	var items []item
+	for i, at := range pl.places {
+		if at.used {
+			items = append(items, item{flat[at.segment] + at.off, uint32(i)})
 		}
 	}
-	addr := func(x uint32) int64 { return flat[places[x].segment] + places[x].off }
-	slices.SortFunc(order, func(x, y uint32) int { return cmp.Or(cmp.Compare(addr(x), addr(y)), cmp.Compare(x, y)) })
-	// Equal chunks have one address: the first copy is as good as the others.
-	order = slices.CompactFunc(order, func(x, y uint32) bool { return addr(x) == addr(y) })
+	slices.SortFunc(items, func(a, b item) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.x, b.x)) })
+	rank := make([]int32, len(pl.places)) // chunk -> record
+	for i, it := range items {
+		// Equal chunks have one address: the first copy is as good as the others.
+		if i == 0 || it.at != items[i-1].at {
+			order = append(order, it.x)
+		}
+		rank[it.x] = int32(len(order) - 1)
+	}
+	next = make([]bool, len(order))
+	for _, f := range pl.files {
+		for i := 1; i < len(f.Extents); i++ {
+			if r := rank[f.Extents[i].Chunk]; rank[f.Extents[i-1].Chunk] == r-1 {
+				next[r] = true
+			}
+		}
+	}
+	return order, next
+}
 
+func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64, infoSum [32]byte) error {
+	order, next := pl.order(flat)
+	sum := blake3.New(mapSum, nil)
+	w := bufio.NewWriterSize(io.MultiWriter(f, sum), 256<<10)
 	le := binary.LittleEndian
-	b := make([]byte, mapHeader+len(order)*mapRecord)
-	copy(b, mapMagic)
-	le.PutUint32(b[8:], mapVersion)
-	le.PutUint32(b[12:], uint32(len(order)))
+	var head [mapHeader]byte
+	copy(head[:], mapMagic)
+	le.PutUint32(head[8:], uint32(len(order)))
+	copy(head[infoSumAt:], infoSum[:])
+	w.Write(head[:]) // an error comes back from Flush
 	for i, x := range order {
-		c, r := &t.Chunks[x], b[mapHeader+i*mapRecord:]
-		le.PutUint64(r[0:], uint64(addr(x)))
+		var (
+			c  = &t.Chunks[x]
+			at = pl.places[x]
+			r  [mapRecord]byte
+		)
+		le.PutUint64(r[0:], uint64(flat[at.segment]+at.off))
 		le.PutUint64(r[8:], c.Offset)
 		le.PutUint32(r[16:], c.Length)
 		le.PutUint32(r[20:], c.Size)
 		le.PutUint16(r[24:], uint16(c.Blob))
 		r[26] = byte(c.Codec)
 		r[27] = byte(c.Digest.Algorithm)
-		if places[x].next {
+		if next[i] {
 			r[28] = flagNext
 		}
 		copy(r[32:], c.Digest.Sum[:])
+		w.Write(r[:])
 	}
-	return b
-}
-
-// Image is a linked image, opened. It is safe for concurrent use.
-type Image struct {
-	Info
-	Dir     string
-	meta    *os.File
-	mapped  []byte
-	records []byte
-}
-
-// Open opens a linked image.
-func Open(dir string) (*Image, error) {
-	js, err := os.ReadFile(filepath.Join(dir, "info"))
-	if err != nil {
-		return nil, err
-	}
-	im := &Image{Dir: dir}
-	if err := json.Unmarshal(js, &im.Info); err != nil {
-		return nil, fmt.Errorf("%s/info: %w: %v", dir, chunk.ErrCorrupt, err)
-	}
-	if im.Version != infoVersion {
-		return nil, fmt.Errorf("%s/info: %w: version %d, this program knows %d", dir, index.ErrUnsupported, im.Version, infoVersion)
-	}
-	if im.meta, err = os.Open(filepath.Join(dir, "meta")); err != nil {
-		return nil, err
-	}
-	if err := im.openMap(filepath.Join(dir, "map")); err != nil {
-		im.meta.Close()
-		return nil, err
-	}
-	return im, nil
-}
-
-func (im *Image) openMap(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
+	if err := w.Flush(); err != nil {
 		return err
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if st.Size() < mapHeader {
-		return index.Errorf(index.ErrCorrupt, path, 0, "%d bytes, want at least %d", st.Size(), mapHeader)
-	}
-	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return fmt.Errorf("map %s: %w", path, err)
-	}
-	le := binary.LittleEndian
-	n := int64(le.Uint32(b[12:]))
-	switch {
-	case string(b[:8]) != mapMagic:
-		err = index.Errorf(index.ErrCorrupt, path, 0, "magic is %q, want %q", b[:8], mapMagic)
-	case le.Uint32(b[8:]) != mapVersion:
-		err = index.Errorf(index.ErrUnsupported, path, 8, "version %d, this program knows %d", le.Uint32(b[8:]), mapVersion)
-	case st.Size() != mapHeader+n*mapRecord:
-		err = index.Errorf(index.ErrCorrupt, path, 12, "%d records make %d bytes, file has %d", n, mapHeader+n*mapRecord, st.Size())
-	}
-	if err != nil {
-		unix.Munmap(b)
-		return err
-	}
-	im.mapped, im.records = b, b[mapHeader:]
-	return nil
-}
-
-// Close releases the image. No other method may be in use or used afterwards.
-func (im *Image) Close() error {
-	err := im.meta.Close()
-	if e := unix.Munmap(im.mapped); err == nil {
-		err = e
-	}
+	_, err := f.Write(sum.Sum(nil))
 	return err
 }
 
-// Meta is the EROFS metadata, Info.MetaSize bytes.
-func (im *Image) Meta() io.ReaderAt { return im.meta }
+// parseMap checks a map against its checksum and its info, which have to agree,
+// and everything that later use relies on. It returns the records.
+func parseMap(b []byte, info *Info, infoSum [32]byte) ([]byte, error) {
+	bad := func(off int64, format string, args ...any) error {
+		return index.Errorf(index.ErrCorrupt, "map", off, format, args...)
+	}
+	if len(b) < mapHeader+mapSum || string(b[:8]) != mapMagic {
+		return nil, bad(0, "not a map %q", mapMagic)
+	}
+	body := b[:len(b)-mapSum]
+	if blake3.Sum256(body) != [32]byte(b[len(body):]) {
+		return nil, bad(int64(len(body)), "checksum does not match")
+	}
+	if [32]byte(b[infoSumAt:]) != infoSum {
+		return nil, bad(infoSumAt, "it belongs to another info file")
+	}
+	n := int64(binary.LittleEndian.Uint32(b[8:]))
+	if want := mapHeader + n*mapRecord + mapSum; want != int64(len(b)) {
+		return nil, bad(8, "%d records make %d bytes, file has %d", n, want, len(b))
+	}
+	var (
+		records  = body[mapHeader:]
+		end      int64 // of the chunk before, rounded up to granules
+		segments = info.Segments
+	)
+	for i := range n {
+		off := mapHeader + i*mapRecord
+		r := records[i*mapRecord : (i+1)*mapRecord]
+		flat := binary.LittleEndian.Uint64(r)
+		c := decodeChunk(r)
+		if err := checkStored(c.Digest, c.Codec, c.Size, c.Length, uint64(c.Offset)); err != nil {
+			return nil, &index.Error{Name: "map", Offset: off, Err: err}
+		}
+		if c.Blob >= len(info.Blobs) {
+			return nil, bad(off+24, "chunk in blob %d of %d", c.Blob, len(info.Blobs))
+		}
+		if flat > uint64(info.FlatSize) || c.Flat < end || c.Flat%chunk.Block != 0 {
+			return nil, bad(off, "chunk at flat address %d, after %d of %d", flat, end, info.FlatSize)
+		}
+		end = c.Flat + (int64(c.Size)+chunk.Block-1)&^(chunk.Block-1)
+		for len(segments) > 0 && c.Flat >= segments[0].Flat+segments[0].Size {
+			segments = segments[1:]
+		}
+		if len(segments) == 0 || c.Flat < segments[0].Flat || end > segments[0].Flat+segments[0].Size {
+			return nil, bad(off, "chunk at flat addresses %d to %d is in no segment", c.Flat, end)
+		}
+	}
+	return records, nil
+}
 
-// Chunks is the number of records in the map.
-func (im *Image) Chunks() int { return len(im.records) / mapRecord }
-
-// Chunk returns record i of the map.
-func (im *Image) Chunk(i int) Chunk {
+func decodeChunk(r []byte) Chunk {
 	le := binary.LittleEndian
-	r := im.records[i*mapRecord : (i+1)*mapRecord]
 	return Chunk{
 		Flat:   int64(le.Uint64(r[0:])),
 		Offset: int64(le.Uint64(r[8:])),
@@ -179,20 +204,4 @@ func (im *Image) Chunk(i int) Chunk {
 		Digest: chunk.Digest{Algorithm: chunk.Algorithm(r[27]), Sum: [32]byte(r[32:])},
 		Next:   r[28]&flagNext != 0,
 	}
-}
-
-// Find returns the first record whose chunk ends behind the flat address;
-// Chunks() if there is none.
-func (im *Image) Find(flat int64) int {
-	le := binary.LittleEndian
-	n := im.Chunks()
-	i := sort.Search(n, func(i int) bool {
-		return int64(le.Uint64(im.records[i*mapRecord:])) > flat
-	})
-	if i > 0 {
-		if c := im.Chunk(i - 1); c.Flat+int64(c.Size) > flat {
-			return i - 1
-		}
-	}
-	return i
 }

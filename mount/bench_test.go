@@ -54,7 +54,7 @@ func BenchmarkRead(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		return attach(b, m)
+		return attach(b, m.FD())
 	}}}
 	device := func(name string, o Options) {
 		faces = append(faces, struct {

@@ -17,7 +17,7 @@ func TestDirect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sameTree(t, tree, attach(t, f))
+		sameTree(t, tree, attach(t, f.FD()))
 	}
 }
 
@@ -44,7 +44,7 @@ func TestDirectDevices(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sameTree(t, tree, attach(t, f))
+		sameTree(t, tree, attach(t, f.FD()))
 	}
 }
 

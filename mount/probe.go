@@ -24,6 +24,7 @@ type Capabilities struct {
 	Loop            bool // EROFS from such a file through a loop device
 	Fanotify        bool // pre-access events (Linux 6.14); which file systems raise them is another matter
 	Resend          bool // a FUSE connection survives its server (Linux 6.9)
+	Fusermount      bool // FUSE attached by fusermount3, for the calling user
 
 	// Why tells, for each field above that is false, what was tried and
 	// what the kernel answered.
@@ -51,6 +52,7 @@ func Probe() Capabilities {
 	c.DetachedFUSE = note("DetachedFUSE", fuse)
 	c.Resend = note("Resend", resend)
 	c.Fanotify = note("Fanotify", probeFanotify())
+	c.Fusermount = note("Fusermount", probeFusermount())
 	return c
 }
 
@@ -67,11 +69,15 @@ func probeDevice(b Backing) error {
 }
 
 func probeFUSE() (fuse, resend error) {
-	k, err := connect(emptyImage(), probeOptions)
+	server, err := fusedev.New(emptyImage(), probeOptions)
 	if err != nil {
 		return err, err
 	}
-	f, fuse := k.openImage()
+	k, err := connect(server, superOptions{source: "shale", maxRead: fusedev.MaxRead})
+	if err != nil {
+		return err, err
+	}
+	f, fuse := k.openImage(server.Name())
 	if fuse == nil {
 		_ = f.Close()
 	}
@@ -95,6 +101,26 @@ func probeFanotify() error {
 		return fmt.Errorf("fanotify_mark for pre-access events: %w", err)
 	}
 	return nil
+}
+
+// probeFusermount mounts at a directory that only this process knows.
+func probeFusermount() error {
+	dir, err := os.MkdirTemp("", "shale-probe-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dir)
+	server, err := fusedev.New(emptyImage(), probeOptions)
+	if err != nil {
+		return err
+	}
+	k, err := connectAt(server, dir, "shale-probe")
+	if err != nil {
+		return err
+	}
+	err = Detach(dir, true)
+	<-k.done
+	return err
 }
 
 // emptyImage is an EROFS image of one block: the super block, and the root

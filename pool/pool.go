@@ -6,45 +6,57 @@
 // granules of 16 KiB. The package knows digests and addresses; it knows
 // nothing of images, files or where bytes come from.
 //
-// On disk, under the pool's directory:
+// On disk, under the pool's directory (docs/formats/pool.md):
 //
+//	format                           the version of all of this (format.go)
 //	segments/<8 hex digits>/table    what lies where; never changes (table.go)
 //	                        data     the bytes; sparse
 //	                        present  which granules are here (presence.go)
 package pool
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"syscall"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
 )
 
 // ErrNoSpace is wrapped by errors of Store and Create when the disk is full.
 var ErrNoSpace = errors.New("no space left in the pool")
 
+// MaxSegment bounds the address space of a segment in bytes: 4 TiB, which is
+// 2^28 granules and 64 MiB of memory for what is present.
+const MaxSegment = 4 << 40
+
 // Pool is a node's chunk store. Its methods are safe for concurrent use. Only
 // one process may have a pool open; the caller sees to that with a lock.
 type Pool struct {
-	dir string
+	dir string // of the segments
 
-	mu       sync.RWMutex
+	exclusive sync.Mutex // see Exclusive
+	creating  sync.Mutex // one Create at a time; held before mu
+
+	mu       sync.RWMutex // never held while something is written
 	segments map[uint32]*Segment
-	order    []uint32 // ids, ascending
+	order    []*Segment // by ID
+	damage   []error
 }
 
 // Open opens the pool in dir and makes it if it is not there. What a crash of
 // the machine may have torn is checked against its digests before Open
-// returns (see presence.go).
+// returns (recover.go). A segment that is damaged beyond use is set aside, see
+// Damage. A pool of a format that this program does not know is an error that
+// wraps index.ErrUnsupported.
 func Open(dir string) (*Pool, error) {
-	root := filepath.Join(dir, "segments")
-	if err := os.MkdirAll(root, 0o700); err != nil {
+	root, err := openFormat(dir)
+	if err != nil {
 		return nil, err
 	}
 	names, err := os.ReadDir(root)
@@ -53,53 +65,89 @@ func Open(dir string) (*Pool, error) {
 	}
 	p := &Pool{dir: root, segments: map[uint32]*Segment{}}
 	for _, de := range names {
-		id, err := strconv.ParseUint(de.Name(), 16, 32)
-		if err != nil || len(de.Name()) != 8 {
-			// Left behind by a Create that did not come to its end.
-			if err := os.RemoveAll(filepath.Join(root, de.Name())); err != nil {
-				return nil, err
+		path := filepath.Join(root, de.Name())
+		id, suffix, ok := parseName(de.Name())
+		switch {
+		case ok && suffix == "":
+			s, err := openSegment(path, id)
+			if damaged(err) {
+				p.damage = append(p.damage, err)
+				err = setAside(path)
 			}
-			continue
+			if err != nil {
+				return nil, errors.Join(err, p.Close())
+			}
+			if s != nil {
+				p.add(s)
+			}
+		case ok && (suffix == newSuffix || suffix == deletedSuffix):
+			// Left behind by a process that did not come to its end.
+			if err := os.RemoveAll(path); err != nil {
+				return nil, errors.Join(err, p.Close())
+			}
 		}
-		s, err := openSegment(filepath.Join(root, de.Name()), uint32(id))
-		if err != nil {
-			p.Close()
-			return nil, err
-		}
-		p.add(s)
 	}
 	return p, nil
 }
 
-func (p *Pool) add(s *Segment) {
-	p.segments[s.ID] = s
-	at, _ := slices.BinarySearch(p.order, s.ID)
-	p.order = slices.Insert(p.order, at, s.ID)
+// damaged tells whether a segment that failed to open like this is of no use
+// any more, as opposed to: could not be read now.
+func damaged(err error) bool {
+	return errors.Is(err, chunk.ErrCorrupt) || errors.Is(err, os.ErrNotExist)
 }
 
-// Close writes everything back and closes the pool. No Segment of it may be
-// used afterwards.
-func (p *Pool) Close() error {
+// Damage tells which segments Open found unusable and set aside, and why.
+// Images that refer to one have to be linked again; their bytes are fetched
+// again. Free deletes what was set aside.
+func (p *Pool) Damage() []error { return slices.Clone(p.damage) }
+
+func (p *Pool) add(s *Segment) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var errs []error
-	for _, s := range p.segments {
-		errs = append(errs, s.close())
-	}
+	p.segments[s.ID] = s
+	at, _ := slices.BinarySearchFunc(p.order, s.ID, func(s *Segment, id uint32) int { return cmp.Compare(s.ID, id) })
+	p.order = slices.Insert(p.order, at, s)
+}
+
+// all returns the segments by ID, so that the disk can work without mu.
+func (p *Pool) all() []*Segment {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return slices.Clone(p.order)
+}
+
+// Close writes everything back and closes the pool. Methods of its Segments
+// that need the disk fail afterwards.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	all := p.order
 	p.segments, p.order = map[uint32]*Segment{}, nil
+	p.mu.Unlock()
+	var errs []error
+	for _, s := range all {
+		errs = append(errs, s.sync(), s.close())
+	}
 	return errors.Join(errs...)
 }
 
 // Sync makes what is present now survive a power cut. It is cheap when
 // nothing changed since the last call.
 func (p *Pool) Sync() error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
 	var errs []error
-	for _, s := range p.segments {
+	for _, s := range p.all() {
 		errs = append(errs, s.sync())
 	}
 	return errors.Join(errs...)
+}
+
+// Exclusive waits until nobody else plans with the pool's addresses, and keeps
+// others from it until the caller calls release: who links an image holds it
+// from the first Lookup until the image can be found, who frees holds it from
+// the search for images until Free returns. Otherwise one could free what the
+// other is about to refer to. Fetching and reading go on meanwhile.
+func (p *Pool) Exclusive() (release func()) {
+	p.exclusive.Lock()
+	return p.exclusive.Unlock
 }
 
 // Segment returns the segment with the given id.
@@ -110,50 +158,114 @@ func (p *Pool) Segment(id uint32) (*Segment, bool) {
 	return s, ok
 }
 
-// Lookup finds the address of a chunk that some segment has a place for,
-// whether its bytes are here yet or not. A chunk whose size differs from what
-// the caller knows is another chunk: one of the two indexes lied.
-func (p *Pool) Lookup(d chunk.Digest, size uint32) (s *Segment, off int64, ok bool) {
+// Lookup finds the addresses of chunks that some segment has a place for,
+// whether their bytes are here yet or not: for each of wanted it sets Off and
+// returns the segment, or nil if there is none. A chunk whose size differs
+// from what the caller knows is another chunk: one of the two indexes lied.
+//
+// Looking up many at once is what makes it fast: they are sorted, and compared
+// with each segment's table from its beginning to its end.
+func (p *Pool) Lookup(wanted []Entry) []*Segment {
+	found := make([]*Segment, len(wanted))
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	for _, id := range p.order {
-		s := p.segments[id]
-		if e, ok := s.table.find(d); ok && e.Size == size {
-			return s, e.Off, true
-		}
+	if len(p.order) == 0 {
+		return found
 	}
-	return nil, 0, false
+	missing := byDigest(wanted)
+	for _, s := range p.order {
+		at, rest := 0, missing[:0]
+		for _, x := range missing {
+			var (
+				e  Entry
+				ok bool
+			)
+			if e, ok, at = s.table.find(&wanted[x], at); ok && e.Size == wanted[x].Size {
+				found[x], wanted[x].Off = s, e.Off
+			} else {
+				rest = append(rest, x)
+			}
+		}
+		missing = rest
+	}
+	return found
 }
 
 // Create makes a segment with a place for each of the entries, in their
-// order, and sets their Off. Digests must be different from each other. The
-// segment is durable when Create returns.
+// order, and sets their Off. There must be an entry, and digests must be
+// different from each other. The segment is durable when Create returns.
+//
+// Its ID is the beginning of its table's checksum: what an ID refers to never
+// changes, also if the segment was deleted, or the whole pool, meanwhile.
 func (p *Pool) Create(entries []Entry) (*Segment, error) {
-	var off int64
-	for i := range entries {
-		e := &entries[i]
-		if e.Size == 0 || e.Size > chunk.MaxSize {
-			return nil, fmt.Errorf("pool: chunk %s has size %d, want 1 to %d", e.Digest, e.Size, chunk.MaxSize)
+	p.creating.Lock()
+	defer p.creating.Unlock()
+	size, err := place(entries)
+	if err != nil {
+		return nil, fmt.Errorf("pool: new segment: %w", err)
+	}
+	var (
+		b  []byte
+		id uint32
+	)
+	for salt := uint32(0); ; salt++ { // two segments may have the same 32 bits
+		if b, err = encodeTable(entries, size, salt); err != nil {
+			return nil, fmt.Errorf("pool: new segment: %w", err)
 		}
-		e.Off = off
-		off += align(int64(e.Size))
+		id = tableID(b)
+		_, err := os.Lstat(filepath.Join(p.dir, segmentName(id)))
+		if errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	id := uint32(1)
-	if n := len(p.order); n > 0 {
-		id = p.order[n-1] + 1
-	}
-	dir := filepath.Join(p.dir, fmt.Sprintf("%08x", id))
-	if err := createSegment(dir, entries, off); err != nil {
+	dir := filepath.Join(p.dir, segmentName(id))
+	if err := createSegment(dir, b, size, id); err != nil {
 		return nil, noSpace(err)
 	}
 	s, err := openSegment(dir, id)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, deleteSegment(dir))
 	}
 	p.add(s)
 	return s, nil
+}
+
+// place gives the entries their addresses, one after the other, and returns
+// where the last one ends.
+func place(entries []Entry) (size int64, err error) {
+	if len(entries) == 0 {
+		return 0, errors.New("no chunks")
+	}
+	for i := range entries {
+		e := &entries[i]
+		if e.Size == 0 || e.Size > chunk.MaxSize {
+			return 0, fmt.Errorf("%w: chunk %s has size %d, want 1 to %d", chunk.ErrCorrupt, e.Digest, e.Size, chunk.MaxSize)
+		}
+		if e.Digest.Algorithm != chunk.BLAKE3 && e.Digest.Algorithm != chunk.SHA256 {
+			return 0, fmt.Errorf("%w: chunk %s", chunk.ErrCorrupt, e.Digest)
+		}
+		e.Off = size
+		if size += align(int64(e.Size)); size > MaxSegment {
+			return 0, fmt.Errorf("%w: chunks need more than %d bytes of addresses", index.ErrLimit, int64(MaxSegment))
+		}
+	}
+	return size, nil
+}
+
+// Remove deletes a segment and what is in it. The caller holds Exclusive and
+// knows that no image refers to it.
+func (p *Pool) Remove(s *Segment) error {
+	if err := deleteSegment(s.dir); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	delete(p.segments, s.ID)
+	p.order = slices.DeleteFunc(p.order, func(o *Segment) bool { return o == s })
+	p.mu.Unlock()
+	return s.close()
 }
 
 // Usage is what a pool holds, in bytes.
@@ -166,16 +278,12 @@ type Usage struct {
 
 // Usage adds up the pool's segments.
 func (p *Pool) Usage() Usage {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	u := Usage{Segments: len(p.segments)}
-	for _, s := range p.segments {
+	var u Usage
+	for _, s := range p.all() {
+		u.Segments++
 		u.Address += s.Size
 		u.Present += s.presence.count() * chunk.Block
-		var st syscall.Stat_t
-		if syscall.Fstat(int(s.data.Fd()), &st) == nil {
-			u.Disk += st.Blocks * 512
-		}
+		u.Disk += s.disk()
 	}
 	return u
 }

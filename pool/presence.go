@@ -2,137 +2,103 @@ package pool
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
 	"os"
-	"strings"
+	"sync"
 	"sync/atomic"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/shale-image/shale/chunk"
+	"lukechampine.com/blake3"
 )
 
-// Presence records which granules of a segment are here. The file is mapped
-// and shared, so that what is recorded outlives the process at once; whether
-// it outlives the machine is another question, and so there are two bitmaps:
+// Presence records which granules of a segment are here. It is kept in memory
+// and written to its file at once, so that it outlives the process; whether it
+// outlives the machine is another question, and so there are two bits for a
+// granule: live says that its bytes were written, durable that they were
+// written AND synced to disk before. Little-endian:
 //
-//	header   4096 B   magic "SHALEPRE", version u32, granules u32, boot id [36]
-//	live     1 bit a granule, padded to 4096 B: the bytes were written
-//	durable  likewise: the bytes were written AND synced to disk before
+//	header   4096 B   magic "SHALEPR1", segment u32, granules u32, boot id [36],
+//	                  zeros
+//	records    32 B   one for 64 granules: live u64, durable u64, check [16]:
+//	                  the first bytes of BLAKE3(segment u32, record number u64,
+//	                  live u64, durable u64)
+//
+// Granule g is bit g%64 of record g/64. A record of zeros says that nothing is
+// here, so the file starts sparse, and a lost sector costs a fetch.
 //
 // Within one boot (the boot id is this boot's) live is the truth: a killed
 // process loses nothing. After another boot durable is, and what only live
-// says may be torn: it is checked against its digests before it is believed.
-// Bits are little-endian 64-bit words, granule g is bit g%64 of word g/64.
+// says may be torn: it is checked against its digests before it is believed
+// (recover.go). A record that fails its check says nothing: its chunks are
+// checked, too.
 const (
-	presenceMagic   = "SHALEPRE"
-	presenceVersion = 1
-	pageSize        = 4096
+	presenceMagic = "SHALEPR1"
+	pageSize      = 4096
+	recSize       = 32
+	bootOff       = 16
+	bootLen       = 36
 )
 
 type presence struct {
-	mapped   []byte
-	live     []atomic.Uint64
-	durable  []atomic.Uint64
+	segment  uint32
 	granules int64
-	dirty    atomic.Bool // live has bits that durable may lack
+	live     []atomic.Uint64 // changed with mu held, read at any time
+
+	mu      sync.Mutex // held while records change
+	file    *os.File
+	durable bitmap
+	dirty   bool // live may have bits that durable lacks
 }
 
-func bitmapBytes(granules int64) int64 {
-	return ((granules+7)/8 + pageSize - 1) &^ (pageSize - 1)
-}
-
-// createPresence writes a file of explicit zeros: a hole in a mapped file
-// would be SIGBUS on a full disk.
-func createPresence(path string, granules int64) error {
-	b := make([]byte, pageSize+2*bitmapBytes(granules))
+func presenceHeader(segment uint32, granules int64, boot string) []byte {
+	b := make([]byte, pageSize)
 	copy(b, presenceMagic)
-	binary.LittleEndian.PutUint32(b[8:], presenceVersion)
+	binary.LittleEndian.PutUint32(b[8:], segment)
 	binary.LittleEndian.PutUint32(b[12:], uint32(granules))
-	return writeSynced(path, b)
+	copy(b[bootOff:bootOff+bootLen], boot)
+	return b
 }
 
-func openPresence(path string, granules int64) (*presence, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	size := pageSize + 2*bitmapBytes(granules)
-	if st.Size() != size {
-		return nil, fmt.Errorf("%s: %w: %d bytes, want %d", path, chunk.ErrCorrupt, st.Size(), size)
-	}
-	b, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map %s: %w", path, err)
+func presenceSize(granules int64) int64 { return pageSize + words(granules)*recSize }
+
+// encodeRecord writes record w of a segment to b.
+func encodeRecord(b []byte, segment uint32, w int64, live, durable uint64) {
+	if live == 0 && durable == 0 {
+		clear(b[:recSize])
+		return
 	}
 	le := binary.LittleEndian
-	if string(b[:8]) != presenceMagic || le.Uint32(b[8:]) != presenceVersion || int64(le.Uint32(b[12:])) != granules {
-		unix.Munmap(b)
-		return nil, fmt.Errorf("%s: at offset 0: %w: not the presence record of a segment of %d granules", path, chunk.ErrCorrupt, granules)
-	}
-	words := func(b []byte) []atomic.Uint64 {
-		if len(b) == 0 {
-			return nil
-		}
-		return unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(&b[0])), len(b)/8)
-	}
-	n := bitmapBytes(granules)
-	return &presence{
-		mapped:   b,
-		live:     words(b[pageSize : pageSize+n]),
-		durable:  words(b[pageSize+n:]),
-		granules: granules,
-	}, nil
+	var in [28]byte
+	le.PutUint32(in[0:], segment)
+	le.PutUint64(in[4:], uint64(w))
+	le.PutUint64(in[12:], live)
+	le.PutUint64(in[20:], durable)
+	sum := blake3.Sum256(in[:])
+	copy(b, in[12:])
+	copy(b[16:recSize], sum[:])
 }
 
-func (p *presence) close() error { return unix.Munmap(p.mapped) }
+// decodeRecord returns ok = false for what encodeRecord does not write.
+func decodeRecord(b []byte, segment uint32, w int64) (live, durable uint64, ok bool) {
+	le := binary.LittleEndian
+	live, durable = le.Uint64(b[0:]), le.Uint64(b[8:])
+	var want [recSize]byte
+	encodeRecord(want[:], segment, w, live, durable)
+	return live, durable, want == [recSize]byte(b[:recSize])
+}
 
 // has tells whether all granules in [from, to) are here.
 func (p *presence) has(from, to int64) bool {
-	for g := from; g < to; {
-		w, mask, next := word(g, to)
-		if p.live[w].Load()&mask != mask {
+	if from < 0 || to > p.granules {
+		return false
+	}
+	for w := from / 64; w < words(to); w++ {
+		if m := mask(w, from, to); p.live[w].Load()&m != m {
 			return false
 		}
-		g = next
 	}
 	return true
-}
-
-// set records the granules in [from, to) as here.
-func (p *presence) set(from, to int64) {
-	for g := from; g < to; {
-		w, mask, next := word(g, to)
-		p.live[w].Or(mask)
-		g = next
-	}
-	p.dirty.Store(true)
-}
-
-// clear forgets the granules in [from, to).
-func (p *presence) clear(from, to int64) {
-	for g := from; g < to; {
-		w, mask, next := word(g, to)
-		p.live[w].And(^mask)
-		p.durable[w].And(^mask)
-		g = next
-	}
-}
-
-// word gives the word that holds granule g, the bits in it of [g, to), and the
-// first granule behind them.
-func word(g, to int64) (w int64, mask uint64, next int64) {
-	w = g / 64
-	next = min(to, (w+1)*64)
-	mask = ^uint64(0) >> (64 - uint(next-g)) << uint(g%64)
-	return w, mask, next
 }
 
 func (p *presence) count() (n int64) {
@@ -142,82 +108,203 @@ func (p *presence) count() (n int64) {
 	return n
 }
 
-// sync makes durable what is live: first the data, then the record of it.
-func (p *presence) sync(data *os.File) error {
-	if !p.dirty.Swap(false) {
-		return nil
-	}
-	snapshot := make([]uint64, len(p.live))
-	for i := range p.live {
-		snapshot[i] = p.live[i].Load()
-	}
-	if err := unix.Fdatasync(int(data.Fd())); err != nil {
-		p.dirty.Store(true)
-		return fmt.Errorf("sync %s: %w", data.Name(), err)
-	}
-	for i, bits := range snapshot {
-		p.durable[i].Or(bits)
-	}
-	if err := unix.Msync(p.mapped, unix.MS_SYNC); err != nil {
-		p.dirty.Store(true)
-		return fmt.Errorf("sync presence of %s: %w", data.Name(), err)
-	}
-	return nil
+// set records the granules in [from, to) as here. Others see that only once it
+// is written.
+func (p *presence) set(from, to int64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dirty = true
+	return p.change(from/64, words(to), func(w int64, live, durable uint64) (uint64, uint64) {
+		return live | mask(w, from, to), durable
+	})
 }
 
-// recover is called once after opening. If the record is from another boot,
-// chunks that are live but not durable are read and kept only if their digest
-// says that they are whole.
-func (p *presence) recover(s *Segment) error {
-	boot, err := bootID()
+// drop forgets granules, durably if it returns nil.
+func (p *presence) drop(granules bitmap) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.change(0, words(p.granules), func(w int64, live, durable uint64) (uint64, uint64) {
+		return live &^ granules[w], durable &^ granules[w]
+	})
+	return errors.Join(err, datasync(p.file))
+}
+
+// snapshot returns what is live, or nil if all of it is durable.
+func (p *presence) snapshot() bitmap {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.dirty {
+		return nil
+	}
+	p.dirty = false
+	b := make(bitmap, len(p.live))
+	for i := range p.live {
+		b[i] = p.live[i].Load()
+	}
+	return b
+}
+
+// promote records as durable what was live when its data were synced.
+func (p *presence) promote(synced bitmap) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.change(0, words(p.granules), func(w int64, live, durable uint64) (uint64, uint64) {
+		return live, durable | live&synced[w]
+	})
+	if err == nil {
+		err = datasync(p.file)
+	}
+	p.dirty = p.dirty || err != nil
+	return err
+}
+
+// distrust forgets what is live but not durable.
+func (p *presence) distrust() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.change(0, words(p.granules), func(w int64, live, durable uint64) (uint64, uint64) {
+		return live & durable, durable
+	})
+	for w := range p.live { // also what could not be written
+		p.live[w].And(p.durable[w])
+	}
+	return err
+}
+
+// change rewrites those records in [from, to) that fn changes: first in the
+// file, then where others see it. mu is held.
+func (p *presence) change(from, to int64, fn func(w int64, live, durable uint64) (uint64, uint64)) error {
+	return p.write(from, to, func(w int64) (live, durable uint64, ok bool) {
+		live, durable = fn(w, p.live[w].Load(), p.durable[w])
+		return live, durable, live != p.live[w].Load() || durable != p.durable[w]
+	})
+}
+
+// write writes the records in [from, to) for which fn returns ok, neighbours
+// together.
+func (p *presence) write(from, to int64, fn func(w int64) (live, durable uint64, ok bool)) error {
+	const most = 1 << 10
+	type record struct{ live, durable uint64 }
+	var (
+		buf []byte
+		run []record // [w-len(run), w)
+	)
+	for w := from; ; w++ {
+		var (
+			r  record
+			ok bool
+		)
+		if w < to {
+			r.live, r.durable, ok = fn(w)
+		}
+		if len(run) == most || !ok && len(run) > 0 {
+			first := w - int64(len(run))
+			if _, err := p.file.WriteAt(buf, pageSize+first*recSize); err != nil {
+				return noSpace(err)
+			}
+			for i, r := range run {
+				p.live[first+int64(i)].Store(r.live)
+				p.durable[first+int64(i)] = r.durable
+			}
+			buf, run = buf[:0], run[:0]
+		}
+		if w >= to {
+			return nil
+		}
+		if ok {
+			buf = append(buf, make([]byte, recSize)...)
+			encodeRecord(buf[len(buf)-recSize:], p.segment, w, r.live, r.durable)
+			run = append(run, r)
+		}
+	}
+}
+
+// openPresence reads the record of a segment as far as it can be believed.
+// What it cannot vouch for is in doubt, and neither live nor durable here. ok
+// tells that nothing is in doubt and that the file says so itself.
+func openPresence(path string, segment uint32, granules int64, boot string) (p *presence, doubt bitmap, ok bool, err error) {
+	n := words(granules)
+	p = &presence{segment: segment, granules: granules, live: make([]atomic.Uint64, n), durable: make(bitmap, n)}
+	doubt = make(bitmap, n)
+	if p.file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, nil, false, err
+	}
+	ok, err = p.read(doubt, boot)
+	if err != nil {
+		return nil, nil, false, errors.Join(fmt.Errorf("%s: %w", path, err), p.file.Close())
+	}
+	return p, doubt, ok && doubt.empty(), nil
+}
+
+// read reads the file; thisBoot tells whether it was in use in this boot.
+func (p *presence) read(doubt bitmap, boot string) (thisBoot bool, err error) {
+	st, err := p.file.Stat()
+	if err != nil {
+		return false, err
+	}
+	head := make([]byte, pageSize)
+	if known := st.Size() == presenceSize(p.granules); known {
+		if _, err := p.file.ReadAt(head, 0); err != nil {
+			return false, err
+		}
+	}
+	thisBoot = string(head[bootOff:bootOff+bootLen]) == boot
+	clear(head[bootOff : bootOff+bootLen])
+	if string(head) != string(presenceHeader(p.segment, p.granules, "")) {
+		// Not ours, or the header is damaged: make it one that says nothing.
+		doubt.take(0, p.granules)
+		if err := errors.Join(p.file.Truncate(0), p.file.Truncate(presenceSize(p.granules))); err != nil {
+			return false, err
+		}
+		_, err := p.file.WriteAt(presenceHeader(p.segment, p.granules, ""), 0)
+		return false, err
+	}
+	buf := make([]byte, min(int64(len(p.live)), 4096)*recSize)
+	for w := 0; w < len(p.live); {
+		part := buf[:min(len(buf), (len(p.live)-w)*recSize)]
+		if _, err := p.file.ReadAt(part, pageSize+int64(w)*recSize); err != nil {
+			return false, err
+		}
+		for ; len(part) > 0; part, w = part[recSize:], w+1 {
+			p.accept(part, int64(w), thisBoot, doubt)
+		}
+	}
+	return thisBoot, nil
+}
+
+// accept takes in one record.
+func (p *presence) accept(b []byte, w int64, thisBoot bool, doubt bitmap) {
+	all := mask(w, 0, p.granules)
+	live, durable, ok := decodeRecord(b, p.segment, w)
+	if !ok || live&^all != 0 || durable&^live != 0 {
+		doubt[w] = all
+		return
+	}
+	if !thisBoot {
+		doubt[w] = live &^ durable
+		live = durable
+	}
+	p.live[w].Store(live)
+	p.durable[w] = durable
+	p.dirty = p.dirty || live != durable
+}
+
+// settle writes what became of the granules that were in doubt, and then, as
+// the last thing, that it was in this boot.
+func (p *presence) settle(doubted bitmap, boot string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.write(0, int64(len(p.live)), func(w int64) (uint64, uint64, bool) {
+		return p.live[w].Load(), p.durable[w], doubted[w] != 0
+	})
+	if err == nil {
+		err = datasync(p.file)
+	}
 	if err != nil {
 		return err
 	}
-	if string(p.mapped[16:16+len(boot)]) == boot {
-		p.dirty.Store(true) // a killed process may have left bits that were never synced
-		return nil
+	if _, err := p.file.WriteAt(presenceHeader(p.segment, p.granules, boot), 0); err != nil {
+		return noSpace(err)
 	}
-	for i := range s.table.count {
-		e := s.table.entry(i)
-		from, to := e.Off/chunk.Block, align(e.Off+int64(e.Size))/chunk.Block
-		if !p.any(from, to) || p.hasDurable(from, to) {
-			continue
-		}
-		if p.has(from, to) && s.verify(e) == nil {
-			p.dirty.Store(true)
-			continue
-		}
-		p.clear(from, to)
-	}
-	copy(p.mapped[16:], boot)
-	return unix.Msync(p.mapped, unix.MS_SYNC)
-}
-
-func (p *presence) any(from, to int64) bool {
-	for g := from; g < to; {
-		w, mask, next := word(g, to)
-		if p.live[w].Load()&mask != 0 {
-			return true
-		}
-		g = next
-	}
-	return false
-}
-
-func (p *presence) hasDurable(from, to int64) bool {
-	for g := from; g < to; {
-		w, mask, next := word(g, to)
-		if p.durable[w].Load()&mask != mask {
-			return false
-		}
-		g = next
-	}
-	return true
-}
-
-// bootID returns the kernel's name for this boot, 36 characters. Tests
-// replace it to play a reboot.
-var bootID = func() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(b)), err
+	return datasync(p.file)
 }

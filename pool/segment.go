@@ -1,9 +1,13 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/chunk"
 )
@@ -14,15 +18,19 @@ type Segment struct {
 	ID   uint32
 	Size int64 // bytes of address space, a multiple of chunk.Block
 
+	dir      string
 	table    *table
 	data     *os.File
 	presence *presence
+
+	syncing sync.Mutex   // held while something becomes durable, or is freed; taken before stores
+	stores  sync.RWMutex // held for reading by Store, for writing by what makes bytes vanish
 }
 
 // createSegment writes a segment beside its final name, syncs it and renames
 // it there.
-func createSegment(dir string, entries []Entry, size int64) (err error) {
-	tmp := dir + ".new"
+func createSegment(dir string, table []byte, size int64, id uint32) (err error) {
+	tmp := dir + newSuffix
 	if err := os.RemoveAll(tmp); err != nil {
 		return err
 	}
@@ -31,28 +39,31 @@ func createSegment(dir string, entries []Entry, size int64) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(tmp)
+			err = errors.Join(err, os.RemoveAll(tmp))
 		}
 	}()
-	if err := writeSynced(filepath.Join(tmp, "table"), encodeTable(entries, size)); err != nil {
+	if err := writeSynced(filepath.Join(tmp, "table"), table); err != nil {
 		return err
 	}
-	if err := createPresence(filepath.Join(tmp, "present"), size/chunk.Block); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(filepath.Join(tmp, "data"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	err = f.Truncate(size)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
+	granules := size / chunk.Block
+	for _, f := range []struct {
+		name string
+		head []byte
+		size int64
+	}{
+		{"present", presenceHeader(id, granules, ""), presenceSize(granules)},
+		{"data", nil, size},
+	} {
+		path := filepath.Join(tmp, f.name)
+		if err := writeSynced(path, f.head); err != nil {
+			return err
+		}
+		if err := os.Truncate(path, f.size); err != nil {
+			return err
+		}
+		if err := syncDir(path); err != nil { // a file, as it happens
+			return err
+		}
 	}
 	if err := syncDir(tmp); err != nil {
 		return err
@@ -60,41 +71,81 @@ func createSegment(dir string, entries []Entry, size int64) (err error) {
 	if err := os.Rename(tmp, dir); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	if err := syncDir(filepath.Dir(dir)); err != nil {
+		return errors.Join(err, os.RemoveAll(dir))
+	}
+	return nil
 }
 
-func openSegment(dir string, id uint32) (*Segment, error) {
-	t, err := openTable(filepath.Join(dir, "table"))
+// deleteSegment makes a segment vanish at once, and then its files.
+func deleteSegment(dir string) error {
+	gone := dir + deletedSuffix
+	if err := os.RemoveAll(gone); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, gone); err != nil {
+		return err
+	}
+	// In this order also after a power cut: no segment lacks a file.
+	if err := syncDir(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	return os.RemoveAll(gone)
+}
+
+func openSegment(dir string, id uint32) (_ *Segment, err error) {
+	s := &Segment{ID: id, dir: dir}
+	if s.table, err = openTable(filepath.Join(dir, "table")); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.table.id != id {
+		return nil, fmt.Errorf("%s: %w: this is the table of segment %08x", dir, chunk.ErrCorrupt, s.table.id)
+	}
+	s.Size = s.table.size
+	boot, err := bootID()
+	if err != nil {
+		return nil, fmt.Errorf("which boot is this: %v", err) // not ErrNotExist: the segment is not to blame
+	}
+	if s.data, err = os.OpenFile(filepath.Join(dir, "data"), os.O_RDWR, 0); err != nil {
+		return nil, err
+	}
+	st, err := s.data.Stat()
 	if err != nil {
 		return nil, err
 	}
-	s := &Segment{ID: id, Size: t.size, table: t}
-	if s.data, err = os.OpenFile(filepath.Join(dir, "data"), os.O_RDWR, 0); err != nil {
-		t.close()
+	if st.Size() != s.Size {
+		return nil, fmt.Errorf("%s: %w: %d bytes, want %d", s.Path(), chunk.ErrCorrupt, st.Size(), s.Size)
+	}
+	var (
+		doubt bitmap
+		ok    bool
+	)
+	if s.presence, doubt, ok, err = openPresence(filepath.Join(dir, "present"), id, s.Size/chunk.Block, boot); err != nil {
 		return nil, err
 	}
-	if s.presence, err = openPresence(filepath.Join(dir, "present"), s.Size/chunk.Block); err != nil {
-		t.close()
-		s.data.Close()
-		return nil, err
+	if !ok {
+		err = s.recover(doubt, boot)
 	}
-	if err := s.presence.recover(s); err != nil {
-		s.close()
-		return nil, err
-	}
-	return s, nil
+	return s, err
 }
 
 // Path is the segment's data file, for faces that mount it directly.
 func (s *Segment) Path() string { return s.data.Name() }
 
-// Present tells whether all of [off, off+n) is here.
+// Present tells whether all of [off, off+n) is here. What is not in the
+// segment is not.
 func (s *Segment) Present(off, n int64) bool {
-	return s.presence.has(off/chunk.Block, align(off+n)/chunk.Block)
+	return off >= 0 && n >= 0 && off <= s.Size && n <= s.Size-off &&
+		s.presence.has(off/chunk.Block, align(off+n)/chunk.Block)
 }
 
 // ReadAt reads exactly len(p) bytes at off. What is not present reads as
-// zeros: the caller asks Present first.
+// anything: the caller asks Present first.
 func (s *Segment) ReadAt(p []byte, off int64) error {
 	if _, err := s.data.ReadAt(p, off); err != nil {
 		return fmt.Errorf("pool: %w", err)
@@ -102,57 +153,95 @@ func (s *Segment) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
+var zeros [pageSize]byte
+
 // Store writes a chunk's bytes, which the caller has verified, at the address
-// it has in this segment, and then records them as present. Two stores of the
-// same chunk may run at once: they write the same bytes.
+// it has in this segment, and then records them as present. Zeros follow up to
+// the end of the last 4 KiB block. Two stores of the same chunk may run at
+// once: they write the same bytes.
+//
+// If the disk is full the error wraps ErrNoSpace, and nothing is recorded.
 func (s *Segment) Store(off int64, p []byte) error {
-	if _, err := s.data.WriteAt(p, off); err != nil {
+	n := int64(len(p))
+	if off < 0 || off%chunk.Block != 0 || n == 0 || n > s.Size || off > s.Size-align(n) {
+		return fmt.Errorf("pool: %w: no chunk of %d bytes at offset %d of segment %08x (%d bytes)", chunk.ErrCorrupt, n, off, s.ID, s.Size)
+	}
+	s.stores.RLock()
+	defer s.stores.RUnlock()
+	_, err := s.data.WriteAt(p, off)
+	if pad := -n & (pageSize - 1); err == nil && pad > 0 {
+		_, err = s.data.WriteAt(zeros[:pad], off+n)
+	}
+	if err == nil {
+		err = s.presence.set(off/chunk.Block, align(off+n)/chunk.Block)
+	}
+	if err != nil {
 		return fmt.Errorf("pool: %w", noSpace(err))
 	}
-	s.presence.set(off/chunk.Block, align(off+int64(len(p)))/chunk.Block)
 	return nil
 }
 
-func (s *Segment) verify(e Entry) error {
-	p := make([]byte, e.Size)
-	if err := s.ReadAt(p, e.Off); err != nil {
-		return err
+// sync makes durable what is live: first the data, then the record of it.
+func (s *Segment) sync() error {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	live := s.presence.snapshot()
+	if live == nil {
+		return nil
 	}
-	return e.Digest.Verify(p)
+	err := datasync(s.data)
+	if err == nil {
+		err = s.presence.promote(live)
+	} else if !errors.Is(err, os.ErrClosed) {
+		// The kernel reports a failed write once, and may then drop the bytes
+		// from its cache as if they had been written.
+		s.stores.Lock()
+		err = errors.Join(err, s.presence.distrust())
+		s.stores.Unlock()
+	}
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", s.dir, noSpace(err))
+	}
+	return nil
 }
-
-func (s *Segment) sync() error { return s.presence.sync(s.data) }
 
 func (s *Segment) close() error {
-	err := s.sync()
-	for _, f := range []func() error{s.presence.close, s.table.close, s.data.Close} {
-		if e := f(); err == nil {
-			err = e
+	errs := []error{s.table.close()}
+	if s.data != nil {
+		errs = append(errs, s.data.Close())
+	}
+	if s.presence != nil {
+		errs = append(errs, s.presence.file.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// disk returns the bytes that the file system charges for the data.
+func (s *Segment) disk() int64 {
+	var st unix.Stat_t
+	if descriptor(s.data, func(fd int) error { return unix.Fstat(fd, &st) }) != nil {
+		return 0
+	}
+	return st.Blocks * 512
+}
+
+// descriptor calls fn with f's descriptor, which stays open meanwhile.
+func descriptor(f *os.File, fn func(fd int) error) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := c.Control(func(fd uintptr) {
+		for {
+			if ferr = fn(int(fd)); ferr != unix.EINTR {
+				return
+			}
 		}
-	}
-	return err
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
+	}); err != nil {
 		return err
 	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	return ferr
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
+func datasync(f *os.File) error { return descriptor(f, unix.Fdatasync) }

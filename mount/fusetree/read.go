@@ -3,6 +3,7 @@ package fusetree
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -74,11 +75,19 @@ func (s *Server) patience(c cancel) (context.Context, func()) {
 	go func() {
 		select {
 		case <-c:
-			if s.ended() {
-				s.cancel()
-			}
 		case <-ctx.Done():
+			return
 		}
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for !s.ended() {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+		s.cancel()
 	}()
 	return ctx, cancel
 }

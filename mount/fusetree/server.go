@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -112,9 +111,6 @@ func (s *Server) Abort() { s.cancel() }
 func (s *Server) Stats() fusedev.Stats {
 	return fusedev.Stats{Hits: s.hits.Load(), Misses: s.misses.Load(), Errors: s.errors.Load()}
 }
-
-// String is what mount tables show as the source.
-func (s *Server) String() string { return strings.ToValidUTF8(s.o.Name, "?") }
 
 // failed notes a request that is answered with EIO. It logs one a second,
 // since any reader can cause as many as it likes.

@@ -1,0 +1,82 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/mount"
+	"github.com/shale-image/shale/mount/fusedev"
+)
+
+// show mounts an image with the face that was asked for, or the best one, and
+// tells which. An incomplete image is device as root and fuse otherwise, so
+// that the machine need not be probed first: that takes tens of milliseconds.
+func (s *server) show(ctx context.Context, rec *record, im *fill.Image, p Place) (*mount.Mounted, string, error) {
+	image, err := s.imageOf(rec, im)
+	if err != nil {
+		return nil, "", err
+	}
+	o := mount.Options{Dir: p.Dir, Options: fusedev.Options{ReadTimeout: readTimeout, Logger: s.log, Name: "shale"}}
+	if p.Face != "" && p.Face != mount.FaceAuto {
+		face, err := mount.FaceNamed(p.Face)
+		if err != nil {
+			return nil, "", err
+		}
+		fs, err := face.Mount(ctx, image, o)
+		return fs, face.Name(), err
+	}
+	root := os.Geteuid() == 0
+	able := mount.Capabilities{FileBackedEROFS: true, DetachedFUSE: true, Fusermount: true}
+	first, _ := mount.Choose(able, image.Complete, root)
+	fs, err := first.Mount(ctx, image, o)
+	if err == nil || ctx.Err() != nil {
+		return fs, first.Name(), err
+	}
+	// It cannot be done here, or not with this pool's file system: find out
+	// what can.
+	s.log.Warn("the best face does not work here", "face", first.Name(), "err", err)
+	for _, complete := range []bool{image.Complete, false} {
+		face, why := mount.Choose(mount.Probe(), complete, root)
+		if face == nil {
+			return nil, "", fmt.Errorf("%w (%s; see `shale doctor`)", err, why)
+		}
+		if face.Name() == first.Name() {
+			continue
+		}
+		fs, err := face.Mount(ctx, image, o)
+		return fs, face.Name(), err
+	}
+	return nil, "", err
+}
+
+// imageOf is what the image is to a face.
+func (s *server) imageOf(rec *record, im *fill.Image) (mount.Image, error) {
+	l, err := s.store.link(rec)
+	if err != nil {
+		return mount.Image{}, err
+	}
+	defer l.Close()
+	missing, _ := im.Missing()
+	out := mount.Image{Meta: filepath.Join(l.Dir, "meta"), Content: im, Complete: missing == 0}
+	for _, ls := range l.Segments {
+		segment, ok := s.pool.Segment(ls.ID)
+		if !ok {
+			return mount.Image{}, fmt.Errorf("segment %08x: %w", ls.ID, fill.ErrStale)
+		}
+		out.Segments = append(out.Segments, segment.Path())
+	}
+	return out, nil
+}
+
+// served counts the mounts whose readers need this process. s.mu is held.
+func (s *server) served() (n int) {
+	for _, m := range s.mounts {
+		if m.fs.Served() {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,290 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/pool"
+)
+
+// What the map says is what the index says, by flat address; new places are in
+// the order of blob and offset, whatever the order of chunks and files.
+func TestMapRoundTrip(t *testing.T) {
+	w, p := newWorld(3), openPool(t)
+	var cs []uint32
+	for i := range 60 {
+		cs = append(cs, w.chunk(uint32(i%3), uint64(i), 1+i*1500%chunk.Size))
+	}
+	w.rnd.Shuffle(len(cs), func(i, j int) { cs[i], cs[j] = cs[j], cs[i] })
+	for i := range 20 {
+		w.file(fmt.Sprint("f", i), cs[3*i:3*i+3]...)
+	}
+	unused := w.chunk(1, 999, 5000)
+	im := w.link(t, p, filepath.Join(t.TempDir(), "im"))
+	if im.Chunks() != 60 || len(im.Segments) != 1 || !slices.Equal(im.Blobs, []Blob{Blob(w.tree.Blobs[0]), Blob(w.tree.Blobs[1]), Blob(w.tree.Blobs[2])}) {
+		t.Fatalf("%d chunks, info %+v", im.Chunks(), im.Info)
+	}
+	byDigest := map[chunk.Digest]index.Chunk{}
+	for i, c := range w.tree.Chunks {
+		if uint32(i) != unused {
+			byDigest[c.Digest] = c
+		}
+	}
+	end := im.Segments[0].Flat
+	for i := range im.Chunks() {
+		c := im.Chunk(i)
+		want := byDigest[c.Digest]
+		got := index.Chunk{Digest: c.Digest, Size: c.Size, Codec: c.Codec, Blob: uint32(c.Blob), Length: c.Length, Offset: uint64(c.Offset)}
+		if got != want {
+			t.Errorf("record %d: %+v, want %+v", i, got, want)
+		}
+		if c.Flat != end {
+			t.Errorf("record %d is at %d, want %d", i, c.Flat, end)
+		}
+		end += (int64(c.Size) + chunk.Block - 1) &^ (chunk.Block - 1)
+		if i > 0 {
+			if b := im.Chunk(i - 1); b.Blob > c.Blob || b.Blob == c.Blob && b.Offset >= c.Offset {
+				t.Errorf("record %d lies before record %d in its blob", i, i-1)
+			}
+		}
+		for flat, want := range map[int64]int{c.Flat - 1: i, c.Flat: i, c.Flat + int64(c.Size) - 1: i, c.Flat + int64(c.Size): i + 1} {
+			if flat == c.Flat-1 && i > 0 && c.Flat == im.Chunk(i-1).Flat+int64(im.Chunk(i-1).Size) {
+				want = i - 1
+			}
+			if got := im.Find(flat); got != want {
+				t.Errorf("find %d: record %d, want %d", flat, got, want)
+			}
+		}
+	}
+	if end != im.FlatSize {
+		t.Errorf("flat addresses end at %d, not %d", end, im.FlatSize)
+	}
+}
+
+func TestFlags(t *testing.T) {
+	w, p := newWorld(1), openPool(t)
+	var c []uint32
+	for i := range 8 {
+		c = append(c, w.chunk(0, uint64(i), 1000))
+	}
+	w.file("a", c[0], c[1], c[2])
+	w.file("b", c[3])
+	w.file("c", c[4], c[6]) // 6 does not continue what is stored before it
+	w.file("d", c[5], c[1]) // nor does 1 here, but in a
+	w.file("e", c[7])
+	im := w.link(t, p, filepath.Join(t.TempDir(), "im"))
+	want := []bool{false, true, true, false, false, false, false, false}
+	if got := flags(im); !slices.Equal(got, want) {
+		t.Errorf("next %v, want %v", got, want)
+	}
+}
+
+// Two images share what they have in common; a third has nothing new.
+func TestShared(t *testing.T) {
+	p, dir := openPool(t), t.TempDir()
+	a, b := newWorld(1), newWorld(2)
+	for i := range 10 {
+		a.file(fmt.Sprint(i), a.chunk(0, uint64(i), 20_000))
+		b.file(fmt.Sprint(i), b.chunk(1, uint64(i+5), 20_000))
+	}
+	x, y := a.link(t, p, filepath.Join(dir, "x")), b.link(t, p, filepath.Join(dir, "y"))
+	z := b.link(t, p, filepath.Join(dir, "z"))
+	if len(x.Segments) != 1 || len(y.Segments) != 2 || !reflect.DeepEqual(y.Info, z.Info) || p.Usage().Segments != 2 {
+		t.Fatalf("segments %v, %v, %v", x.Segments, y.Segments, z.Segments)
+	}
+	places := map[chunk.Digest]string{}
+	at := func(im *Image, c Chunk) string {
+		s, off := find(t, p, im, c)
+		return fmt.Sprint(s.ID, off)
+	}
+	for i := range x.Chunks() {
+		places[x.Chunk(i).Digest] = at(x, x.Chunk(i))
+	}
+	shared := 0
+	for i := range y.Chunks() {
+		c := y.Chunk(i)
+		if was, ok := places[c.Digest]; ok {
+			if shared++; was != at(y, c) {
+				t.Errorf("chunk %s has two places", c.Digest)
+			}
+		}
+		if c.Blob != 1 {
+			t.Errorf("chunk %s comes from blob %d of its own image, want 1", c.Digest, c.Blob)
+		}
+	}
+	if shared != 5 {
+		t.Errorf("%d chunks are shared, want 5", shared)
+	}
+}
+
+// Equal chunks of one image have one place and one record.
+func TestEqual(t *testing.T) {
+	w, p := newWorld(2), openPool(t)
+	a, b, other := w.chunk(1, 1, 3000), w.chunk(0, 1, 3000), w.chunk(0, 2, 100)
+	w.file("a", a, other)
+	w.file("b", b, other, b)
+	im := w.link(t, p, filepath.Join(t.TempDir(), "im"))
+	if im.Chunks() != 2 {
+		t.Fatalf("%d records, want 2", im.Chunks())
+	}
+	w.fill(t, p, im)
+	// One that is known to the pool and one that is not, again equal.
+	im = w.link(t, p, filepath.Join(t.TempDir(), "again"))
+	if im.Chunks() != 2 || p.Usage().Segments != 1 {
+		t.Fatalf("%d records, %d segments", im.Chunks(), p.Usage().Segments)
+	}
+}
+
+func TestEmptyTree(t *testing.T) {
+	w, p := newWorld(0), openPool(t)
+	w.tree.Root.Children["hole"] = &index.Inode{Mode: unix.S_IFREG, Size: 1 << 20}
+	im := w.link(t, p, filepath.Join(t.TempDir(), "im"))
+	if im.Chunks() != 0 || im.FlatSize != im.MetaSize || im.Find(0) != 0 || p.Usage().Segments != 0 {
+		t.Errorf("%d chunks, info %+v", im.Chunks(), im.Info)
+	}
+}
+
+// If Link fails there is nothing, neither the image nor a segment.
+func TestFails(t *testing.T) {
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, test := range map[string]struct {
+		ctx   context.Context
+		spoil func(w *world)
+		want  error
+	}{
+		"canceled":       {canceled, func(*world) {}, context.Canceled},
+		"extent":         {nil, func(w *world) { w.file("x", 0).Extents[0].Chunk = 99 }, index.ErrCorrupt},
+		"layout":         {nil, func(w *world) { w.file("x", 0).Extents[0].Off = 7 }, index.ErrCorrupt}, // fails when the segment is there
+		"blob":           {nil, func(w *world) { w.tree.Chunks[0].Blob = 1 }, index.ErrCorrupt},
+		"size":           {nil, func(w *world) { w.tree.Chunks[0].Size = chunk.MaxSize + 1 }, index.ErrCorrupt},
+		"empty chunk":    {nil, func(w *world) { w.tree.Chunks[0].Size = 0 }, index.ErrCorrupt},
+		"length":         {nil, func(w *world) { w.tree.Chunks[0].Length = math.MaxUint32 }, index.ErrCorrupt},
+		"no length":      {nil, func(w *world) { w.tree.Chunks[0].Length = 0 }, index.ErrCorrupt},
+		"offset":         {nil, func(w *world) { w.tree.Chunks[0].Offset = 1 << 63 }, index.ErrCorrupt},
+		"codec":          {nil, func(w *world) { w.tree.Chunks[0].Codec = 77 }, index.ErrCorrupt},
+		"algorithm":      {nil, func(w *world) { w.tree.Chunks[0].Digest.Algorithm = 0 }, index.ErrCorrupt},
+		"two sizes":      {nil, func(w *world) { w.tree.Chunks[1].Digest = w.tree.Chunks[0].Digest }, index.ErrCorrupt},
+		"too many blobs": {nil, func(w *world) { w.tree.Blobs = make([]index.Blob, maxBlobs+1) }, index.ErrLimit},
+		"long names": {nil, func(w *world) {
+			for i := range 40 {
+				w.tree.Blobs = append(w.tree.Blobs, index.Blob{Digest: strings.Repeat("x", 1<<20+i)})
+			}
+		}, index.ErrLimit},
+	} {
+		w, p, dir := newWorld(1), openPool(t), t.TempDir()
+		w.file("f", w.chunk(0, 1, 5000), w.chunk(0, 2, 6000))
+		test.spoil(w)
+		if test.ctx == nil {
+			test.ctx = t.Context()
+		}
+		if err := Link(test.ctx, w.tree, p, filepath.Join(dir, "im")); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", name, err, test.want)
+		}
+		nothing(t, name, p, dir)
+	}
+}
+
+func nothing(t *testing.T, name string, p *pool.Pool, dir string) {
+	t.Helper()
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 0 || p.Usage().Segments != 0 {
+		t.Errorf("%s: left behind: %v, %d segments, %v", name, left, p.Usage().Segments, err)
+	}
+}
+
+func TestExists(t *testing.T) {
+	w, p, dir := newWorld(1), openPool(t), t.TempDir()
+	w.file("f", w.chunk(0, 1, 5000))
+	if err := Link(t.Context(), w.tree, p, dir); !errors.Is(err, os.ErrExist) {
+		t.Error(err)
+	}
+	nothing(t, "exists", p, dir)
+}
+
+// The disk becomes full at any point of Link.
+func TestFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a tmpfs needs root")
+	}
+	mnt := t.TempDir()
+	if err := unix.Mount("shale-test", mnt, "tmpfs", 0, "size=4m"); err != nil {
+		t.Skipf("cannot mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+			unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+	})
+	p, err := pool.Open(filepath.Join(mnt, "pool"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	w := newWorld(1)
+	var cs []uint32
+	for i := range 500 {
+		cs = append(cs, w.chunk(0, uint64(i), 100))
+	}
+	for i := range 100 {
+		w.file(fmt.Sprintf("%0200d", i), cs[i*5:i*5+5]...)
+	}
+	dir := filepath.Join(mnt, "images")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(mnt, "ballast")
+	failed := 0
+	for spare := int64(0); ; spare += 4096 {
+		if spare > 1<<20 {
+			t.Fatal("it never fits")
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs(mnt, &st); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(ballast, make([]byte, int64(st.Bavail)*4096-spare), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := Link(t.Context(), w.tree, p, filepath.Join(dir, "im"))
+		if err == nil {
+			break
+		}
+		if failed++; !errors.Is(err, pool.ErrNoSpace) {
+			t.Errorf("with %d bytes: %v", spare, err)
+		}
+		if err := os.Remove(ballast); err != nil {
+			t.Fatal(err)
+		}
+		nothing(t, fmt.Sprint("with ", spare), p, dir)
+	}
+	if failed < 10 {
+		t.Errorf("it fits after %d pages", failed)
+	}
+	// Opened elsewhere: a map is unmapped when nothing refers to it, which is
+	// too late for unmounting here.
+	other := filepath.Join(t.TempDir(), "im")
+	if err := os.CopyFS(other, os.DirFS(filepath.Join(dir, "im"))); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(im.Verify(), im.Close()); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,104 @@
+package mount
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// supers tells when super blocks that nobody here serves are gone. The kernel
+// does: who watches an inode with inotify gets IN_UNMOUNT when the super block
+// goes, wherever its last reference was, and holds no reference by watching.
+// One inotify instance does for all, since a user may have but 128.
+var supers superWatch
+
+type superWatch struct {
+	mu   sync.Mutex
+	file *os.File // nil while nothing is watched
+	gone map[int32][]chan struct{}
+}
+
+// watch returns a channel that is closed when the super block of the mount is
+// gone. The caller keeps root.
+func (w *superWatch) watch(root *os.File) (<-chan struct{}, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+		if err != nil {
+			return nil, fmt.Errorf("watch a mount: inotify: %w", err)
+		}
+		w.file, w.gone = os.NewFile(uintptr(fd), "inotify"), map[int32][]chan struct{}{}
+		go w.read(w.file)
+	}
+	conn, err := w.file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var wd int
+	path := "/proc/self/fd/" + strconv.Itoa(int(root.Fd()))
+	if cerr := conn.Control(func(fd uintptr) {
+		// Nothing but the end can happen to a read-only root directory.
+		wd, err = unix.InotifyAddWatch(int(fd), path, unix.IN_DELETE_SELF)
+	}); cerr != nil {
+		err = cerr
+	}
+	if err != nil {
+		w.closeIdle()
+		return nil, fmt.Errorf("watch a mount: inotify: %w", err)
+	}
+	gone := make(chan struct{})
+	w.gone[int32(wd)] = append(w.gone[int32(wd)], gone)
+	return gone, nil
+}
+
+// closeIdle ends the instance, and with it read, when nothing is watched.
+// w.mu is held.
+func (w *superWatch) closeIdle() {
+	if len(w.gone) == 0 && w.file != nil {
+		_ = w.file.Close()
+		w.file = nil
+	}
+}
+
+func (w *superWatch) read(f *os.File) {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := f.Read(buf)
+		if err != nil {
+			return // closed
+		}
+		// struct inotify_event: wd s32, mask u32, cookie u32, len u32, name [len]
+		for p := buf[:n]; len(p) >= unix.SizeofInotifyEvent; {
+			wd, mask := int32(binary.NativeEndian.Uint32(p)), binary.NativeEndian.Uint32(p[4:])
+			size := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(p[12:]))
+			if mask&(unix.IN_UNMOUNT|unix.IN_IGNORED) != 0 {
+				w.ended(f, wd)
+			}
+			p = p[min(size, len(p)):]
+		}
+		w.mu.Lock()
+		w.closeIdle()
+		idle := w.file != f
+		w.mu.Unlock()
+		if idle {
+			return
+		}
+	}
+}
+
+func (w *superWatch) ended(f *os.File, wd int32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file != f {
+		return // wd is of an instance that is closed
+	}
+	for _, gone := range w.gone[wd] {
+		close(gone)
+	}
+	delete(w.gone, wd)
+}

@@ -1,0 +1,113 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/chunk"
+)
+
+// References is a set of addresses that are in use. The zero value is the
+// empty set. It takes a bit for 16 KiB of address space.
+type References struct {
+	segments map[uint32]bitmap
+}
+
+// Add adds the granules that [off, off+n) touches.
+func (r *References) Add(segment uint32, off, n int64) error {
+	if off < 0 || n <= 0 || off > MaxSegment || n > MaxSegment-off {
+		return fmt.Errorf("pool: %w: no %d bytes at offset %d in a segment", chunk.ErrCorrupt, n, off)
+	}
+	from, to := off/chunk.Block, align(off+n)/chunk.Block
+	b := r.segments[segment]
+	if short := words(to) - int64(len(b)); short > 0 {
+		b = append(b, make(bitmap, short)...)
+		if r.segments == nil {
+			r.segments = map[uint32]bitmap{}
+		}
+		r.segments[segment] = b
+	}
+	b.take(from, to)
+	return nil
+}
+
+// Freed is what Free did.
+type Freed struct {
+	Segments int   `json:"segments"`   // deleted
+	Disk     int64 `json:"disk_bytes"` // given back to the file system
+}
+
+// Free gives the disk space of all addresses back that are not in use;
+// segments that have none in use are deleted. What is freed stays addressable:
+// it is fetched again if somebody wants it.
+//
+// The caller holds Exclusive since before it looked for what is in use. What it
+// does not name may be in nobody's use while Free runs: a reader could see
+// zeros. After an error less is freed than could be, and nothing is wrong.
+func (p *Pool) Free(inUse *References) (Freed, error) {
+	var (
+		freed Freed
+		errs  []error
+	)
+	for _, s := range p.all() {
+		before := s.disk()
+		if used := inUse.segments[s.ID]; !used.empty() {
+			err := s.free(used)
+			freed.Disk += before - s.disk()
+			errs = append(errs, err)
+			continue
+		}
+		if err := p.Remove(s); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		freed.Segments++
+		freed.Disk += before
+	}
+	bad, err := filepath.Glob(filepath.Join(p.dir, "*"+badSuffix))
+	errs = append(errs, err)
+	for _, dir := range bad {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return freed, errors.Join(errs...)
+}
+
+// free gives back what is not used. First it is durable that the bytes are not
+// here, then they vanish: after a power cut between the two they are only
+// forgotten.
+func (s *Segment) free(used bitmap) error {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	s.stores.Lock()
+	defer s.stores.Unlock()
+	n := s.Size / chunk.Block
+	var (
+		unused = make(bitmap, words(n))
+		runs   [][2]int64
+	)
+	for g := used.next(0, n, false); g < n; g = used.next(g, n, false) {
+		end := used.next(g, n, true)
+		off, size := g*chunk.Block, (end-g)*chunk.Block
+		unused.take(g, end)
+		if !s.hole(off, size) {
+			runs = append(runs, [2]int64{off, size})
+		}
+		g = end
+	}
+	if err := s.presence.drop(unused); err != nil {
+		return fmt.Errorf("free in %s: %w", s.dir, err)
+	}
+	for _, r := range runs {
+		err := descriptor(s.data, func(fd int) error {
+			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r[0], r[1])
+		})
+		if err != nil {
+			return fmt.Errorf("free %d bytes at offset %d of %s: %w", r[1], r[0], s.Path(), err)
+		}
+	}
+	return nil
+}
