@@ -10,155 +10,137 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shale-image/shale/chunk"
-	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/convert/source"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/layer"
 )
 
-// job is one chunk on its way from the archive to the spool.
-type job struct {
-	raw    []byte // content, then free for reuse
-	digest chunk.Digest
-	codec  chunk.Codec
-	stored []byte // backed by buf, or by raw if not compressed
-	buf    []byte
-	done   chan struct{} // receives when digest, codec and stored are set
+// maxLayers is how many layers are read at once: each has a decompressor, and a
+// zstd layer may want up to 128 MiB for its own.
+const maxLayers = 8
 
-	ino *index.Inode // gets an extent at off
-	off int64
-}
-
-// newJobs makes the chunks that one layer has on the way at once: they bound
-// its memory.
-func (c *converter) newJobs() chan *job {
-	n := 4*c.o.Workers + 4
-	free := make(chan *job, n)
-	for range n {
-		free <- &job{raw: make([]byte, 0, c.o.ChunkSize), done: make(chan struct{}, 1)}
-	}
-	return free
-}
-
-// worker digests and compresses.
-func (c *converter) worker(ctx context.Context) error {
-	for j := range c.work {
-		if ctx.Err() == nil {
-			j.digest = chunk.Sum(chunk.BLAKE3, j.raw)
-			var ok bool
-			j.codec = c.o.Compressor
-			if j.buf, ok = j.codec.Encode(j.buf[:0], j.raw); ok {
-				j.stored = j.buf
-			} else {
-				j.codec, j.stored = chunk.None, j.raw
-			}
-		}
-		j.done <- struct{}{}
-	}
-	return nil
-}
-
-// layerSpool is a layer that was read: its changes, whose extents number its
-// chunks, and the stored bytes of the chunks.
-type layerSpool struct {
+// spool is a layer that was read: its changes, whose extents number its chunks,
+// and the stored bytes of the chunks, one behind the other in a file.
+type spool struct {
+	name    string
 	changes []index.Change
 	chunks  []spooled
+	holes   bool // some file has one, or a chunk of zeros, which is the same
 	file    *os.File
 }
 
-// spooled is a chunk in a spool file, where they lie one behind the other.
+// spooled is a chunk of a spool. If length is 0 a lower layer or the dictionary
+// has it.
 type spooled struct {
 	digest chunk.Digest
 	size   uint32
 	length uint32
 	codec  chunk.Codec
+	off    int64
+}
+
+// readLayers reads all layers in parallel, with one set of workers for all.
+func (c *converter) readLayers(ctx context.Context) ([]*spool, error) {
+	spools := make([]*spool, len(c.img.Layers))
+	for i, l := range c.img.Layers {
+		f, err := c.scratch()
+		if err != nil {
+			return nil, err
+		}
+		spools[i] = &spool{name: l.Name, file: f}
+	}
+	c.pool = newPool(c.o.Workers, c.o.ChunkSize, c.digest)
+	defer c.pool.stop()
+	g, ctx := errgroup.WithContext(ctx)
+	// A layer that waits for its network holds a job: two for each go round.
+	g.SetLimit(min(max(2, c.o.Workers), maxLayers, cap(c.pool.free)/2))
+	for i, l := range c.img.Layers {
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := c.readLayer(ctx, i, l, spools[i]); err != nil {
+				return fmt.Errorf("%s: %w", l.Name, err)
+			}
+			return nil
+		})
+	}
+	return spools, g.Wait()
 }
 
 // readLayer reads a layer in one pass.
-func (c *converter) readLayer(ctx context.Context, number int, d image.Descriptor) (_ *layerSpool, err error) {
-	blob, err := c.src.Blob(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	defer blob.Close()
-	counted := &countReader{r: blob, tell: func(n int64) {
-		c.o.Progress(Event{Layer: number, What: "read", Done: n, Total: d.Size})
-	}}
-	stream, _, err := layer.Decompress(counted)
-	if err != nil {
-		return nil, err
-	}
-	defer stream.Close()
-	file, err := os.CreateTemp(c.tmp, "spool-")
-	if err != nil {
-		return nil, err
-	}
-	os.Remove(file.Name())
-	sp := &layerSpool{file: file}
-	defer func() {
-		if err != nil {
-			file.Close()
-		}
-	}()
-
+func (c *converter) readLayer(ctx context.Context, number int, l source.Layer, sp *spool) error {
 	g, ctx := errgroup.WithContext(ctx)
-	free, order := c.newJobs(), make(chan *job, 4*c.o.Workers+4)
-	g.Go(func() error { return sp.collect(order, free) })
+	// Room for all jobs there are: who puts one in never waits for the collector.
+	order := make(chan *job, cap(c.pool.free))
 	g.Go(func() error {
 		defer close(order)
-		cut := &cutter{c: c, ctx: ctx, free: free, order: order, tar: layer.NewReader(stream, d.Digest, layer.Limits{})}
-		if err := cut.run(&sp.changes); err != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		entries, err := l.Open(ctx, func(n int64) {
+			c.o.Progress(Event{Layer: number, What: "read", Done: n, Total: l.Size})
+		})
+		if err != nil {
+			cancel()
 			return err
 		}
-		// The archive may end before its stream does, and the stream before
-		// the blob: only the last byte proves the digest.
-		if _, err := io.Copy(io.Discard, stream); err != nil {
-			return err
-		}
-		_, err := io.Copy(io.Discard, counted)
+		defer entries.Close()
+		defer cancel() // first: a read that waits must end
+		cut := &cutter{c: c, ctx: ctx, layer: number, order: order, in: entries, sp: sp}
+		return cut.run()
+	})
+	var zeros bool
+	g.Go(func() (err error) {
+		zeros, err = c.collect(number, sp, order)
 		return err
 	})
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	counted.tell(d.Size)
-	return sp, nil
+	err := g.Wait()
+	sp.holes = sp.holes || zeros
+	return err
 }
 
 // collect takes chunks in order and keeps each different one once.
-func (sp *layerSpool) collect(order <-chan *job, free chan<- *job) error {
+func (c *converter) collect(number int, sp *spool, order <-chan *job) (zeros bool, _ error) {
 	w := bufio.NewWriterSize(sp.file, 1<<20)
-	seen := map[chunk.Digest]uint32{}
-	var failed error
+	own := map[chunk.Digest]uint32{}
+	var off int64
 	for j := range order {
 		<-j.done
-		n, ok := seen[j.digest]
-		if !ok && failed == nil {
+		if j.zeros {
+			zeros = true
+			c.pool.free <- j
+			continue
+		}
+		n, ok := own[j.digest]
+		if !ok {
 			n = uint32(len(sp.chunks))
-			seen[j.digest] = n
-			sp.chunks = append(sp.chunks, spooled{j.digest, uint32(len(j.raw)), uint32(len(j.stored)), j.codec})
-			_, failed = w.Write(j.stored)
+			own[j.digest] = n
+			sp.chunks = append(sp.chunks, spooled{j.digest, uint32(len(j.raw)), uint32(len(j.stored)), j.codec, off})
+			if _, err := w.Write(j.stored); err != nil {
+				return false, err
+			}
+			if off += int64(len(j.stored)); len(j.stored) > 0 {
+				c.seen.add(j.digest, number)
+			}
 		}
 		j.ino.Extents = append(j.ino.Extents, index.Extent{Off: j.off, Chunk: n})
-		free <- j
+		c.pool.free <- j
 	}
-	if failed == nil {
-		failed = w.Flush()
-	}
-	return failed
+	return zeros, w.Flush()
 }
 
-// cutter walks an archive and cuts the data of its files.
+// cutter walks a layer and cuts the data of its files.
 type cutter struct {
 	c     *converter
 	ctx   context.Context
-	tar   *layer.Reader
-	free  <-chan *job
+	layer int
 	order chan<- *job
+	in    source.Reader
+	sp    *spool
 }
 
-func (x *cutter) run(changes *[]index.Change) error {
+func (x *cutter) run() error {
 	for {
-		e, err := x.tar.Next()
+		e, err := x.in.Next()
 		if err == io.EOF {
 			return nil
 		}
@@ -170,7 +152,7 @@ func (x *cutter) run(changes *[]index.Change) error {
 				return fmt.Errorf("%s: %w", e.Path, err)
 			}
 		}
-		*changes = append(*changes, e.Change)
+		x.sp.changes = append(x.sp.changes, e.Change)
 	}
 }
 
@@ -179,12 +161,18 @@ func (x *cutter) run(changes *[]index.Change) error {
 func (x *cutter) file(e *layer.Entry) error {
 	step, size := int64(x.c.o.ChunkSize), e.Inode.Size
 	fragments := e.Fragments
+	next := int64(0)
 	for len(fragments) > 0 {
 		off := fragments[0].Off / step * step
 		end := min(off+step, size)
+		x.sp.holes = x.sp.holes || off > next
+		next = end
 		j, err := x.get()
 		if err != nil {
 			return err
+		}
+		if cap(j.raw) == 0 {
+			j.raw = make([]byte, 0, step)
 		}
 		j.raw = j.raw[:end-off]
 		pos := off // raw is filled up to here
@@ -192,7 +180,7 @@ func (x *cutter) file(e *layer.Entry) error {
 			f := &fragments[0]
 			clear(j.raw[pos-off : f.Off-off])
 			n := min(f.Length, end-f.Off)
-			if _, err := io.ReadFull(x.tar, j.raw[f.Off-off:f.Off-off+n]); err != nil {
+			if _, err := io.ReadFull(x.in, j.raw[f.Off-off:f.Off-off+n]); err != nil {
 				return err
 			}
 			pos = f.Off + n
@@ -203,42 +191,19 @@ func (x *cutter) file(e *layer.Entry) error {
 			}
 		}
 		clear(j.raw[pos-off:])
-		j.ino, j.off = e.Inode, off
-		x.put(j)
+		j.layer, j.ino, j.off = x.layer, e.Inode, off
+		x.order <- j
+		x.c.pool.work <- j // has room for all jobs, too
 	}
+	x.sp.holes = x.sp.holes || next < size
 	return nil
 }
 
 func (x *cutter) get() (*job, error) {
 	select {
-	case j := <-x.free:
+	case j := <-x.c.pool.free:
 		return j, nil
 	case <-x.ctx.Done():
 		return nil, x.ctx.Err()
 	}
-}
-
-// put hands a job to the workers and, in its turn, to the collector. A job the
-// collector knows of must become done: the workers outlive all layers.
-func (x *cutter) put(j *job) {
-	x.order <- j // has room for all jobs of the layer
-	x.c.work <- j
-}
-
-// countReader tells of progress, not more often than each MiB.
-type countReader struct {
-	r    io.Reader
-	tell func(int64)
-	n    int64
-	told int64
-}
-
-func (c *countReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	if c.n-c.told >= 1<<20 {
-		c.told = c.n
-		c.tell(c.n)
-	}
-	return n, err
 }

@@ -1,83 +1,58 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"io"
-	"os"
+	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/retry"
 	"github.com/shale-image/shale/index"
-	"github.com/shale-image/shale/index/rafs"
 )
 
-// verify reads back what is about to be pushed: the tree the bootstrap says
-// must be the tree that was read, and each chunk must decode to the content
-// whose digest was taken when the layer was read.
-func (c *converter) verify(ctx context.Context, boot *os.File) error {
-	st, err := boot.Stat()
-	if err != nil {
-		return err
-	}
-	im, err := rafs.Open(boot, st.Size(), "bootstrap")
-	if err != nil {
-		return err
-	}
-	back, err := im.Tree()
-	if err != nil {
-		return err
-	}
-	if len(back.Blobs) != len(c.blobs) {
-		return fmt.Errorf("%w: %d blobs, want %d", chunk.ErrCorrupt, len(back.Blobs), len(c.blobs))
-	}
-	for i, b := range back.Blobs {
-		if b.Digest != c.blobs[i].digest {
-			return fmt.Errorf("%w: blob %d is %s, want %s", chunk.ErrCorrupt, i, b.Digest, c.blobs[i].digest)
-		}
-	}
-	if err := index.Equal(c.tree, back); err != nil {
-		return err
-	}
-	return c.verifyChunks(ctx, back)
-}
+// window is how many stored bytes are read at once to be verified, unless a
+// chunk alone has more.
+const window = 1 << 20
 
-// verifyChunks decodes and digests every chunk where the bootstrap says it is.
-func (c *converter) verifyChunks(ctx context.Context, t *index.Tree) error {
+// verifyChunks decodes and digests all chunks that files use, those of the
+// dictionary too.
+func (c *converter) verifyChunks(ctx context.Context) error {
+	used := c.used()
+	var total, done int64
+	for _, n := range used {
+		total += int64(c.tree.Chunks[n].Length)
+	}
+	progress := func(n int64) {
+		c.o.Progress(Event{Layer: -1, What: "verify", Done: atomic.AddInt64(&done, n), Total: total})
+	}
 	g, ctx := errgroup.WithContext(ctx)
-	const batch = 64
-	next := make(chan int)
+	runs := make(chan []uint32)
 	g.Go(func() error {
-		defer close(next)
-		for i := 0; i < len(t.Chunks); i += batch {
+		defer close(runs)
+		for len(used) > 0 {
+			n := c.run(used)
 			select {
-			case next <- i:
+			case runs <- used[:n]:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			c.o.Progress(Event{Layer: -1, What: "verify", Done: int64(i), Total: int64(len(t.Chunks))})
+			used = used[n:]
 		}
 		return nil
 	})
-	for range c.o.Workers {
+	for range min(c.o.Workers, budget/(3*max(window, int(c.o.ChunkSize)))) {
 		g.Go(func() error {
-			var stored, data []byte
-			for i := range next {
-				for k := i; k < min(i+batch, len(t.Chunks)); k++ {
-					ch := &t.Chunks[k]
-					stored, data = grow(stored, ch.Length), grow(data, ch.Size)
-					err := readFull(c.blobs[ch.Blob].file, stored, int64(ch.Offset))
-					if err == nil {
-						err = ch.Codec.Decode(data, stored)
-					}
-					if err == nil {
-						err = ch.Digest.Verify(data)
-					}
-					if err != nil {
-						return fmt.Errorf("blob %s: chunk at offset %d: %w", t.Blobs[ch.Blob].Digest, ch.Offset, err)
-					}
+			var v verifier
+			for run := range runs {
+				n, err := v.run(ctx, c, run)
+				if err != nil {
+					return err
 				}
+				progress(n)
 			}
 			return nil
 		})
@@ -85,14 +60,82 @@ func (c *converter) verifyChunks(ctx context.Context, t *index.Tree) error {
 	return g.Wait()
 }
 
-func grow(b []byte, n uint32) []byte {
-	if uint32(cap(b)) < n {
+// used returns the chunks that files use, in order of their places.
+func (c *converter) used() []uint32 {
+	mark := make([]bool, len(c.tree.Chunks))
+	c.tree.Walk(func(_ string, ino *index.Inode) error {
+		for _, e := range ino.Extents {
+			mark[e.Chunk] = true
+		}
+		return nil
+	})
+	var used []uint32
+	for n, m := range mark {
+		if m {
+			used = append(used, uint32(n))
+		}
+	}
+	slices.SortFunc(used, func(a, b uint32) int {
+		x, y := &c.tree.Chunks[a], &c.tree.Chunks[b]
+		return cmp.Or(cmp.Compare(x.Blob, y.Blob), cmp.Compare(x.Offset, y.Offset))
+	})
+	return used
+}
+
+// run returns how many chunks, from the first on, lie so close together that one
+// read brings them all.
+func (c *converter) run(used []uint32) int {
+	first := &c.tree.Chunks[used[0]]
+	for i, n := range used {
+		ch := &c.tree.Chunks[n]
+		if i > 0 && (ch.Blob != first.Blob || ch.Offset+uint64(ch.Length)-first.Offset > window) {
+			return i
+		}
+	}
+	return len(used)
+}
+
+// verifier has the memory of one worker.
+type verifier struct {
+	stored, data []byte
+}
+
+// run verifies chunks of one blob and returns how many stored bytes they have.
+func (v *verifier) run(ctx context.Context, c *converter, run []uint32) (n int64, err error) {
+	chunks := c.tree.Chunks
+	first, last := &chunks[run[0]], &chunks[run[len(run)-1]]
+	off, b := int64(first.Offset), c.blobs[first.Blob]
+	bad := func(off uint64, err error) error {
+		return fmt.Errorf("blob %s: chunk at offset %d: %w", b.digest, off, err)
+	}
+	size := int(int64(last.Offset) + int64(last.Length) - off)
+	if b.dict {
+		src := retry.New(c.o.Dict.repo.Blobs(), retry.Policy{})
+		v.stored, err = blob.ReadAll(ctx, src, blob.Ref{Digest: b.digest, Size: b.size}, off, int64(size))
+	} else {
+		v.stored = grow(v.stored, size)
+		_, err = b.ReadAt(v.stored, off)
+	}
+	if err != nil {
+		return 0, bad(first.Offset, err)
+	}
+	for _, k := range run {
+		ch := &chunks[k]
+		v.data = grow(v.data, int(ch.Size))
+		if err := ch.Codec.Decode(v.data, v.stored[int64(ch.Offset)-off:][:ch.Length]); err != nil {
+			return 0, bad(ch.Offset, err)
+		}
+		if err := ch.Digest.Verify(v.data); err != nil {
+			return 0, bad(ch.Offset, err)
+		}
+		n += int64(ch.Length)
+	}
+	return n, nil
+}
+
+func grow(b []byte, n int) []byte {
+	if cap(b) < n {
 		return make([]byte, n)
 	}
 	return b[:n]
-}
-
-func readFull(r io.ReaderAt, p []byte, off int64) error {
-	_, err := r.ReadAt(p, off)
-	return err
 }

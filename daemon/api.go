@@ -172,6 +172,28 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	return &out, nil
 }
 
+// Removed is the result of Remove.
+type Removed struct {
+	Ref        string   `json:"ref"`
+	Images     []string `json:"images"` // manifest digests that had no other name
+	FreedBytes int64    `json:"freed_bytes"`
+}
+
+// Remove takes a reference away from the node, and its image, if it has no
+// other name. An image that is mounted is ErrBusy, an unknown one
+// blob.ErrNotFound.
+func (c *Client) Remove(ctx context.Context, ref string) (*Removed, error) {
+	var out Removed
+	if _, err := c.call(ctx, "remove", removeArgs{ref}, &out, nil); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+type removeArgs struct {
+	Ref string `json:"ref"`
+}
+
 // Stop ends the service if nothing is mounted; else it is ErrBusy.
 func (c *Client) Stop(ctx context.Context) error {
 	_, err := c.call(ctx, "stop", nil, nil, nil)

@@ -50,6 +50,13 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		}
+	case "remove":
+		var a removeArgs
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		out, err := s.store.remove(a.Ref)
+		return out, nil, err
 	case "stop":
 		s.mu.Lock()
 		n := s.served()
@@ -75,15 +82,11 @@ func tell(c *net.UnixConn) func(Progress) {
 }
 
 func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) (*Pulled, error) {
-	rec, repo, err := s.store.pull(ctx, a.Source, func(note string) { progress(Progress{Note: note}) })
+	u, im, err := s.pullImage(ctx, a.Source, progress)
 	if err != nil {
 		return nil, err
 	}
-	im, err := s.openImage(rec, repo)
-	if err != nil {
-		repo.Close()
-		return nil, err
-	}
+	defer u.Close()
 	defer im.Close()
 	_, missing := im.Missing()
 	if a.Complete && missing > 0 {
@@ -98,7 +101,7 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 		}
 		_, missing = im.Missing()
 	}
-	out := rec.pulled(a.Ref)
+	out := u.pulled(a.Ref)
 	out.ContentBytes, out.MissingBytes = im.ContentBytes(), missing
 	return &out, nil
 }

@@ -142,6 +142,9 @@ func (s *server) open() (err error) {
 	if s.pool, err = pool.Open(filepath.Join(root, "pool")); err != nil {
 		return err
 	}
+	for _, err := range s.pool.Damage() {
+		s.log.Error("a segment of the pool is damaged and was set aside", "err", err)
+	}
 	s.engine = fill.New(s.pool, fill.Options{Logger: s.log})
 	if s.store, err = openStore(s.cfg, s.pool, s.engine); err != nil {
 		return err

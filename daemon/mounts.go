@@ -5,12 +5,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/shale-image/shale/fill"
-	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/mount"
 )
 
@@ -23,48 +24,71 @@ type mounted struct {
 	id    string
 	ref   string
 	where string
-	rec   *record
+	use   *use
 	since time.Time
 	image *fill.Image
-	repo  *image.Repository
 	fs    *mount.Mounted
 	face  string
 	dev   uint64        // st_dev of what is mounted
 	gone  chan struct{} // closed when the mount is no more and all is released
 }
 
-func (s *server) openImage(rec *record, repo *image.Repository) (*fill.Image, error) {
-	l, err := s.store.link(rec)
+// pullImage begins the use of an image and opens it. A linked image that is
+// damaged, of another version, or does not fit the pool any more, of which a
+// damaged segment was set aside, is linked anew.
+func (s *server) pullImage(ctx context.Context, src Source, progress func(Progress)) (*use, *fill.Image, error) {
+	for again := false; ; again = true {
+		u, err := s.store.pull(ctx, src, func(note string) { progress(Progress{Note: note}) })
+		if err != nil {
+			return nil, nil, err
+		}
+		im, err := s.openImage(u)
+		if err == nil {
+			return u, im, nil
+		}
+		u.Close()
+		if again || !stale(err) {
+			return nil, nil, err
+		}
+		s.log.Warn("linking an image again", "ref", src.Ref, "err", err)
+		if err := s.store.forget(u.ManifestDigest); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// stale tells whether linking an image again mends an error of opening it.
+func stale(err error) bool {
+	return errors.Is(err, fill.ErrStale) || errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported)
+}
+
+func (s *server) openImage(u *use) (*fill.Image, error) {
+	l, err := s.store.link(u.record)
 	if err != nil {
 		return nil, err
 	}
-	return s.engine.Open(l, source(repo))
+	return s.engine.Open(l, source(u.repo))
 }
 
 func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)) (any, []*os.File, error) {
-	rec, repo, err := s.store.pull(ctx, a.Source, func(note string) { progress(Progress{Note: note}) })
+	u, im, err := s.pullImage(ctx, a.Source, progress)
 	if err != nil {
 		return nil, nil, err
 	}
-	im, err := s.openImage(rec, repo)
+	fs, face, err := s.show(ctx, u.record, im, a.Place)
 	if err != nil {
-		return nil, nil, err
-	}
-	fs, face, err := s.show(ctx, rec, im, a.Place)
-	if err != nil {
-		im.Close()
-		return nil, nil, err
+		return nil, nil, errors.Join(err, im.Close(), u.Close())
 	}
 	m := &mounted{
-		id: newID(), ref: a.Ref, where: a.Where, rec: rec, since: time.Now(),
-		image: im, repo: repo, fs: fs, face: face, dev: fs.Dev(), gone: make(chan struct{}),
+		id: newID(), ref: a.Ref, where: a.Where, use: u, since: time.Now(),
+		image: im, fs: fs, face: face, dev: fs.Dev(), gone: make(chan struct{}),
 	}
 	s.mu.Lock()
 	s.mounts[m.id] = m
 	s.mu.Unlock()
 	s.log.Info("mounted", "id", m.id, "ref", m.ref, "where", m.where)
 	go s.watch(m)
-	out := Mounted{Pulled: rec.pulled(a.Ref), ID: m.id, Face: face}
+	out := Mounted{Pulled: u.pulled(a.Ref), ID: m.id, Face: face}
 	if fs.FD() == nil {
 		return out, nil, nil
 	}
@@ -76,12 +100,12 @@ func (s *server) watch(m *mounted) {
 	<-m.fs.Done()
 	m.fs.Close()
 	st := m.image.Stats()
-	m.image.Close()
-	m.repo.Close()
 	s.mu.Lock()
 	delete(s.mounts, m.id)
 	add(&s.ended, st)
 	s.mu.Unlock()
+	m.image.Close()
+	m.use.Close()
 	close(m.gone)
 	s.log.Info("unmounted", "id", m.id, "ref", m.ref, "requests", st.Requests, "fetched", st.FetchedBytes, "read", st.ReadBytes)
 }
@@ -113,7 +137,7 @@ func (s *server) endMounts() {
 func (m *mounted) status() MountStatus {
 	chunks, bytes := m.image.Missing()
 	return MountStatus{
-		ID: m.id, Ref: m.ref, ManifestDigest: m.rec.ManifestDigest, Where: m.where, Face: m.face,
+		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Where: m.where, Face: m.face,
 		Since: m.since, Dev: m.dev, MissingChunks: chunks, MissingBytes: bytes, Fill: m.image.Stats(),
 	}
 }

@@ -43,7 +43,8 @@ type store struct {
 
 	mu    sync.Mutex
 	names map[string]string      // "<reference> <platform>" -> manifest digest
-	busy  map[string]*sync.Mutex // by manifest digest
+	busy  map[string]*sync.Mutex // by manifest digest; see lock
+	uses  map[string]int         // by manifest digest
 }
 
 // record is what the node keeps of an image besides its config and its link.
@@ -62,9 +63,12 @@ func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 	s := &store{
 		dir: filepath.Join(cfg.Root, "images"), refs: filepath.Join(cfg.Root, "refs.json"), pool: p, engine: e,
 		cfg: cfg.Registries, agent: "shale/" + cfg.Version,
-		names: map[string]string{}, busy: map[string]*sync.Mutex{},
+		names: map[string]string{}, busy: map[string]*sync.Mutex{}, uses: map[string]int{},
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := s.removeLeftovers(); err != nil {
 		return nil, err
 	}
 	js, err := os.ReadFile(s.refs)
@@ -84,52 +88,115 @@ func (s *store) path(digest string) string {
 	return filepath.Join(s.dir, hex)
 }
 
+// use is an image that somebody uses: until Close it is not removed.
+type use struct {
+	*record
+	repo  *image.Repository // where its bytes come from
+	store *store
+}
+
+// Close ends the use.
+func (u *use) Close() error {
+	u.store.mu.Lock()
+	if u.store.uses[u.ManifestDigest]--; u.store.uses[u.ManifestDigest] == 0 {
+		delete(u.store.uses, u.ManifestDigest)
+	}
+	u.store.mu.Unlock()
+	return u.repo.Close()
+}
+
 // pull finds the image of a reference: on the node if it is there, else, or if
-// the caller wants to know anew, in its repository. The repository is opened
-// in any case and costs nothing until it is asked.
-func (s *store) pull(ctx context.Context, src Source, note func(string)) (rec *record, repo *image.Repository, err error) {
+// the caller wants to know anew, in its repository. The caller closes the use.
+func (s *store) pull(ctx context.Context, src Source, note func(string)) (_ *use, err error) {
 	ref, err := image.ParseRef(src.Ref)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	opened, err := image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() {
-		if err != nil {
-			opened.Close()
-		}
-	}()
 	var platform image.Platform
 	if src.Platform != "" {
 		if platform, err = image.ParsePlatform(src.Platform); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	key := ref.String() + " " + src.Platform
-	if !src.Refresh {
-		s.mu.Lock()
-		digest := s.names[key]
-		s.mu.Unlock()
-		if digest != "" {
-			rec, err := s.load(digest)
-			if err == nil || !errors.Is(err, os.ErrNotExist) {
-				return rec, opened, err
-			}
-		}
-	}
-	img, err := opened.ResolveManifest(ctx, platform)
+	// Opening costs nothing until the repository is asked for something.
+	repo, err := image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if rec, err = s.add(ctx, opened, img, note); err != nil {
-		return nil, nil, err
+	key := nameKey(ref, src.Platform)
+	if !src.Refresh {
+		if u, err := s.known(key, repo); err == nil {
+			return u, nil
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return nil, errors.Join(err, repo.Close())
+		}
+	}
+	u, err := s.fetch(ctx, key, repo, platform, note)
+	if err != nil {
+		return nil, errors.Join(err, repo.Close())
+	}
+	return u, nil
+}
+
+// nameKey is a reference as refs.json has it.
+func nameKey(ref image.Ref, platform string) string { return ref.String() + " " + platform }
+
+// known begins the use of an image that the node has under a name; if there is
+// none the error wraps os.ErrNotExist.
+func (s *store) known(key string, repo *image.Repository) (*use, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	digest, ok := s.names[key]
+	if !ok {
+		return nil, os.ErrNotExist
+	}
+	rec, err := s.load(digest)
+	if err != nil {
+		return nil, err
+	}
+	return s.begin(rec, repo), nil
+}
+
+// begin counts a use. s.mu is held.
+func (s *store) begin(rec *record, repo *image.Repository) *use {
+	s.uses[rec.ManifestDigest]++
+	return &use{rec, repo, s}
+}
+
+// fetch asks the repository what it has, and gives it the name.
+func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, platform image.Platform, note func(string)) (*use, error) {
+	img, err := repo.ResolveManifest(ctx, platform)
+	if err != nil {
+		return nil, err
+	}
+	defer s.lock(img.ManifestDigest)()
+	rec, err := s.add(ctx, repo, img, note)
+	if err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.names[key] = rec.ManifestDigest
-	return rec, opened, s.saveNames()
+	if s.names[key] != rec.ManifestDigest {
+		s.names[key] = rec.ManifestDigest
+		if err := s.saveNames(); err != nil {
+			return nil, err
+		}
+	}
+	return s.begin(rec, repo), nil
+}
+
+// lock keeps others from making or removing the image until the caller calls
+// what it returns.
+func (s *store) lock(digest string) (unlock func()) {
+	s.mu.Lock()
+	l := s.busy[digest]
+	if l == nil {
+		l = new(sync.Mutex)
+		s.busy[digest] = l
+	}
+	s.mu.Unlock()
+	l.Lock()
+	return l.Unlock
 }
 
 func (s *store) load(digest string) (*record, error) {
@@ -146,19 +213,9 @@ func (s *store) load(digest string) (*record, error) {
 	return rec, err
 }
 
-// add indexes and links an image and remembers it. Of several callers with
-// the same image one does the work.
+// add indexes and links an image and remembers it, if that was not done
+// before. The caller holds its lock.
 func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, note func(string)) (*record, error) {
-	s.mu.Lock()
-	lock := s.busy[img.ManifestDigest]
-	if lock == nil {
-		lock = new(sync.Mutex)
-		s.busy[img.ManifestDigest] = lock
-	}
-	s.mu.Unlock()
-	lock.Lock()
-	defer lock.Unlock()
-
 	rec, err := s.load(img.ManifestDigest)
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return rec, err

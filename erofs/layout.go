@@ -24,6 +24,8 @@ type Layout struct {
 	data    int64 // where whole blocks of directories start, bytes
 	end     int64 // of the image, bytes
 	chunked bool  // there is a chunk index
+
+	nids map[*index.Inode]uint32 // positions in nodes; made by NID
 }
 
 // NewLayout plans the image of a tree. What EROFS cannot say is an error that
@@ -97,6 +99,22 @@ func (l *Layout) mapDevices() error {
 // Blocks returns the size of the metadata in blocks, which is what WriteTo
 // writes.
 func (l *Layout) Blocks() uint32 { return uint32(l.end / BlockSize) }
+
+// NID returns the number under which the image has an inode of the tree, or
+// false if it has not.
+func (l *Layout) NID(ino *index.Inode) (uint64, bool) {
+	if l.nids == nil {
+		l.nids = make(map[*index.Inode]uint32, len(l.nodes))
+		for i := range l.nodes {
+			l.nids[l.nodes[i].ino] = uint32(i)
+		}
+	}
+	i, ok := l.nids[ino]
+	if !ok {
+		return 0, false
+	}
+	return l.nid(i), true
+}
 
 // Devices returns the device table with Mapped set. The caller may keep it.
 func (l *Layout) Devices() []Device { return slices.Clone(l.devices) }

@@ -112,6 +112,11 @@ func (l *layout) find(root *os.Root, tag string) (entry, error) {
 	if err != nil {
 		return entry{}, err
 	}
+	return findTag(l.dir, p, tag)
+}
+
+// findTag looks a tag up in the index.json of a layout that is at where.
+func findTag(where string, p []byte, tag string) (entry, error) {
 	idx, err := parseDocument("index.json", MediaTypeIndex, p)
 	if err != nil {
 		return entry{}, err
@@ -133,7 +138,7 @@ func (l *layout) find(root *os.Root, tag string) (entry, error) {
 			names = append(names, printable(name))
 		}
 	}
-	return entry{}, notFound(l.dir, "no tag %q; it has %d manifests, tags: %s", tag, len(idx.Manifests), strings.Join(names, ", "))
+	return entry{}, notFound(where, "no tag %q; it has %d manifests, tags: %s", tag, len(idx.Manifests), strings.Join(names, ", "))
 }
 
 // read reads a regular file of at most the size of a manifest.

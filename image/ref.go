@@ -21,15 +21,19 @@ const (
 	dockerHub     = "docker.io"
 	dockerHubHost = "registry-1.docker.io"
 	layoutPrefix  = "oci:"
+	archivePrefix = "oci-archive:"
+	dockerPrefix  = "docker-archive:"
 	maxRef        = 4096 + 256 // a path, a tag and a digest
 )
 
-// Ref names an image: in a registry ("debian:12", "localhost:5000/app@sha256:...")
-// or in an OCI layout directory ("oci:DIR[:TAG][@sha256:...]"). Refs are
-// comparable; the zero Ref names nothing.
+// Ref names an image: in a registry ("debian:12", "localhost:5000/app@sha256:..."),
+// in an OCI layout directory ("oci:DIR[:TAG][@sha256:...]"), or in a tar archive
+// of one ("oci-archive:FILE[:TAG][@sha256:...]") or of docker save
+// ("docker-archive:FILE[:TAG]"). Refs are comparable; the zero Ref names nothing.
 type Ref struct {
 	registry, repository string // of a registry
-	dir                  string // of a layout
+	prefix               string // what is not in a registry: how dir is written and read
+	dir                  string // of a layout, or the file that is an archive
 	tag, digest          string
 }
 
@@ -51,7 +55,12 @@ func ParseRef(s string) (Ref, error) {
 		return Ref{}, fmt.Errorf("reference %q: "+format, append([]any{s}, args...)...)
 	}
 	var r Ref
-	rest, isLayout := strings.CutPrefix(s, layoutPrefix)
+	rest, isLayout := s, false
+	for _, prefix := range []string{layoutPrefix, archivePrefix, dockerPrefix} {
+		if path, ok := strings.CutPrefix(s, prefix); ok {
+			rest, isLayout, r.prefix = path, true, prefix
+		}
+	}
 	if i := strings.LastIndexByte(rest, '@'); i >= 0 && (!isLayout || strings.HasPrefix(rest[i+1:], "sha256:")) {
 		rest, r.digest = rest[:i], rest[i+1:]
 		if !reDigest.MatchString(r.digest) {
@@ -70,7 +79,7 @@ func ParseRef(s string) (Ref, error) {
 	}
 	if isLayout {
 		if rest == "" || strings.ContainsRune(rest, 0) {
-			return bad("names no directory")
+			return bad("names no file or directory")
 		}
 		r.dir = rest
 		return r, nil
@@ -117,8 +126,12 @@ func (r Ref) Registry() string { return r.registry }
 // layout.
 func (r Ref) Repository() string { return r.repository }
 
-// Dir returns the layout directory as it was written, or "" for a registry.
+// Dir returns the layout directory or the archive's file as it was written, or
+// "" for a registry.
 func (r Ref) Dir() string { return r.dir }
+
+// Writable tells whether images can be stored there: archives are only read.
+func (r Ref) Writable() bool { return r.prefix != archivePrefix && r.prefix != dockerPrefix }
 
 // Digest returns "sha256:..." or "".
 func (r Ref) Digest() string { return r.digest }
@@ -138,8 +151,7 @@ func (r Ref) WithDigest(digest string) Ref {
 	return r
 }
 
-// WithDir returns the reference with another layout directory: a client makes
-// it absolute before a daemon with another working directory sees it.
+// WithDir returns the reference with another Dir: a client makes it absolute before a daemon with another working directory sees it.
 func (r Ref) WithDir(dir string) Ref {
 	r.dir = dir
 	return r
@@ -147,7 +159,7 @@ func (r Ref) WithDir(dir string) Ref {
 
 // String returns the full form, which ParseRef reads back as the same Ref.
 func (r Ref) String() string {
-	s := layoutPrefix + r.dir
+	s := r.prefix + r.dir
 	if r.registry != "" {
 		s = r.registry + "/" + r.repository
 	}

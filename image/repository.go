@@ -13,7 +13,7 @@ import (
 )
 
 // Options say how to reach a registry. The zero value is good for public ones.
-// For a layout only the limits and Features matter.
+// For a layout or an archive only the limits and Features matter.
 type Options struct {
 	Credentials Credentials
 	// PlainHTTP lists registries ("host[:port]") to speak to without TLS, in
@@ -77,6 +77,8 @@ func Open(ctx context.Context, ref Ref, opts Options) (*Repository, error) {
 	}
 	r := &Repository{ref: ref, opts: opts}
 	switch {
+	case !ref.Writable():
+		r.store = newArchive(ref, opts)
 	case ref.dir != "":
 		r.store = newLayout(ref, opts)
 	case ref.registry != "":
@@ -93,6 +95,14 @@ func Open(ctx context.Context, ref Ref, opts Options) (*Repository, error) {
 
 // Close releases connections and directories. Readers of blobs become invalid.
 func (r *Repository) Close() error { return r.store.close() }
+
+// At returns the same repository for another of its manifests. It shares all
+// with r, which is closed in its place.
+func (r *Repository) At(digest string) *Repository {
+	at := *r
+	at.ref = r.ref.WithDigest(digest)
+	return &at
+}
 
 // Ref returns the reference the repository was opened for.
 func (r *Repository) Ref() Ref { return r.ref }

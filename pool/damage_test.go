@@ -92,6 +92,8 @@ func TestDamage(t *testing.T) {
 				b := append([]byte(nil), files[name]...)
 				b[at] ^= 1 << (at % 8)
 				try(name, b, "flipped", at)
+				b[at] = ^files[name][at] // eight granules
+				try(name, b, "inverted", at)
 				try(name, files[name][:at], "cut", at)
 			}
 			try(name, append(files[name], 0), "longer", 0)

@@ -7,7 +7,6 @@ package reader
 
 import (
 	"archive/tar"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/index/rafs"
 )
 
@@ -91,28 +91,28 @@ func spoolBootstrap(ctx context.Context, repo *image.Repository, boot image.Desc
 	if boot.Size > maxBootstrap {
 		return nil, 0, index.Errorf(index.ErrLimit, boot.Digest, -1, "bootstrap layer of %d bytes, at most %d are read", boot.Size, maxBootstrap)
 	}
-	layer, err := scratch(tmp)
+	compressed, err := scratch(tmp)
 	if err != nil {
 		return nil, 0, err
 	}
-	defer layer.Close()
+	defer compressed.Close()
 	rc, err := repo.Blob(ctx, boot)
 	if err != nil {
 		return nil, 0, err
 	}
-	_, err = io.Copy(layer, rc)
+	_, err = io.Copy(compressed, rc)
 	rc.Close()
 	if err != nil {
 		return nil, 0, err
 	}
-	if _, err := layer.Seek(0, io.SeekStart); err != nil {
+	if _, err := compressed.Seek(0, io.SeekStart); err != nil {
 		return nil, 0, err
 	}
 	f, err := scratch(tmp)
 	if err != nil {
 		return nil, 0, err
 	}
-	if size, err = unpackBootstrap(f, layer); err != nil {
+	if size, err = Unpack(f, compressed); err != nil {
 		f.Close()
 		return nil, 0, fmt.Errorf("bootstrap layer %s: %w", boot.Digest, err)
 	}
@@ -128,14 +128,25 @@ func scratch(dir string) (*os.File, error) {
 	return f, err
 }
 
-// unpackBootstrap copies the bootstrap in a tar+gzip layer to w.
-func unpackBootstrap(w io.Writer, layer io.Reader) (int64, error) {
-	corrupt := func(err error) error { return fmt.Errorf("%w: %w", index.ErrCorrupt, err) }
-	zr, err := gzip.NewReader(layer)
+// Unpack copies the bootstrap that is in a bootstrap layer, a tar archive
+// compressed or not, to w and returns its size. What follows it in the layer is
+// not read. Errors wrap index.ErrCorrupt or index.ErrLimit, or are those of w
+// and the layer's reader.
+func Unpack(w io.Writer, blob io.Reader) (int64, error) {
+	// Some room for entries before it: the limit is on all that is unpacked.
+	zr, _, err := layer.Limits{StreamBytes: maxBootstrap + 1<<20}.Decompress(blob)
 	if err != nil {
-		return 0, corrupt(err)
+		return 0, err
 	}
-	for tr := tar.NewReader(zr); ; {
+	defer zr.Close()
+	unpacked := &source{r: zr}
+	corrupt := func(err error) error {
+		if unpacked.err != nil { // the stream's own, not what tar makes of it
+			return unpacked.err
+		}
+		return fmt.Errorf("%w: %v", index.ErrCorrupt, err)
+	}
+	for tr := tar.NewReader(unpacked); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
 			return 0, fmt.Errorf("%w: no %s inside", index.ErrCorrupt, NydusBootstrapInside)
@@ -143,12 +154,32 @@ func unpackBootstrap(w io.Writer, layer io.Reader) (int64, error) {
 		if err != nil {
 			return 0, corrupt(err)
 		}
-		if path.Clean(h.Name) != NydusBootstrapInside {
+		if h.Typeflag != tar.TypeReg || path.Clean("/"+h.Name) != "/"+NydusBootstrapInside {
 			continue
 		}
 		if h.Size > maxBootstrap {
 			return 0, fmt.Errorf("%w: %s has %d bytes, at most %d are read", index.ErrLimit, h.Name, h.Size, maxBootstrap)
 		}
-		return io.Copy(w, tr)
+		in := &source{r: tr}
+		n, err := io.Copy(w, in)
+		if in.err != nil {
+			err = corrupt(in.err)
+		}
+		return n, err
 	}
+}
+
+// source keeps the error of a reader, to tell it from what others say about the
+// bytes.
+type source struct {
+	r   io.Reader
+	err error // not io.EOF
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
 }

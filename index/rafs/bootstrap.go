@@ -37,8 +37,11 @@ const (
 // missing, as holes, if t has a chunk of zeros to stand for them (NeedsZeros).
 // What RAFS cannot say is ErrUnsupported or ErrLimit. The result depends on
 // the arguments alone. The tree is not changed.
-func WriteBootstrap(w io.Writer, t *index.Tree, blobs []BlobInfo, o BlobOptions) error {
-	b := &bootstrap{tree: t, blobs: blobs, o: o}
+//
+// prefetch are inodes of t for the prefetch table: what is to be read first,
+// directories with all that is below them.
+func WriteBootstrap(w io.Writer, t *index.Tree, blobs []BlobInfo, o BlobOptions, prefetch ...*index.Inode) error {
+	b := &bootstrap{tree: t, blobs: blobs, o: o, prefetch: prefetch}
 	if err := b.check(); err != nil {
 		return fmt.Errorf("write bootstrap: %w", err)
 	}
@@ -61,6 +64,8 @@ type bootstrap struct {
 	flags Flags
 	refs  []ChunkRef // by chunk of tree
 	used  []used     // chunks that files use, once each
+
+	prefetch []*index.Inode
 }
 
 // used is a chunk that a file uses.
@@ -168,7 +173,16 @@ func (b *bootstrap) walk() error {
 	if !seen[filler.zeros] {
 		b.used = append(b.used, used{filler.zeros, 0})
 	}
-	return filler.fill()
+	if err := filler.fill(); err != nil {
+		return err
+	}
+	b.prefetch = slices.Clone(b.prefetch)
+	for i, ino := range b.prefetch {
+		if b.prefetch[i] = filler.done[ino]; b.prefetch[i] == nil {
+			b.prefetch[i] = ino // which the layout will say is not in the tree
+		}
+	}
+	return nil
 }
 
 // checkFile tells whether a file has holes, and refuses one that is cut in
@@ -232,7 +246,15 @@ func (b *bootstrap) write(w io.Writer) error {
 	end := uint64(l.Blocks()) * blockSize
 	e.blobOff, e.blobSize = end, uint32(len(b.blobs)*blobEntrySize)
 	e.chunkOff, e.chunkTabSize = roundUp(end+uint64(e.blobSize)), uint64(len(b.used)*chunkEntrySize)
-	total := max(roundUp(e.chunkOff+e.chunkTabSize), minBootstrap)
+	nids, err := b.nids(l)
+	if err != nil {
+		return err
+	}
+	chunkEnd := e.chunkOff + e.chunkTabSize
+	if len(nids) > 0 {
+		e.prefetchOff, e.prefetchSize = chunkEnd, uint32(len(nids))
+	}
+	total := max(roundUp(chunkEnd+uint64(len(nids))), minBootstrap)
 	l.SetExt(e.encode())
 
 	head := &headWriter{w: w, want: deviceOffset + len(devices)*deviceSize}
@@ -249,9 +271,23 @@ func (b *bootstrap) write(w io.Writer) error {
 		}
 	}
 	table = append(table, make([]byte, e.chunkOff-end-uint64(len(table)))...)
-	table = append(b.appendChunks(table), make([]byte, total-e.chunkOff-e.chunkTabSize)...)
+	table = append(b.appendChunks(table), nids...)
+	table = append(table, make([]byte, total-chunkEnd-uint64(len(nids)))...)
 	_, err = w.Write(table)
 	return err
+}
+
+// nids returns the prefetch table: numbers of inodes, 4 bytes each.
+func (b *bootstrap) nids(l *erofs.Layout) ([]byte, error) {
+	var p []byte
+	for _, ino := range b.prefetch {
+		nid, ok := l.NID(ino)
+		if !ok || nid > math.MaxUint32 {
+			return nil, fmt.Errorf("%w: an inode to prefetch has number %d, or is not in the tree", index.ErrUnsupported, nid)
+		}
+		p = binary.LittleEndian.AppendUint32(p, uint32(nid))
+	}
+	return p, nil
 }
 
 // headPatch returns what sets the fields of the super block and the device

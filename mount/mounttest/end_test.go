@@ -69,8 +69,7 @@ func roleServe(name, store, at string) error {
 	if err != nil {
 		return err
 	}
-	hang := make(chan error)
-	n.source.hang = hang
+	n.source.hanging.Store(&hanging{told: func() { fmt.Println("hangs") }})
 	m, err := face.Mount(context.Background(), n.image(), options)
 	if err != nil {
 		return err
@@ -80,10 +79,7 @@ func roleServe(name, store, at string) error {
 	}
 	m.Close()
 	fmt.Println("ready")
-	for range hang {
-		fmt.Println("hangs")
-	}
-	return nil
+	select {} // until it is killed
 }
 
 // roleMmap maps a file and prints the digest of what it sees, or the fault. It

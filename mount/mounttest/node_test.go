@@ -76,10 +76,15 @@ func (n *node) image() mount.Image {
 // source is a blob.Source over files.
 type source struct {
 	dir     string
-	hung    string        // blob whose requests may hang
-	hang    chan<- error  // if set, is told of each request that hangs
-	release chan struct{} // ends their hanging
+	hung    string // blob whose requests may hang
+	hanging atomic.Pointer[hanging]
 	failing atomic.Bool
+}
+
+// hanging makes requests hang.
+type hanging struct {
+	told    func()        // of each, when it starts to
+	release chan struct{} // ends it
 }
 
 var errInjected = errors.New("injected")
@@ -88,11 +93,11 @@ func (s *source) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.Read
 	if s.failing.Load() {
 		return nil, errInjected
 	}
-	if s.hang != nil && ref.Digest == s.hung {
-		s.hang <- nil
+	if h := s.hanging.Load(); h != nil && ref.Digest == s.hung {
+		h.told()
 		select {
 		case <-ctx.Done():
-		case <-s.release:
+		case <-h.release:
 		}
 		return nil, errInjected
 	}

@@ -112,9 +112,8 @@ func failures(t *testing.T, face mount.Face, n *node, files []file) {
 // late: a read whose data do not come in time gets EIO, and a reader that was
 // killed meanwhile does not keep the mount from ending.
 func late(t *testing.T, face mount.Face, n *node) {
-	hang := make(chan error, 100)
-	n.source.hang, n.source.release = hang, make(chan struct{})
-	defer func() { n.source.hang = nil }()
+	release := make(chan struct{})
+	n.source.hanging.Store(&hanging{func() {}, release})
 	o := options
 	o.ReadTimeout = 100 * time.Millisecond
 	at, m := showWith(t, face, n.image(), o)
@@ -140,7 +139,8 @@ func late(t *testing.T, face mount.Face, n *node) {
 	}
 	within(t, "the killed reader", func() { cat.Wait() })
 	wait(t, "Done", m.Done())
-	close(n.source.release)
+	n.source.hanging.Store(nil)
+	close(release)
 }
 
 // cold: many read what is not here yet, at random.

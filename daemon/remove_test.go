@@ -1,0 +1,121 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/blob"
+)
+
+func TestRemove(t *testing.T) {
+	c, ref := service(t), layout(t)
+	if _, err := c.Remove(background, ref); !errors.Is(err, blob.ErrNotFound) {
+		t.Errorf("an unknown image: %v, want ErrNotFound", err)
+	}
+	dir, m := attach(t, c, ref)
+	if _, err := os.ReadFile(filepath.Join(dir, "big")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Remove(background, ref); !errors.Is(err, ErrBusy) {
+		t.Errorf("a mounted image: %v, want ErrBusy", err)
+	}
+	unmount(t, c, dir)
+	out, err := c.Remove(background, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(out.Images) != 1 || out.Images[0] != m.ManifestDigest || out.FreedBytes < int64(len(files["big"])/16) {
+		t.Errorf("removed %+v", out)
+	}
+	st, err := c.Status(background)
+	if err != nil || len(st.Images) != 0 || st.Pool.Present != 0 || st.Pool.Segments != 0 {
+		t.Errorf("%+v, pool %+v, %v", st, st.Pool, err)
+	}
+	// It can be had again.
+	dir, _ = attach(t, c, ref)
+	if got, err := os.ReadFile(filepath.Join(dir, "big")); err != nil || !bytes.Equal(got, files["big"]) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestRemoveUnderDirect: a direct mount lives on without the service that made
+// it, and the next one must not free what it shows.
+func TestRemoveUnderDirect(t *testing.T) {
+	c, ref := service(t), layout(t)
+	if _, err := c.Pull(background, Source{Ref: ref, Platform: "linux/amd64"}, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	dir, m := attach(t, c, ref)
+	if m.Face != "direct" {
+		t.Skipf("the face of a complete image here is %s", m.Face)
+	}
+	st, err := c.Status(background)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(st.Processes[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the service is dead", func() bool {
+		_, err := (&Client{Root: c.Root}).Status(background)
+		return errors.Is(err, ErrNotRunning)
+	})
+	if _, err := c.Remove(background, ref); !errors.Is(err, ErrBusy) {
+		t.Errorf("an image with a direct mount: %v, want ErrBusy", err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "big")); err != nil || !bytes.Equal(got, files["big"]) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it can be removed", func() bool {
+		_, err := c.Remove(background, ref)
+		return err == nil
+	})
+}
+
+func unmount(t *testing.T, c *Client, dir string) {
+	t.Helper()
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the mount is forgotten", func() bool {
+		st, err := c.Status(background)
+		return err == nil && len(st.Mounts) == 0
+	})
+}
+
+// TestDamagedSegment: an image whose segment is damaged is linked again and
+// fetched again.
+func TestDamagedSegment(t *testing.T) {
+	c, ref := service(t), layout(t)
+	dir, _ := attach(t, c, ref)
+	if _, err := os.ReadFile(filepath.Join(dir, "big")); err != nil {
+		t.Fatal(err)
+	}
+	unmount(t, c, dir)
+	end(t, c)
+	tables, err := filepath.Glob(filepath.Join(c.Root, "pool", "segments", "*", "table"))
+	if err != nil || len(tables) != 1 {
+		t.Fatal(tables, err)
+	}
+	b, err := os.ReadFile(tables[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(tables[0], b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir, _ = attach(t, c, ref)
+	if got, err := os.ReadFile(filepath.Join(dir, "big")); err != nil || !bytes.Equal(got, files["big"]) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
