@@ -139,7 +139,7 @@ func (s *server) open() (err error) {
 	if s.root, err = os.Stat(root); err != nil {
 		return err
 	}
-	if s.pool, err = pool.Open(filepath.Join(root, "pool")); err != nil {
+	if s.pool, err = pool.Open(poolDir(root)); err != nil {
 		return err
 	}
 	for _, err := range s.pool.Damage() {

@@ -27,6 +27,7 @@ import (
 
 // TestMain is also the service that clients of the tests start.
 func TestMain(m *testing.M) {
+	Init()
 	if len(os.Args) == 6 && os.Args[1] == "daemon" && os.Args[2] == "--root" && os.Args[4] == "--ready-fd" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()

@@ -34,12 +34,13 @@ import (
 //	                                   /linked/  package link's directory
 //	refs.json                                    reference -> manifest digest
 type store struct {
-	dir    string
-	refs   string
-	pool   *pool.Pool
-	engine *fill.Engine
-	cfg    *config.Config
-	agent  string
+	dir     string
+	refs    string
+	pool    *pool.Pool
+	poolDir string
+	engine  *fill.Engine
+	cfg     *config.Config
+	agent   string
 
 	mu    sync.Mutex
 	names map[string]string      // "<reference> <platform>" -> manifest digest
@@ -61,7 +62,7 @@ func (r *record) pulled(ref string) Pulled {
 
 func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 	s := &store{
-		dir: filepath.Join(cfg.Root, "images"), refs: filepath.Join(cfg.Root, "refs.json"), pool: p, engine: e,
+		dir: filepath.Join(cfg.Root, "images"), refs: filepath.Join(cfg.Root, "refs.json"), pool: p, poolDir: poolDir(cfg.Root), engine: e,
 		cfg: cfg.Registries, agent: "shale/" + cfg.Version,
 		names: map[string]string{}, busy: map[string]*sync.Mutex{}, uses: map[string]int{},
 	}
@@ -82,6 +83,8 @@ func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 	}
 	return s, nil
 }
+
+func poolDir(root string) string { return filepath.Join(root, "pool") }
 
 func (s *store) path(digest string) string {
 	_, hex, _ := strings.Cut(digest, ":")
@@ -245,18 +248,22 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 // it into dir. An image that no reader of ours can start lazily is converted
 // into the pool, which takes all of its data.
 func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, note func(string)) error {
-	var tree *index.Tree
+	var raw *reader.Raw
 	plain := false
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return repo.LoadConfig(gctx, img) })
 	g.Go(func() (err error) {
-		tree, err = reader.Tree(gctx, repo, img, dir)
+		raw, err = reader.Fetch(gctx, repo, img, dir)
 		if plain = errors.Is(err, reader.ErrNotConverted); plain {
 			return nil
 		}
 		return err
 	})
-	if err := g.Wait(); err != nil {
+	err := g.Wait()
+	if raw != nil {
+		defer raw.Close()
+	}
+	if err != nil {
 		return err
 	}
 	linked := filepath.Join(dir, "linked")
@@ -264,10 +271,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		note("the image is not converted: all of it is fetched, once")
 		return s.convert(ctx, repo, img, dir, linked)
 	}
-	if err := link.Link(ctx, tree, s.pool, linked); err != nil {
-		return fmt.Errorf("link %s: %w", img.ManifestDigest, err)
-	}
-	return nil
+	return s.linkRaw(ctx, raw, linked)
 }
 
 // convert brings an unconverted image into the pool by way of a layout beside
@@ -291,11 +295,12 @@ func (s *store) convert(ctx context.Context, repo *image.Repository, img *image.
 	if err != nil {
 		return err
 	}
-	tree, err := reader.Tree(ctx, local, converted, dir)
+	raw, err := reader.Fetch(ctx, local, converted, dir)
 	if err != nil {
 		return err
 	}
-	if err := link.Link(ctx, tree, s.pool, linked); err != nil {
+	defer raw.Close()
+	if err := s.linkRaw(ctx, raw, linked); err != nil {
 		return err
 	}
 	l, err := link.Open(linked)

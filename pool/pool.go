@@ -38,7 +38,8 @@ const MaxSegment = 4 << 40
 // Pool is a node's chunk store. Its methods are safe for concurrent use. Only
 // one process may have a pool open; the caller sees to that with a lock.
 type Pool struct {
-	dir string // of the segments
+	dir        string // of the segments
+	tablesOnly bool   // see OpenTables
 
 	exclusive sync.Mutex // see Exclusive
 	creating  sync.Mutex // one Create at a time; held before mu
@@ -125,7 +126,10 @@ func (p *Pool) Close() error {
 	p.mu.Unlock()
 	var errs []error
 	for _, s := range all {
-		errs = append(errs, s.sync(), s.close())
+		if !p.tablesOnly {
+			errs = append(errs, s.sync())
+		}
+		errs = append(errs, s.close())
 	}
 	return errors.Join(errs...)
 }
@@ -225,7 +229,11 @@ func (p *Pool) Create(entries []Entry) (*Segment, error) {
 	if err := createSegment(dir, b, size, id); err != nil {
 		return nil, noSpace(err)
 	}
-	s, err := openSegment(dir, id)
+	open := openSegment
+	if p.tablesOnly {
+		open = openTableOnly
+	}
+	s, err := open(dir, id)
 	if err != nil {
 		return nil, errors.Join(err, deleteSegment(dir))
 	}

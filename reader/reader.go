@@ -39,6 +39,27 @@ var ErrNotConverted = errors.New("the image is not converted (shale convert make
 
 // Tree reads the index of an image. tmp is a directory for a scratch file.
 func Tree(ctx context.Context, repo *image.Repository, img *image.Image, tmp string) (*index.Tree, error) {
+	raw, err := Fetch(ctx, repo, img, tmp)
+	if err != nil {
+		return nil, err
+	}
+	defer raw.Close()
+	return raw.Tree()
+}
+
+// Raw is the index of an image as it was fetched. It may go to another process
+// to be read: bytes from a registry, once their digest is right, are still
+// somebody else's.
+type Raw struct {
+	Name   string             // for errors: the digest of what the index was in
+	Size   int64              // of File
+	Layers []image.Descriptor // of the image
+	File   *os.File           `json:"-"` // without a name
+}
+
+// Fetch fetches the index of an image, verified, into a scratch file in tmp.
+// The caller closes it.
+func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, tmp string) (*Raw, error) {
 	boot, ok := Bootstrap(img)
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", img.ManifestDigest, ErrNotConverted)
@@ -50,8 +71,15 @@ func Tree(ctx context.Context, repo *image.Repository, img *image.Image, tmp str
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	b, err := rafs.Open(f, size, boot.Digest)
+	return &Raw{Name: boot.Digest, Size: size, Layers: img.Layers, File: f}, nil
+}
+
+// Close gives up the scratch file.
+func (r *Raw) Close() error { return r.File.Close() }
+
+// Tree reads the index.
+func (r *Raw) Tree() (*index.Tree, error) {
+	b, err := rafs.Open(r.File, r.Size, r.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -60,14 +88,14 @@ func Tree(ctx context.Context, repo *image.Repository, img *image.Image, tmp str
 		return nil, err
 	}
 	sizes := map[string]int64{}
-	for _, l := range img.Layers {
+	for _, l := range r.Layers {
 		sizes[l.Digest] = l.Size
 	}
 	for i := range t.Blobs {
 		tb := &t.Blobs[i]
 		size, ok := sizes[tb.Digest]
 		if !ok {
-			return nil, index.Errorf(index.ErrCorrupt, boot.Digest, -1, "blob %s of the bootstrap is not a layer of the manifest", tb.Digest)
+			return nil, index.Errorf(index.ErrCorrupt, r.Name, -1, "blob %s of the bootstrap is not a layer of the manifest", tb.Digest)
 		}
 		tb.Size = size
 	}

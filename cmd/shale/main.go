@@ -28,7 +28,9 @@ import (
 var version = "dev"
 
 func main() {
-	runtime.Init() // does not return in a process that package runtime started
+	// Neither returns in a process that its package started.
+	runtime.Init()
+	daemon.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := newRoot().ExecuteContext(ctx)
