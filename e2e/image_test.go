@@ -19,9 +19,18 @@ import (
 )
 
 func TestMountedTreeEqualsTar(t *testing.T) {
+	for _, face := range []string{"device", "fuse", "direct"} {
+		t.Run(face, func(t *testing.T) { testMountedTree(t, face) })
+	}
+}
+
+func testMountedTree(t *testing.T, face string) {
 	w := setup(t)
 	n := w.node(t)
-	n.shale(0, "mount", w.registry.Host()+"/"+name, n.mnt)
+	if face == "direct" {
+		n.shale(0, "pull", "-q", "--complete", w.registry.Host()+"/"+name)
+	}
+	n.shale(0, "mount", "--face", face, w.registry.Host()+"/"+name, n.mnt)
 	compare(t, w.truth, n.mnt)
 	if st := n.status(); len(st.Mounts) != 1 || st.Mounts[0].Fill.Errors != 0 {
 		t.Errorf("status: %+v", st.Mounts)

@@ -16,7 +16,7 @@ packages="
 	docker-registry
 	crun runc
 	erofs-utils fuse3
-	busybox-static isal zstd xz-utils
+	busybox-static attr isal zstd xz-utils
 	gcc libc6-dev
 "
 # mmdebstrap, debian-archive-keyring  the images of bench/debian
@@ -24,6 +24,7 @@ packages="
 # crun, runc                          runtime/
 # erofs-utils, fuse3                  fsck.erofs and fusermount3, in tests
 # busybox-static, zstd, xz            test containers and archives
+# attr                                setfattr, for what the tests' layers carry
 # isal                                igzip, for the peer of bench/plain
 # gcc, libc6-dev                      go test -race
 

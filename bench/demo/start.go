@@ -64,6 +64,7 @@ func (d *demo) convert(ctx context.Context) error {
 // startPlain is what an engine does: download, verify, unpack, run.
 func (d *demo) startPlain(ctx context.Context, dir string) (cost, error) {
 	defer os.RemoveAll(dir)
+	defer runtime.Clean(filepath.Join(dir, "containers")) // of what a failed start leaves
 	oci0, err := runtime.Find()
 	if err != nil {
 		return cost{}, err
