@@ -2,10 +2,9 @@ package fill
 
 import (
 	"context"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
-
-	"github.com/shale-image/shale/pool"
 )
 
 // Missing adds up the chunks of the image that are not on the node: how many
@@ -13,7 +12,7 @@ import (
 func (im *Image) Missing() (chunks int, bytes int64) {
 	for i := range im.linked.Chunks() {
 		c := im.linked.Chunk(i)
-		if s, at := im.address(c); s == nil || !s.pool.Present(at.off, int64(c.Size)) {
+		if s, at := im.address(c); s == nil || !s.present(at, c) {
 			chunks++
 			bytes += int64(c.Length)
 		}
@@ -31,38 +30,36 @@ func (im *Image) ContentBytes() (n int64) {
 
 // Complete fetches everything of the image that is not on the node yet, in
 // large requests, several at once. It returns the first error, after which
-// what came is kept. progress, if not nil, is told of stored bytes as they
-// are asked for, from several goroutines.
+// what came is kept. When ctx ends it returns at once; the requests under way
+// go on. progress, if not nil, is told of stored bytes as they arrive, from
+// several goroutines.
 func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error {
-	e := im.engine
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(1, e.opt.Requests/2)) // leave slots for readers
-	for i := 0; i < im.linked.Chunks() && gctx.Err() == nil; {
-		wants, next := im.planAll(i)
-		i = next
-		if len(wants) == 0 {
-			continue
-		}
+	var (
+		e       = im.engine
+		mu      sync.Mutex
+		next    int
+		g, gctx = errgroup.WithContext(ctx)
+	)
+	for range completeRequests {
 		g.Go(func() error {
-			var bytes int64
-			for _, w := range wants {
-				bytes += int64(w.chunk.Length)
-			}
-			if progress != nil {
-				defer progress(bytes)
-			}
-			e.start(im, wants)
-			for _, w := range wants {
-				select {
-				case <-w.flight.done:
-				case <-gctx.Done():
-					return gctx.Err()
+			for gctx.Err() == nil {
+				mu.Lock()
+				// What is claimed is asked for at once: a reader who joins it
+				// does not wait in our queue.
+				wants, to := im.background(next, im.linked.FlatSize, completeRequest)
+				next = to
+				mu.Unlock()
+				if len(wants) == 0 {
+					break
 				}
-				if w.flight.err != nil {
-					return w.flight.err
-				}
-				if w.flight.data != nil {
-					return pool.ErrNoSpace
+				im.requests.Go(func() { im.fetch(wants) })
+				for _, w := range wants {
+					if err := im.arrive(gctx, wait{w.index, w.flight}); err != nil {
+						return err
+					}
+					if progress != nil {
+						progress(int64(w.chunk.Length))
+					}
 				}
 			}
 			return nil
@@ -71,10 +68,14 @@ func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	// What others were fetching while we planned may have failed since.
-	if n, _ := im.Missing(); n > 0 {
-		for i := range im.linked.Chunks() {
-			if _, err := im.need(ctx, i, im.linked.Chunk(i)); err != nil {
+	// What others were fetching meanwhile.
+	for i := range im.linked.Chunks() {
+		waits, err := e.join(im, i, i+1)
+		if err != nil {
+			return err
+		}
+		for _, w := range waits {
+			if err := im.arrive(ctx, w); err != nil {
 				return err
 			}
 		}
@@ -82,30 +83,19 @@ func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error
 	return ctx.Err()
 }
 
-// planAll claims missing chunks from i on, MaxWindow stored bytes of one blob
-// at most, and says where to go on.
-func (im *Image) planAll(i int) (wants []want, next int) {
-	e := im.engine
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var end, bytes int64
-	for ; i < im.linked.Chunks(); i++ {
-		c := im.linked.Chunk(i)
-		s, at := im.address(c)
-		if s == nil {
-			continue
-		}
-		if _, busy := e.flights[at]; busy || s.pool.Present(at.off, int64(c.Size)) {
-			continue
-		}
-		if len(wants) > 0 && (c.Blob != wants[0].chunk.Blob || c.Offset < end || c.Offset-end > maxGap ||
-			bytes+int64(c.Length) > e.opt.MaxWindow) {
-			break
-		}
-		w := want{chunk: c, segment: s, at: at, flight: &flight{done: make(chan struct{})}}
-		e.flights[at] = w.flight
-		wants = append(wants, w)
-		end, bytes = c.Offset+int64(c.Length), bytes+int64(c.Length)
+// arrive returns when a chunk is in the pool.
+func (im *Image) arrive(ctx context.Context, w wait) error {
+	f, err := im.await(ctx, w)
+	if err != nil || f == nil || f.data == nil {
+		return err
 	}
-	return wants, i
+	// The pool was full. Perhaps it no longer is.
+	s, at := im.address(im.linked.Chunk(w.chunk))
+	if err := s.pool.Store(at.off, f.data); err != nil {
+		return err
+	}
+	im.engine.mu.Lock()
+	defer im.engine.mu.Unlock()
+	im.engine.release(at)
+	return nil
 }

@@ -1,0 +1,138 @@
+package fill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/shale-image/shale/link"
+)
+
+// flight is a chunk that is being fetched. After done is closed, err says
+// whether that failed; data holds the bytes if the pool could not store them
+// and nil otherwise.
+type flight struct {
+	done chan struct{}
+	err  error
+	data []byte
+
+	// wanted: a reader waited for this chunk when its request was made. If it
+	// did not, and the request fails, whoever waits now deserves a request of
+	// its own.
+	wanted bool
+}
+
+// wait is a flight that a reader waits for, and its chunk in the reader's map.
+type wait struct {
+	chunk  int
+	flight *flight
+}
+
+// join returns the flights of the chunks [lo, hi) that are not here. Those
+// that nobody fetches yet it starts to fetch, with what is worth to come along.
+//
+// A chunk is stored before its flight leaves the table. So under e.mu it is
+// either here, or in the table, or nobody fetches it.
+func (e *Engine) join(im *Image, lo, hi int) (waits []wait, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i := lo; i < hi; i++ {
+		c := im.linked.Chunk(i)
+		s, at := im.address(c)
+		if s == nil {
+			return waits, fmt.Errorf("fill: chunk %s of %d bytes at flat address %d: %w", c.Digest, c.Size, c.Flat, ErrStale)
+		}
+		f := e.flights[at]
+		if f == nil {
+			if s.present(at, c) {
+				continue
+			}
+			wants := im.plan(i, hi)
+			e.claim(wants, hi)
+			im.start(wants)
+			f = e.flights[at]
+		}
+		waits = append(waits, wait{i, f})
+	}
+	return waits, nil
+}
+
+// claim enters flights for wants. e.mu is held.
+func (e *Engine) claim(wants []want, hi int) {
+	for k := range wants {
+		w := &wants[k]
+		w.flight = &flight{done: make(chan struct{}), wanted: w.index < hi}
+		e.flights[w.at] = w.flight
+	}
+}
+
+// await returns the flight that brought a chunk, or nil if the chunk was
+// already here when a second look was taken.
+func (im *Image) await(ctx context.Context, w wait) (*flight, error) {
+	for f, again := w.flight, false; ; {
+		select {
+		case <-f.done:
+		default:
+			select {
+			case <-f.done:
+			case <-ctx.Done():
+				return nil, fmt.Errorf("fill: waiting for chunk %s: %w", im.linked.Chunk(w.chunk).Digest, context.Cause(ctx))
+			}
+		}
+		switch {
+		case f.err == nil:
+			return f, nil
+		case errors.Is(f.err, errClosed) && im.ctx.Err() == nil: // another image was
+		case f.wanted || again:
+			return nil, f.err
+		default:
+			again = true
+		}
+		waits, err := im.engine.join(im, w.chunk, w.chunk+1)
+		if err != nil || len(waits) == 0 {
+			return nil, err
+		}
+		f = waits[0].flight
+	}
+}
+
+// maxHeld bounds the bytes of chunks that a full pool left in memory: a reader
+// that comes page by page must not fetch a chunk for each page.
+const maxHeld = 16 << 20
+
+// land ends the flight of a chunk that was stored, or could not be had (err),
+// or could not be stored (data).
+func (e *Engine) land(w want, data []byte, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	w.flight.data, w.flight.err = data, err
+	close(w.flight.done)
+	if data == nil {
+		delete(e.flights, w.at)
+		return
+	}
+	e.held = append(e.held, w.at)
+	e.heldLen += int64(len(data))
+	for e.heldLen > maxHeld {
+		e.release(e.held[0])
+	}
+}
+
+// release forgets the data of a chunk that land kept. e.mu is held.
+func (e *Engine) release(at address) {
+	if i := slices.Index(e.held, at); i >= 0 {
+		e.held = slices.Delete(e.held, i, i+1)
+		e.heldLen -= int64(len(e.flights[at].data))
+		delete(e.flights, at)
+	}
+}
+
+// want is a chunk a request is to bring.
+type want struct {
+	index   int // in the map
+	chunk   link.Chunk
+	segment *segment
+	at      address
+	flight  *flight
+}

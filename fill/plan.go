@@ -1,0 +1,97 @@
+package fill
+
+import (
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/link"
+)
+
+// maxGap is how many bytes that nobody wants a request may pass over to reach
+// bytes that somebody does: over gaps of up to 64 KiB merging costs 13% more
+// bytes and saves a round trip each.
+const maxGap = 64 << 10
+
+// Requests of Complete: readers share the link with it, and may have to wait
+// for the last chunk of one.
+const (
+	completeRequest  = 1 << 20
+	completeRequests = 4
+)
+
+// plan lists chunk i, which is missing, and those behind it that one request
+// should bring: missing chunks of the same file up to Window, then of the
+// files behind it up to Neighbours; and, if they lie near enough, all those
+// before hi. e.mu is held.
+func (im *Image) plan(i, hi int) []want {
+	o := &im.engine.opt
+	return im.collect(i, hi, o.Window, o.Neighbours)
+}
+
+// collect lists chunk i, if it is missing, and missing chunks behind it that
+// can come by the same request: window stored bytes at most, and beyond bytes
+// at most behind the end of the file that chunk i belongs to. For chunks
+// before hi there is no such limit. e.mu is held.
+func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
+	var (
+		first = i
+		own   = true // still in the file that chunk i belongs to
+		end   int64  // of what is wanted so far, in the blob
+		bytes int64
+	)
+	for ; i < im.linked.Chunks(); i++ {
+		c := im.linked.Chunk(i)
+		s, at := im.address(c)
+		if i > first {
+			if own && i >= hi && !c.Next {
+				own, window = false, min(window, bytes+beyond)
+			}
+			if s == nil || !valid(c) || c.Blob != wants[0].chunk.Blob || c.Offset < end || c.Offset-end > maxGap ||
+				i >= hi && bytes+int64(c.Length) > window {
+				break
+			}
+		}
+		if im.engine.flights[at] != nil || s.present(at, c) {
+			if i == first {
+				break
+			}
+			continue // a gap, perhaps
+		}
+		wants = append(wants, want{index: i, chunk: c, segment: s, at: at})
+		if !valid(c) {
+			break // it fails alone
+		}
+		end = c.Offset + int64(c.Length)
+		bytes += int64(c.Length)
+	}
+	return wants
+}
+
+// valid tells whether a chunk may be asked for. The map is ours, but its
+// numbers are an index's.
+func valid(c link.Chunk) bool {
+	return c.Size > 0 && c.Size <= chunk.MaxSize && c.Length > 0 && c.Length <= chunk.MaxSize+chunk.MaxSize/64 && c.Offset >= 0
+}
+
+// background claims missing chunks from chunk i on for one request that no
+// reader waits for, of at most limit stored bytes and none at or behind the
+// flat address end. It returns where to go on.
+func (im *Image) background(i int, end, limit int64) ([]want, int) {
+	e := im.engine
+	for ; i < im.linked.Chunks(); i++ {
+		c := im.linked.Chunk(i)
+		if c.Flat >= end {
+			break
+		}
+		s, at := im.address(c)
+		if s == nil || s.present(at, c) {
+			continue
+		}
+		e.mu.Lock()
+		wants := im.collect(i, i, limit, limit)
+		e.claim(wants, 0)
+		e.mu.Unlock()
+		if n := len(wants); n > 0 {
+			return wants, wants[n-1].index + 1
+		}
+	}
+	return nil, i
+}

@@ -1,0 +1,150 @@
+package fill
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/shale-image/shale/chunk"
+)
+
+// TryReadAt fills p from the flat address off if all of it is on the node,
+// and returns false otherwise. It never waits for a network.
+func (im *Image) TryReadAt(p []byte, off int64) (bool, error) {
+	ok := true
+	err := im.split(p, off, func(s *segment, q []byte, at int64) error {
+		if s != nil {
+			ok = ok && s.pool.Present(at, int64(len(q)))
+		}
+		return nil
+	})
+	if !ok || err != nil {
+		return false, err
+	}
+	if err := im.read(p, off); err != nil {
+		return false, err
+	}
+	im.follow(off, off+int64(len(p)))
+	return true, nil
+}
+
+// ReadAt fills p from the flat address off, fetching what is not on the node.
+// It returns an error rather than a byte that is not verified. Cancelling ctx
+// gives up waiting; the fetch goes on for others.
+func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if off < 0 || off+int64(len(p)) > im.Size() {
+		return im.outside(p, off)
+	}
+	end := off + int64(len(p))
+	lo := im.linked.Find(off)
+	hi := lo
+	for hi < im.linked.Chunks() && im.linked.Chunk(hi).Flat < end {
+		hi++
+	}
+	waits, err := im.engine.join(im, lo, hi)
+	im.follow(off, off+int64(len(p)))
+	if err != nil {
+		return err
+	}
+	var held []wait // what the pool had no room for
+	for _, w := range waits {
+		f, err := im.await(ctx, w)
+		if err != nil {
+			return err
+		}
+		if f != nil && f.data != nil {
+			held = append(held, wait{w.chunk, f})
+		}
+	}
+	if len(held) == 0 {
+		return im.read(p, off)
+	}
+	return im.readHeld(p, off, held)
+}
+
+// read copies what is present.
+func (im *Image) read(p []byte, off int64) error {
+	err := im.split(p, off, func(s *segment, q []byte, at int64) error {
+		switch {
+		case s != nil && !s.pool.Present(at, int64(len(q))):
+			// Not EROFS asked for this: it reads nothing but the image's files.
+			return fmt.Errorf("fill: %d bytes at %d of segment %08x belong to no chunk of the image", len(q), at, s.ID)
+		case s != nil:
+			return s.pool.ReadAt(q, at)
+		case at < im.linked.MetaSize:
+			_, err := im.linked.Meta().ReadAt(q, at)
+			return err
+		}
+		clear(q) // padding between the metadata and the segments
+		return nil
+	})
+	if err == nil {
+		im.stats.read(len(p))
+	}
+	return err
+}
+
+// readHeld is read where some chunks are only in memory.
+func (im *Image) readHeld(p []byte, off int64, held []wait) error {
+	for _, h := range held {
+		c := im.linked.Chunk(h.chunk)
+		if n := c.Flat - off; n > 0 {
+			if err := im.read(p[:n], off); err != nil {
+				return err
+			}
+			p, off = p[n:], off+n
+		}
+		// The rest of the chunk's last granule is nobody's, and zero.
+		granules := (int64(c.Size) + chunk.Block - 1) &^ (chunk.Block - 1)
+		q := p[:min(int64(len(p)), c.Flat+granules-off)]
+		clear(q)
+		if from := off - c.Flat; from < int64(len(h.flight.data)) {
+			copy(q, h.flight.data[from:])
+		}
+		im.stats.read(len(q))
+		p, off = p[len(q):], off+int64(len(q))
+	}
+	return im.read(p, off)
+}
+
+// split cuts [off, off+len(p)) at the boundaries of the metadata and the
+// segments. fn gets nil and a flat address for what is in no segment, and an
+// address in the segment otherwise.
+func (im *Image) split(p []byte, off int64, fn func(*segment, []byte, int64) error) error {
+	if off < 0 || off+int64(len(p)) > im.Size() {
+		return im.outside(p, off)
+	}
+	for len(p) > 0 {
+		var (
+			n = im.linked.MetaSize - off // if positive: bytes of metadata
+			s *segment
+		)
+		for i := range im.segments {
+			x := &im.segments[i]
+			if n > 0 {
+				break
+			}
+			if off < x.Flat {
+				n = x.Flat - off
+			} else if off < x.Flat+x.Size {
+				s, n = x, x.Flat+x.Size-off
+			}
+		}
+		if n <= 0 {
+			return fmt.Errorf("fill: flat address %d of %d: %w", off, im.Size(), ErrStale)
+		}
+		n = min(n, int64(len(p)))
+		at := off
+		if s != nil {
+			at -= s.Flat
+		}
+		if err := fn(s, p[:n], at); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+func (im *Image) outside(p []byte, off int64) error {
+	return fmt.Errorf("fill: read of %d bytes at %d is outside the image of %d bytes", len(p), off, im.Size())
+}
