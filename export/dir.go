@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -84,10 +85,21 @@ func (w *dirWriter) fill(d *os.File, at string, ino *index.Inode) error {
 		if err := w.ctx.Err(); err != nil {
 			return err
 		}
+		if err := checkName(name); err != nil {
+			return fmt.Errorf("/%s: %w", at, err)
+		}
 		p := path.Join(at, name)
 		if err := w.make(d, p, name, ino.Children[name]); err != nil {
 			return fmt.Errorf("%s: %w", p, err)
 		}
+	}
+	return nil
+}
+
+// checkName refuses names that lead elsewhere. Readers of indexes do so too.
+func checkName(name string) error {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("%w: a file with the name %q", index.ErrCorrupt, name)
 	}
 	return nil
 }

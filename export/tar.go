@@ -26,6 +26,11 @@ func Tar(ctx context.Context, w io.Writer, t *index.Tree, src blob.Source) error
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		for name := range ino.Children {
+			if err := checkName(name); err != nil {
+				return fmt.Errorf("/%s: %w", path, err)
+			}
+		}
 		h := header{name: "./" + path, ino: ino}
 		if path == "" {
 			h.name = "."

@@ -79,13 +79,18 @@ func (r *Raw) Close() error { return r.File.Close() }
 
 // Tree reads the index.
 func (r *Raw) Tree() (*index.Tree, error) {
+	_, t, err := r.read()
+	return t, err
+}
+
+func (r *Raw) read() (*rafs.Image, *index.Tree, error) {
 	b, err := rafs.Open(r.File, r.Size, r.Name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	t, err := b.Tree()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	sizes := map[string]int64{}
 	for _, l := range r.Layers {
@@ -95,11 +100,11 @@ func (r *Raw) Tree() (*index.Tree, error) {
 		tb := &t.Blobs[i]
 		size, ok := sizes[tb.Digest]
 		if !ok {
-			return nil, index.Errorf(index.ErrCorrupt, r.Name, -1, "blob %s of the bootstrap is not a layer of the manifest", tb.Digest)
+			return nil, nil, index.Errorf(index.ErrCorrupt, r.Name, -1, "blob %s of the bootstrap is not a layer of the manifest", b.Blobs()[i].ID)
 		}
 		tb.Size = size
 	}
-	return t, nil
+	return b, t, nil
 }
 
 // Bootstrap returns the layer of a Nydus image that holds its metadata.

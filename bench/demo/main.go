@@ -34,6 +34,7 @@ func main() {
 	flag.StringVar(&d.cache, "cache", "build/images", "where the built image is kept")
 	flag.DurationVar(&d.model.Delay, "delay", netmodel.Default.Delay, "delay of each request")
 	flag.Float64Var(&d.model.Bandwidth, "bandwidth", netmodel.Default.Bandwidth, "bits a second")
+	flag.StringVar(&d.chunkSize, "chunk-size", "", "of the converted image (default: the program's)")
 	flag.IntVar(&d.runs, "runs", 3, "cold starts of each kind; medians are shown")
 	flag.Parse()
 	d.command = flag.Args()
@@ -50,6 +51,7 @@ func main() {
 
 type demo struct {
 	image, shale, cache string
+	chunkSize           string
 	command             []string
 	model               netmodel.Model
 	runs                int

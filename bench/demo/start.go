@@ -56,7 +56,11 @@ func copyImage(ctx context.Context, from, to string) error {
 }
 
 func (d *demo) convert(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, d.shale, "convert", d.registry.Host()+"/"+plainName, d.registry.Host()+"/"+convertedName)
+	args := []string{"convert", d.registry.Host() + "/" + plainName, d.registry.Host() + "/" + convertedName}
+	if d.chunkSize != "" {
+		args = append(args, "--chunk-size", d.chunkSize)
+	}
+	cmd := exec.CommandContext(ctx, d.shale, args...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	return cmd.Run()
 }
