@@ -144,27 +144,35 @@ type MountStatus struct {
 	ID             string     `json:"id"`
 	Ref            string     `json:"ref"`
 	ManifestDigest string     `json:"manifest_digest"`
+	Platform       string     `json:"platform"`
 	Where          string     `json:"where"`
 	Face           string     `json:"face"`
 	Since          time.Time  `json:"since"`
 	Dev            uint64     `json:"dev"`
+	ContentBytes   int64      `json:"content_bytes"` // of all chunks of the image
 	MissingChunks  int        `json:"missing_chunks"`
-	MissingBytes   int64      `json:"missing_bytes"`
+	MissingBytes   int64      `json:"missing_bytes"` // stored bytes not yet on the node
 	Fill           fill.Stats `json:"fill"`
+	// Source is what was asked of the image's repository for it.
+	Source SourceStats `json:"source"`
 }
 
 // ImageStatus is one image the node knows.
 type ImageStatus struct {
-	Refs           []string  `json:"refs"`
+	Refs           []string  `json:"refs"` // empty if a later pull gave its name to another
 	ManifestDigest string    `json:"manifest_digest"`
 	Platform       string    `json:"platform"`
 	Pulled         time.Time `json:"pulled"`
 }
 
-// Status asks the service. It answers within a second or fails.
+// Status asks the service. It answers within a second or fails; to start a
+// service may take longer.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
+	if !c.Start {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Second)
+		defer cancel()
+	}
 	var out Status
 	if _, err := c.call(ctx, "status", nil, &out, nil); err != nil {
 		return nil, err
@@ -175,7 +183,7 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 // Removed is the result of Remove.
 type Removed struct {
 	Ref        string   `json:"ref"`
-	Images     []string `json:"images"` // manifest digests that had no other name
+	Images     []string `json:"images"` // manifest digests of images that have no name any more
 	FreedBytes int64    `json:"freed_bytes"`
 }
 
@@ -194,7 +202,8 @@ type removeArgs struct {
 	Ref string `json:"ref"`
 }
 
-// Stop ends the service if nothing is mounted; else it is ErrBusy.
+// Stop ends the service if nothing is mounted and nothing is being pulled; else
+// it is ErrBusy.
 func (c *Client) Stop(ctx context.Context) error {
 	_, err := c.call(ctx, "stop", nil, nil, nil)
 	return err

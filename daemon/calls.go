@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/index"
@@ -16,6 +19,10 @@ import (
 // dispatch carries out one request. Descriptors it returns are closed once
 // they are sent.
 func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any, []*os.File, error) {
+	switch q.Op {
+	case "pull", "mount", "remove":
+		defer s.beginWork()()
+	}
 	switch q.Op {
 	case "status":
 		return s.status(), nil, nil
@@ -55,29 +62,46 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 		if err := json.Unmarshal(q.Args, &a); err != nil {
 			return nil, nil, err
 		}
-		out, err := s.store.remove(a.Ref)
+		out, err := s.store.remove(ctx, a.Ref)
 		return out, nil, err
 	case "stop":
-		s.mu.Lock()
-		n := s.served()
-		s.mu.Unlock()
-		if n > 0 {
-			return nil, nil, fmt.Errorf("%d images are mounted: %w", n, ErrBusy)
-		}
-		s.stop()
-		return nil, nil, nil
+		return nil, nil, s.stopUnused()
 	}
 	return nil, nil, fmt.Errorf("request %q: %w by this service (version %s)", q.Op, index.ErrUnsupported, s.cfg.Version)
 }
 
-// tell sends progress to a client.
+// stopUnused ends the service unless somebody would miss it.
+func (s *server) stopUnused() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := s.served(); n > 0 {
+		return fmt.Errorf("%d images are mounted: %w", n, ErrBusy)
+	}
+	if s.work > 0 {
+		return fmt.Errorf("%d images are being pulled, mounted or removed: %w", s.work, ErrBusy)
+	}
+	s.ending = true // no call slips in before the socket is closed
+	s.stop()
+	return nil
+}
+
+// tell sends progress to a client, ten times a second at most. What a client
+// does not take at once it does not get: it may be stopped, and work goes on.
 func tell(c *net.UnixConn) func(Progress) {
-	var mu sync.Mutex
+	var (
+		mu   sync.Mutex
+		next time.Time
+	)
 	return func(p Progress) {
 		mu.Lock()
 		defer mu.Unlock()
+		now := time.Now()
+		if p.Note == "" && p.Done < p.Total && now.Before(next) {
+			return
+		}
+		next = now.Add(100 * time.Millisecond)
 		js, _ := json.Marshal(p)
-		send(c, kindProgress, js)
+		send(c, progressTime, kindProgress, js)
 	}
 }
 
@@ -114,13 +138,20 @@ func (s *server) status() *Status {
 		Processes: []Process{{Role: "worker", PID: os.Getpid()}},
 		Mounts:    []MountStatus{}, Images: s.store.list(),
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range s.mounts {
-		st.Mounts = append(st.Mounts, m.status())
+	for _, m := range s.all() {
+		if ms, ok := m.status(); ok {
+			st.Mounts = append(st.Mounts, ms)
+		}
 	}
 	sortMounts(st.Mounts)
 	return st
+}
+
+// all lists the mounts, so that nobody has to wait for what is done with them.
+func (s *server) all() []*mounted {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.mounts))
 }
 
 func (s *server) mountOf(dev uint64) (*mounted, error) {

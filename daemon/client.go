@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/shale-image/shale/index"
 )
 
 // ErrNotRunning says that no service runs on the root directory.
@@ -39,25 +41,29 @@ func (c *Client) call(ctx context.Context, op string, args, out any, progress fu
 	if len(q) > maxPacket {
 		return nil, fmt.Errorf("request of %d bytes is too long", len(q))
 	}
-	conn, err := c.connect(ctx)
+	conn, said, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
+	if said.Protocol != protocol && op != "stop" {
+		return nil, fmt.Errorf("the node service is of another version (%s, protocol %d; this program has protocol %d): unmount its images and run `shale --root %s daemon stop`; the next command starts the right one: %w",
+			said.Version, said.Protocol, protocol, c.Root, index.ErrUnsupported)
+	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if err := send(conn, kindRequest, q); err != nil {
-		return nil, err
+	if err := send(conn, resultTime, kindRequest, q); err != nil {
+		return nil, orDone(ctx, err)
 	}
 	var result []byte
+	var files []*os.File
 	buf := make([]byte, maxPacket+1)
 	for {
-		kind, body, files, err := receive(conn, buf)
+		kind, body, more, err := receive(conn, buf)
+		files = append(files, more...)
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			return nil, fmt.Errorf("node service: %w", err)
+			closeAll(files)
+			return nil, orDone(ctx, fmt.Errorf("node service: %w; its log is %s", err, c.log()))
 		}
 		switch kind {
 		case kindProgress:
@@ -93,53 +99,89 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// connect returns a connection that the service has said hello on. A service
-// that is just ending refuses or drops connections without a hello: then
-// another one is started.
-func (c *Client) connect(ctx context.Context) (*net.UnixConn, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		conn, err := dial(c.Root)
+// orDone returns err, or why ctx has ended, which then is behind err.
+func orDone(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("the node service does not answer: %w", ctx.Err())
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return err
+}
+
+func (c *Client) log() string { return filepath.Join(c.Root, logName) }
+
+// startTime is how long a service may take to start or to end: after the
+// machine has crashed it hashes what it finds.
+const startTime = time.Minute
+
+// connect returns a connection that the service has said hello on, and what it
+// said. A service that is just ending refuses or drops connections without a
+// hello: then another one is started.
+func (c *Client) connect(ctx context.Context) (*net.UnixConn, hello, error) {
+	deadline := time.Now().Add(startTime)
+	for pause := time.Duration(0); ; pause = min(2*pause+5*time.Millisecond, 200*time.Millisecond) {
+		conn, said, err := dial(ctx, c.Root)
 		if err == nil {
-			return conn, nil
+			return conn, said, nil
 		}
 		gone := errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) ||
 			errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
 		switch {
 		case !gone:
-			return nil, err
+			return nil, said, err
 		case !c.Start:
-			return nil, ErrNotRunning
+			return nil, said, ErrNotRunning
 		case time.Now().After(deadline):
-			return nil, fmt.Errorf("the node service does not answer: %w; its log is %s", err, filepath.Join(c.Root, logName))
+			return nil, said, fmt.Errorf("the node service does not answer: %w; its log is %s", err, c.log())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, said, orDone(ctx, nil)
+		case <-time.After(pause):
 		}
 		if err := c.spawn(ctx); err != nil {
-			return nil, err
+			return nil, said, err
 		}
 	}
 }
 
-func dial(root string) (*net.UnixConn, error) {
+func dial(ctx context.Context, root string) (_ *net.UnixConn, said hello, err error) {
+	ctx, cancel := context.WithTimeout(ctx, helloTime)
+	defer cancel()
 	addr, dir, err := socketAddr(root)
 	if err != nil {
-		return nil, err
+		return nil, said, err
 	}
 	defer dir.Close()
-	conn, err := net.DialUnix("unixpacket", nil, addr)
+	c, err := new(net.Dialer).DialContext(ctx, addr.Net, addr.Name)
 	if err != nil {
-		return nil, err
+		return nil, said, orDone(ctx, err)
 	}
-	conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-	kind, _, _, err := receive(conn, make([]byte, maxPacket+1))
-	if err == nil && kind != kindHello {
-		err = fmt.Errorf("%s: not the socket of a node service", filepath.Join(root, socketName))
-	}
+	conn := c.(*net.UnixConn)
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	kind, body, files, err := receive(conn, make([]byte, maxPacket+1))
+	closeAll(files)
 	if err != nil {
-		conn.Close()
-		return nil, err
+		return nil, said, orDone(ctx, err)
 	}
-	conn.SetReadDeadline(time.Time{})
-	return conn, nil
+	switch {
+	case kind == kindHello && (len(body) == 0 || json.Unmarshal(body, &said) == nil):
+		return conn, said, nil
+	case kind == kindError:
+		var w wireError
+		if json.Unmarshal(body, &w) == nil {
+			return nil, said, w.decode()
+		}
+	}
+	return nil, said, fmt.Errorf("%s: not the socket of a node service", filepath.Join(root, socketName))
 }
 
 // spawn starts the service, outside this process' session, and waits until it
@@ -148,7 +190,7 @@ func (c *Client) spawn(ctx context.Context) error {
 	if err := os.MkdirAll(c.Root, 0o700); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(filepath.Join(c.Root, logName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(c.log(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
@@ -158,7 +200,11 @@ func (c *Client) spawn(ctx context.Context) error {
 		return err
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe", "daemon", "--root", c.Root, "--ready-fd", "3")
+	root, err := filepath.Abs(c.Root) // it has another working directory
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", "daemon", "--root", root, "--ready-fd", "3")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{w}
@@ -171,7 +217,7 @@ func (c *Client) spawn(ctx context.Context) error {
 	go cmd.Wait() // no zombie while we live; it outlives us
 	stop := context.AfterFunc(ctx, func() { r.Close() })
 	defer stop()
-	said, err := io.ReadAll(io.LimitReader(r, 4096))
+	said, err := io.ReadAll(io.LimitReader(r, maxPacket))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -180,7 +226,11 @@ func (c *Client) spawn(ctx context.Context) error {
 	case string(said) == readyOK, string(said) == readyTaken: // somebody else was faster
 		return nil
 	case len(said) == 0:
-		return fmt.Errorf("the node service died while it started; its log is %s", log.Name())
+		return fmt.Errorf("the node service died while it started; its log is %s", c.log())
 	}
-	return fmt.Errorf("start the node service: %s", said)
+	var why wireError
+	if err := json.Unmarshal(said, &why); err != nil {
+		return fmt.Errorf("start the node service: %q", said)
+	}
+	return fmt.Errorf("start the node service: %w", why.decode())
 }

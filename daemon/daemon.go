@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,13 +47,15 @@ type Config struct {
 	Logger  *slog.Logger
 	// Registries is how to reach registries; nil means the defaults.
 	Registries *config.Config
-	// Ready, if not nil, is written "ok", "taken" or an error, and closed,
-	// when the service serves or cannot.
+	// Ready, if not nil, is written "ok", "taken" or an error as JSON, and
+	// closed, when the service serves or cannot.
 	Ready io.WriteCloser
 }
 
 // Run serves until ctx ends, the service is idle for long enough, or the root
-// directory vanishes.
+// directory vanishes. Calls that are under way then fail. So do readers of
+// mounts that this process serves, with EIO: nobody is left who could bring
+// their bytes. Mounts of complete images (face direct) live on.
 func Run(ctx context.Context, cfg Config) error {
 	s, err := start(cfg)
 	if err == nil && cfg.Ready != nil {
@@ -67,7 +68,7 @@ func Run(ctx context.Context, cfg Config) error {
 		case errors.Is(err, ErrBusy):
 			io.WriteString(cfg.Ready, readyTaken)
 		case err != nil:
-			io.WriteString(cfg.Ready, err.Error())
+			NotReady(cfg.Ready, err)
 		default:
 			io.WriteString(cfg.Ready, readyOK)
 		}
@@ -83,7 +84,8 @@ func Run(ctx context.Context, cfg Config) error {
 // be run, and returns err.
 func NotReady(ready io.WriteCloser, err error) error {
 	if ready != nil {
-		io.WriteString(ready, err.Error())
+		js, _ := json.Marshal(encodeError(err))
+		ready.Write(js)
 		ready.Close()
 	}
 	return err
@@ -103,9 +105,12 @@ type server struct {
 
 	mu     sync.Mutex
 	mounts map[string]*mounted
-	ended  fill.Stats // of mounts that are no more
-	calls  int        // being served
-	last   time.Time  // when there was last something to do
+	ended  totals    // of mounts that are no more
+	calls  int       // being served
+	work   int       // of these, those that pull, mount or remove
+	worked bool      // since memory was last given back
+	ending bool      // no call begins any more
+	last   time.Time // when there was last something to do
 }
 
 func start(cfg Config) (*server, error) {
@@ -123,6 +128,7 @@ func start(cfg Config) (*server, error) {
 		return nil, err
 	}
 	cfg.Root = root
+	raiseFileLimit()
 	s := &server{cfg: cfg, log: cfg.Logger, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.close())
@@ -139,6 +145,7 @@ func (s *server) open() (err error) {
 	if s.root, err = os.Stat(root); err != nil {
 		return err
 	}
+	s.turnLog()
 	if s.pool, err = pool.Open(poolDir(root)); err != nil {
 		return err
 	}
@@ -195,23 +202,32 @@ func (s *server) run(ctx context.Context) error {
 	ctx, s.stop = context.WithCancel(ctx)
 	defer s.stop()
 	s.log.Info("serving", "root", s.cfg.Root, "pid", os.Getpid(), "version", s.cfg.Version)
-	context.AfterFunc(ctx, func() { s.socket.Close() })
+	context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		s.ending = true
+		s.mu.Unlock()
+		s.socket.Close()
+	})
 	if err := s.serveMetrics(ctx); err != nil {
 		s.log.Error("no metrics", "err", err)
 	}
 	go s.keepHouse(ctx)
 	var calls sync.WaitGroup
-	for {
+	for ctx.Err() == nil {
 		c, err := s.socket.AcceptUnix()
-		if err != nil {
-			if ctx.Err() == nil {
-				s.log.Error("accept", "err", err)
+		switch {
+		case err == nil:
+			calls.Go(func() { s.serve(ctx, c) })
+		case ctx.Err() == nil:
+			// Too many open files, perhaps: that is no reason to fail those
+			// who read what is mounted.
+			s.log.Error("accept", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
 			}
-			break
 		}
-		calls.Go(func() { s.serve(ctx, c) })
 	}
-	s.stop()
 	calls.Wait()
 	s.endMounts()
 	s.log.Info("ended")
@@ -255,106 +271,38 @@ func (s *server) keepHouse(ctx context.Context) {
 			s.stop()
 			return
 		}
-		s.mu.Lock()
-		if s.calls > 0 || s.served() > 0 {
-			s.last = time.Now()
-		}
-		idle := time.Since(s.last)
-		s.mu.Unlock()
-		if s.cfg.Idle > 0 && idle >= s.cfg.Idle {
-			s.log.Info("idle; ending", "idle", idle.Round(time.Second))
+		s.turnLog()
+		s.giveMemoryBack()
+		if s.idle() {
+			s.log.Info("idle; ending", "idle", s.cfg.Idle)
 			s.stop()
 			return
 		}
 	}
 }
 
-// serve answers one connection.
-func (s *server) serve(ctx context.Context, c *net.UnixConn) {
-	defer c.Close()
-	if err := allowed(c); err != nil {
-		s.log.Warn("call refused", "err", err)
-		return
-	}
+// idle tells whether the service has been of no use for long enough. Then no
+// call begins any more: a client that is just connecting starts another one.
+func (s *server) idle() bool {
 	s.mu.Lock()
-	s.calls++
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		s.calls--
+	defer s.mu.Unlock()
+	if s.calls > 0 || s.served() > 0 {
 		s.last = time.Now()
-		s.mu.Unlock()
-	}()
-	if ctx.Err() != nil || send(c, kindHello, nil) != nil {
-		return
 	}
-	buf := make([]byte, maxPacket+1)
-	kind, body, files, err := receive(c, buf)
-	closeAll(files)
-	if err != nil || kind != kindRequest {
-		return
+	if s.cfg.Idle > 0 && time.Since(s.last) >= s.cfg.Idle {
+		s.ending = true
 	}
-	var q request
-	if err := json.Unmarshal(body, &q); err != nil {
-		s.log.Warn("bad request", "err", err)
-		return
-	}
-	ctx, cancel := watchHangup(ctx, c)
-	defer cancel()
-	result, out, err := s.safely(ctx, c, q)
-	defer closeAll(out)
-	if err != nil {
-		s.log.Info("call failed", "op", q.Op, "err", err)
-		js, _ := json.Marshal(encodeError(err))
-		send(c, kindError, js[:min(len(js), maxPacket)])
-		return
-	}
-	js, err := json.Marshal(result)
-	if err != nil {
-		s.log.Error("encode result", "op", q.Op, "err", err)
-		return
-	}
-	for len(js) > maxPacket {
-		if send(c, kindPiece, js[:maxPacket]) != nil {
-			return
-		}
-		js = js[maxPacket:]
-	}
-	if err := send(c, kindResult, js, out...); err != nil {
-		s.log.Warn("reply", "op", q.Op, "err", err)
-	}
+	return s.ending
 }
 
-// safely dispatches a request. One that panics must not take the mounts of
-// all others along.
-func (s *server) safely(ctx context.Context, c *net.UnixConn, q request) (result any, out []*os.File, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.log.Error("call panicked", "op", q.Op, "panic", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("internal error in %q: %v (the service's log has more)", q.Op, p)
-		}
-	}()
-	return s.dispatch(ctx, c, q)
-}
-
-// allowed lets in root and the service's own user.
-func allowed(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
+// giveMemoryBack returns to the system what a pull or a conversion took,
+// instead of keeping it until some later garbage collection.
+func (s *server) giveMemoryBack() {
+	s.mu.Lock()
+	now := s.worked && s.work == 0
+	s.worked = s.worked && !now
+	s.mu.Unlock()
+	if now {
+		debug.FreeOSMemory()
 	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return err
-	}
-	if cerr != nil {
-		return cerr
-	}
-	if cred.Uid != 0 && int(cred.Uid) != syscall.Geteuid() {
-		return fmt.Errorf("user %d (pid %d) is neither root nor user %d", cred.Uid, cred.Pid, syscall.Geteuid())
-	}
-	return nil
 }

@@ -325,7 +325,7 @@ func TestHostileClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, packet := range []string{"", "q", "q{", `q{"op":"mount","args":7}`, `q{"op":"?"}`, `x{}`, `q{"op":"mount"}`} {
-		conn, err := dial(c.Root)
+		conn, _, err := dial(background, c.Root)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 
 // service gives a client with a root directory of its own, whose service ends
 // with the test.
-func service(t *testing.T) *Client {
+func service(t testing.TB) *Client {
 	t.Helper()
 	// Longer than a socket address may be.
 	root := filepath.Join(t.TempDir(), "a-directory-with-a-name-that-is-long", "and-another-one-that-is-no-shorter-than-that", "root")
@@ -63,7 +63,7 @@ func service(t *testing.T) *Client {
 	return c
 }
 
-func end(t *testing.T, c *Client) {
+func end(t testing.TB, c *Client) {
 	t.Helper()
 	c = &Client{Root: c.Root}
 	for range 500 {
@@ -83,7 +83,7 @@ var files = map[string][]byte{
 }
 
 // layout makes a converted image in an OCI layout and returns its reference.
-func layout(t *testing.T) string {
+func layout(t testing.TB) string {
 	t.Helper()
 	var layer bytes.Buffer
 	tw := tar.NewWriter(&layer)
@@ -94,6 +94,12 @@ func layout(t *testing.T) string {
 		tw.Write(b)
 	}
 	tw.Close()
+	return layoutOf(t, layer.Bytes())
+}
+
+// layoutOf is the same of any layer. The tag "plain" is the image unconverted.
+func layoutOf(t testing.TB, layer []byte) string {
+	t.Helper()
 	dir := t.TempDir()
 	ctx := context.Background()
 	open := func(tag string) *image.Repository {
@@ -118,12 +124,12 @@ func layout(t *testing.T) string {
 	}
 	config, _ := json.Marshal(map[string]any{
 		"os": "linux", "architecture": "amd64", "config": map[string]any{"Cmd": []string{"/etc/hello"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{sha(layer.Bytes())}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{sha(layer)}},
 	})
 	manifest, _ := json.Marshal(map[string]any{
 		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
 		"config": push("application/vnd.oci.image.config.v1+json", config),
-		"layers": []any{push("application/vnd.oci.image.layer.v1.tar", layer.Bytes())},
+		"layers": []any{push("application/vnd.oci.image.layer.v1.tar", layer)},
 	})
 	if _, err := src.PushManifest(ctx, "application/vnd.oci.image.manifest.v1+json", manifest, "plain"); err != nil {
 		t.Fatal(err)

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
+	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/pool"
@@ -64,7 +67,9 @@ func linker() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
-	return link.Link(context.Background(), t, p, o.Dir)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return link.Link(ctx, t, p, o.Dir)
 }
 
 // linkRaw has an index read and linked into dir. It appears whole or not at all.
@@ -74,13 +79,23 @@ func (s *store) linkRaw(ctx context.Context, raw *reader.Raw, dir string) error 
 		return err
 	}
 	defer s.pool.Exclusive()()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{linkerName}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, os.Stderr
 	cmd.ExtraFiles = []*os.File{raw.File}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
+	// Asked to end it takes back what it has made.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 2 * time.Second
+	err = runOnThread(cmd)
+	// What a process made that was killed is the pool's too: the next link of
+	// the image refers to it, or the next removal frees it.
+	loaded := s.pool.Load()
+	if err != nil {
 		var w wireError
 		switch {
 		case ctx.Err() != nil:
@@ -90,5 +105,17 @@ func (s *store) linkRaw(ctx context.Context, raw *reader.Raw, dir string) error 
 		}
 		return fmt.Errorf("link %s: %w", raw.Name, err)
 	}
-	return s.pool.Load()
+	return loaded
+}
+
+// runOnThread runs a command from a thread of its own: the kernel sends
+// Pdeathsig when the thread that forked ends, and those that serve mounts do.
+func runOnThread(cmd *exec.Cmd) error {
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		ended <- cmd.Run()
+	}()
+	return <-ended
 }

@@ -58,11 +58,12 @@ func (s *server) serveMetrics(ctx context.Context) error {
 // metrics writes what the service has done since it started.
 func (s *server) metrics() []byte {
 	s.mu.Lock()
-	total, n := s.ended, len(s.mounts)
+	sum, n := s.ended, len(s.mounts)
 	for _, m := range s.mounts {
-		add(&total, m.image.Stats())
+		sum.add(m.totals())
 	}
 	s.mu.Unlock()
+	total, source := sum.fill, sum.origin
 	u := s.pool.Usage()
 	var b bytes.Buffer
 	for _, m := range []struct {
@@ -73,6 +74,10 @@ func (s *server) metrics() []byte {
 		{"shale_fetch_requests_total", "counter", "Ranged requests made for readers.", total.Requests},
 		{"shale_fetch_bytes_total", "counter", "Stored bytes asked for in them.", total.FetchedBytes},
 		{"shale_fetch_errors_total", "counter", "Fetches that failed.", total.Errors},
+		{"shale_source_requests_total", "counter", "Requests made of registries for chunks, retries included.", source.Requests},
+		{"shale_source_retries_total", "counter", "Of them, those that repeat or continue one that failed.", source.Retries},
+		{"shale_source_bytes_total", "counter", "Bytes received in them.", source.Bytes},
+		{"shale_source_errors_total", "counter", "Of them, those that failed or broke off.", source.Errors},
 		{"shale_chunks_filled_total", "counter", "Chunks verified and stored.", total.Chunks},
 		{"shale_read_bytes_total", "counter", "Bytes served to the kernel.", total.ReadBytes},
 		{"shale_pool_segments", "gauge", "Segments of the pool.", int64(u.Segments)},
@@ -86,11 +91,21 @@ func (s *server) metrics() []byte {
 	return b.Bytes()
 }
 
-func add(sum *fill.Stats, s fill.Stats) {
-	sum.ReadBytes += s.ReadBytes
-	sum.Requests += s.Requests
-	sum.FetchedBytes += s.FetchedBytes
-	sum.Chunks += s.Chunks
-	sum.ContentBytes += s.ContentBytes
-	sum.Errors += s.Errors
+// totals is what mounts have read and fetched.
+type totals struct {
+	fill   fill.Stats
+	origin SourceStats
+}
+
+func (t *totals) add(x totals) {
+	t.fill.ReadBytes += x.fill.ReadBytes
+	t.fill.Requests += x.fill.Requests
+	t.fill.FetchedBytes += x.fill.FetchedBytes
+	t.fill.Chunks += x.fill.Chunks
+	t.fill.ContentBytes += x.fill.ContentBytes
+	t.fill.Errors += x.fill.Errors
+	t.origin.Requests += x.origin.Requests
+	t.origin.Retries += x.origin.Retries
+	t.origin.Bytes += x.origin.Bytes
+	t.origin.Errors += x.origin.Errors
 }

@@ -6,8 +6,10 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"io/fs"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/shale-image/shale/fill"
@@ -31,6 +33,9 @@ type mounted struct {
 	face  string
 	dev   uint64        // st_dev of what is mounted
 	gone  chan struct{} // closed when the mount is no more and all is released
+
+	reading sync.RWMutex // held while image is asked for its status
+	ended   bool         // image is closed
 }
 
 // pullImage begins the use of an image and opens it. A linked image that is
@@ -51,7 +56,7 @@ func (s *server) pullImage(ctx context.Context, src Source, progress func(Progre
 			return nil, nil, err
 		}
 		s.log.Warn("linking an image again", "ref", src.Ref, "err", err)
-		if err := s.store.forget(u.ManifestDigest); err != nil {
+		if err := s.store.forget(ctx, u.ManifestDigest); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -59,7 +64,7 @@ func (s *server) pullImage(ctx context.Context, src Source, progress func(Progre
 
 // stale tells whether linking an image again mends an error of opening it.
 func stale(err error) bool {
-	return errors.Is(err, fill.ErrStale) || errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fill.ErrStale) || errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported)
 }
 
 func (s *server) openImage(u *use) (*fill.Image, error) {
@@ -67,7 +72,7 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.engine.Open(l, source(u.repo))
+	return s.engine.Open(l, u.origin)
 }
 
 func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)) (any, []*os.File, error) {
@@ -75,39 +80,45 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if err != nil {
 		return nil, nil, err
 	}
-	fs, face, err := s.show(ctx, u.record, im, a.Place)
+	shown, face, err := s.show(ctx, u.record, im, a.Place)
 	if err != nil {
 		return nil, nil, errors.Join(err, im.Close(), u.Close())
 	}
 	m := &mounted{
 		id: newID(), ref: a.Ref, where: a.Where, use: u, since: time.Now(),
-		image: im, fs: fs, face: face, dev: fs.Dev(), gone: make(chan struct{}),
+		image: im, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
 	}
 	s.mu.Lock()
 	s.mounts[m.id] = m
 	s.mu.Unlock()
 	s.log.Info("mounted", "id", m.id, "ref", m.ref, "where", m.where)
 	go s.watch(m)
+	if ctx.Err() != nil { // the client is gone, or the service ends
+		return nil, nil, errors.Join(ctx.Err(), shown.Abort(), shown.Close())
+	}
 	out := Mounted{Pulled: u.pulled(a.Ref), ID: m.id, Face: face}
-	if fs.FD() == nil {
+	if shown.FD() == nil {
 		return out, nil, nil
 	}
-	return out, []*os.File{fs.FD()}, nil
+	return out, []*os.File{shown.FD()}, nil
 }
 
 // watch forgets a mount when the kernel has.
 func (s *server) watch(m *mounted) {
 	<-m.fs.Done()
 	m.fs.Close()
-	st := m.image.Stats()
+	t := m.totals()
 	s.mu.Lock()
 	delete(s.mounts, m.id)
-	add(&s.ended, st)
+	s.ended.add(t)
 	s.mu.Unlock()
+	m.reading.Lock()
+	m.ended = true
 	m.image.Close()
+	m.reading.Unlock()
 	m.use.Close()
 	close(m.gone)
-	s.log.Info("unmounted", "id", m.id, "ref", m.ref, "requests", st.Requests, "fetched", st.FetchedBytes, "read", st.ReadBytes)
+	s.log.Info("unmounted", "id", m.id, "ref", m.ref, "requests", t.origin.Requests, "fetched", t.origin.Bytes, "read", t.fill.ReadBytes)
 }
 
 // endMounts aborts what is still mounted when the service ends: its readers
@@ -125,22 +136,33 @@ func (s *server) endMounts() {
 		s.log.Warn("ending with an image mounted", "id", m.id, "where", m.where)
 		m.fs.Abort()
 	}
+	late := time.After(5 * time.Second)
 	for _, m := range all {
 		select {
 		case <-m.gone:
-		case <-time.After(5 * time.Second):
-			s.log.Error("mount did not end", "id", m.id)
+		case <-late:
+			s.log.Error("mounts did not end")
+			return
 		}
 	}
 }
 
-func (m *mounted) status() MountStatus {
+// status is false if the mount has just ended.
+func (m *mounted) status() (MountStatus, bool) {
+	m.reading.RLock()
+	defer m.reading.RUnlock()
+	if m.ended {
+		return MountStatus{}, false
+	}
 	chunks, bytes := m.image.Missing()
 	return MountStatus{
-		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Where: m.where, Face: m.face,
-		Since: m.since, Dev: m.dev, MissingChunks: chunks, MissingBytes: bytes, Fill: m.image.Stats(),
-	}
+		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where, Face: m.face,
+		Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(), MissingChunks: chunks, MissingBytes: bytes,
+		Fill: m.image.Stats(), Source: m.use.origin.stats(),
+	}, true
 }
+
+func (m *mounted) totals() totals { return totals{m.image.Stats(), m.use.origin.stats()} }
 
 func sortMounts(m []MountStatus) {
 	slices.SortFunc(m, func(a, b MountStatus) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID)) })

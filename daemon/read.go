@@ -1,13 +1,43 @@
 package daemon
 
 import (
+	"context"
+	"io"
+
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/count"
 	"github.com/shale-image/shale/blob/retry"
 	"github.com/shale-image/shale/image"
 )
 
-// source is where a mount's bytes come from: the image's own repository, asked
-// again when it stumbles.
-func source(repo *image.Repository) blob.Source {
-	return retry.New(repo.Blobs(), retry.Policy{})
+// origin is where a mount's bytes come from: the image's own repository, asked
+// again when it stumbles. It counts what was asked of it, and what that took.
+type origin struct {
+	asked, made *count.Source
+}
+
+// SourceStats is what the repository of an image was asked for, by one mount.
+type SourceStats struct {
+	Requests int64 `json:"requests"` // made, retries included
+	Retries  int64 `json:"retries"`  // of them, those that repeat or continue one that failed
+	Bytes    int64 `json:"bytes"`    // received
+	Errors   int64 `json:"errors"`   // requests that failed or broke off
+}
+
+func newOrigin(repo *image.Repository) *origin {
+	made := count.New(repo.Blobs())
+	return &origin{asked: count.New(retry.New(made, retry.Policy{})), made: made}
+}
+
+// Range implements blob.Source.
+func (o *origin) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	return o.asked.Range(ctx, ref, off, n)
+}
+
+func (o *origin) stats() SourceStats {
+	asked, made := o.asked.Stats(), o.made.Stats()
+	return SourceStats{
+		Requests: made.Requests, Retries: max(0, made.Requests-asked.Requests),
+		Bytes: made.Bytes, Errors: made.Errors,
+	}
 }

@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,19 +17,19 @@ import (
 	"github.com/shale-image/shale/link"
 )
 
-// remove takes a name away from the node. An image that has no name any more
-// is removed, and what only it referred to is freed; one that is in use keeps
-// its name.
-func (s *store) remove(reference string) (*Removed, error) {
+// remove takes a name away from the node. Images that then have no name, also
+// those that lost it to a later pull, are removed, and what only they referred
+// to is freed. An image that is in use keeps its last name.
+func (s *store) remove(ctx context.Context, reference string) (*Removed, error) {
 	ref, err := image.ParseRef(reference)
 	if err != nil {
 		return nil, err
 	}
-	out := &Removed{Ref: ref.String()}
-	s.mu.Lock()
+	out := &Removed{Ref: ref.String(), Images: []string{}}
 	digests := map[string]bool{}
+	s.mu.Lock()
 	for key, digest := range s.names {
-		if strings.HasPrefix(key, ref.String()+" ") {
+		if name, _, _ := splitKey(key); name == out.Ref {
 			digests[digest] = true
 		}
 	}
@@ -35,57 +38,111 @@ func (s *store) remove(reference string) (*Removed, error) {
 		return nil, fmt.Errorf("%s: the node knows no such image: %w", ref, blob.ErrNotFound)
 	}
 	for digest := range digests {
-		removed, err := s.removeImage(ref, digest)
-		if err != nil {
+		if err := s.unname(ctx, out.Ref, digest); err != nil {
 			return nil, err
 		}
+	}
+	// A full disk may have no room for the names. To free some comes first: a
+	// name whose image is gone only has it fetched again.
+	errs := []error{}
+	for _, digest := range s.digests() {
+		removed, err := s.removeUnnamed(ctx, digest)
 		if removed {
 			out.Images = append(out.Images, digest)
 		}
+		errs = append(errs, err)
 	}
 	freed, err := link.Collect(s.pool, s.linkedDirs)
 	out.FreedBytes = freed.Disk
-	return out, err
+	return out, errors.Join(append(errs, err, s.saveNames())...)
 }
 
-// removeImage removes the reference's names of an image, and the image if it
-// has no other.
-func (s *store) removeImage(ref image.Ref, digest string) (removed bool, err error) {
-	defer s.lock(digest)()
+// unname takes the reference's names from an image.
+func (s *store) unname(ctx context.Context, ref, digest string) error {
+	unlock, err := s.lock(ctx, digest)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	others := false
-	for key, d := range s.names {
-		others = others || d == digest && !strings.HasPrefix(key, ref.String()+" ")
+	ours := func(key, d string) bool {
+		name, _, _ := splitKey(key)
+		return d == digest && name == ref
 	}
-	dir := s.path(digest)
-	if !others {
-		if s.uses[digest] > 0 || mountedElsewhere(filepath.Join(dir, "linked", "meta")) {
-			return false, fmt.Errorf("%s (%s) is mounted: %w", ref, digest, ErrBusy)
+	others := 0
+	for key, d := range s.names {
+		if d == digest && !ours(key, d) {
+			others++
 		}
 	}
-	for key, d := range s.names {
-		if d == digest && strings.HasPrefix(key, ref.String()+" ") {
-			delete(s.names, key)
+	if others == 0 {
+		if err := s.unusedLocked(digest); err != nil {
+			return fmt.Errorf("%s: %w", ref, err)
 		}
 	}
-	if err := s.saveNames(); err != nil || others {
+	maps.DeleteFunc(s.names, ours)
+	return nil
+}
+
+// unused returns an error that wraps ErrBusy if an image is in use.
+func (s *store) unused(digest string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unusedLocked(digest)
+}
+
+func (s *store) unusedLocked(digest string) error {
+	if s.uses[digest] > 0 || mountedElsewhere(filepath.Join(s.path(digest), "linked", "meta")) {
+		return fmt.Errorf("%s is mounted, or being pulled: %w", digest, ErrBusy)
+	}
+	return nil
+}
+
+// removeUnnamed removes an image that has no name and is not in use.
+func (s *store) removeUnnamed(ctx context.Context, digest string) (bool, error) {
+	if _, err := os.Stat(filepath.Join(s.path(digest), "record")); err != nil {
+		return false, nil // it is being made
+	}
+	unlock, err := s.lock(ctx, digest)
+	if err != nil {
 		return false, err
+	}
+	defer unlock()
+	s.mu.Lock()
+	named := slices.Contains(slices.Collect(maps.Values(s.names)), digest)
+	stays := named || s.unusedLocked(digest) != nil
+	s.mu.Unlock()
+	if stays {
+		return false, nil
 	}
 	// Renamed it cannot be found any more, and what is left of it after a
 	// crash is removed by openStore.
+	dir := s.path(digest)
 	gone := dir + removedSuffix
-	if err := os.Rename(dir, gone); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Rename(dir, gone); err != nil {
 		return false, err
 	}
 	return true, os.RemoveAll(gone)
 }
 
 // forget makes the node index and link an image again when it is next asked
-// for.
-func (s *store) forget(digest string) error {
-	defer s.lock(digest)()
-	err := os.Remove(filepath.Join(s.path(digest), "record"))
+// for, unless somebody uses it as it is.
+func (s *store) forget(ctx context.Context, digest string) error {
+	unlock, err := s.lock(ctx, digest)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.uses[digest] > 0 {
+		return nil // somebody has already made it again, or has it open since before it was damaged
+	}
+	if err := s.unusedLocked(digest); err != nil {
+		return fmt.Errorf("it has to be linked again: %w", err)
+	}
+	err = os.Remove(filepath.Join(s.path(digest), "record"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -94,11 +151,31 @@ func (s *store) forget(digest string) error {
 
 const removedSuffix = ".removed"
 
-// removeLeftovers ends removals that a crash interrupted.
+// removeLeftovers removes what processes left behind that were killed: images
+// that were being made or removed, and files that were being written.
 func (s *store) removeLeftovers() error {
-	left, err := filepath.Glob(filepath.Join(s.dir, "*"+removedSuffix))
-	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(s.refs), ".refs.json*"))
+	for _, de := range entries {
+		dir := filepath.Join(s.dir, de.Name())
+		if strings.HasSuffix(dir, removedSuffix) {
+			left = append(left, dir)
+			continue
+		}
+		if _, e := os.Stat(filepath.Join(dir, "record")); errors.Is(e, os.ErrNotExist) && !mountedElsewhere(filepath.Join(dir, "linked", "meta")) {
+			left = append(left, dir)
+			continue
+		}
+		for _, pattern := range []string{".*", "scratch", "linked.new"} {
+			names, e := filepath.Glob(filepath.Join(dir, pattern))
+			left, err = append(left, names...), errors.Join(err, e)
+		}
+	}
+	for _, name := range left {
+		err = errors.Join(err, os.RemoveAll(name))
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,7 +22,6 @@ import (
 	"github.com/shale-image/shale/convert"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
-	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
@@ -42,10 +42,14 @@ type store struct {
 	cfg     *config.Config
 	agent   string
 
-	mu    sync.Mutex
-	names map[string]string      // "<reference> <platform>" -> manifest digest
-	busy  map[string]*sync.Mutex // by manifest digest; see lock
-	uses  map[string]int         // by manifest digest
+	log *slog.Logger
+
+	saving sync.Mutex // held while refs.json is written
+
+	mu    sync.Mutex               // never held while something is written
+	names map[string]string        // "<reference> <platform>" -> manifest digest
+	busy  map[string]chan struct{} // by manifest digest; see lock
+	uses  map[string]int           // by manifest digest
 }
 
 // record is what the node keeps of an image besides its config and its link.
@@ -63,8 +67,8 @@ func (r *record) pulled(ref string) Pulled {
 func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 	s := &store{
 		dir: filepath.Join(cfg.Root, "images"), refs: filepath.Join(cfg.Root, "refs.json"), pool: p, poolDir: poolDir(cfg.Root), engine: e,
-		cfg: cfg.Registries, agent: "shale/" + cfg.Version,
-		names: map[string]string{}, busy: map[string]*sync.Mutex{}, uses: map[string]int{},
+		cfg: cfg.Registries, agent: "shale/" + cfg.Version, log: cfg.Logger,
+		names: map[string]string{}, busy: map[string]chan struct{}{}, uses: map[string]int{},
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
@@ -72,16 +76,7 @@ func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 	if err := s.removeLeftovers(); err != nil {
 		return nil, err
 	}
-	js, err := os.ReadFile(s.refs)
-	if err == nil {
-		err = json.Unmarshal(js, &s.names)
-	} else if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.refs, err)
-	}
-	return s, nil
+	return s, s.loadNames()
 }
 
 func poolDir(root string) string { return filepath.Join(root, "pool") }
@@ -94,18 +89,23 @@ func (s *store) path(digest string) string {
 // use is an image that somebody uses: until Close it is not removed.
 type use struct {
 	*record
-	repo  *image.Repository // where its bytes come from
-	store *store
+	repo   *image.Repository
+	origin *origin // where its bytes come from
+	store  *store
 }
 
 // Close ends the use.
 func (u *use) Close() error {
-	u.store.mu.Lock()
-	if u.store.uses[u.ManifestDigest]--; u.store.uses[u.ManifestDigest] == 0 {
-		delete(u.store.uses, u.ManifestDigest)
-	}
-	u.store.mu.Unlock()
+	u.store.endUse(u.ManifestDigest)
 	return u.repo.Close()
+}
+
+func (s *store) endUse(digest string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.uses[digest]--; s.uses[digest] == 0 {
+		delete(s.uses, digest)
+	}
 }
 
 // pull finds the image of a reference: on the node if it is there, else, or if
@@ -141,29 +141,29 @@ func (s *store) pull(ctx context.Context, src Source, note func(string)) (_ *use
 	return u, nil
 }
 
-// nameKey is a reference as refs.json has it.
-func nameKey(ref image.Ref, platform string) string { return ref.String() + " " + platform }
-
 // known begins the use of an image that the node has under a name; if there is
 // none the error wraps os.ErrNotExist.
 func (s *store) known(key string, repo *image.Repository) (*use, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	digest, ok := s.names[key]
+	if ok {
+		s.uses[digest]++ // so that it stays while it is looked at
+	}
+	s.mu.Unlock()
 	if !ok {
 		return nil, os.ErrNotExist
 	}
 	rec, err := s.load(digest)
 	if err != nil {
+		s.endUse(digest)
 		return nil, err
 	}
-	return s.begin(rec, repo), nil
+	return s.newUse(rec, repo), nil
 }
 
-// begin counts a use. s.mu is held.
-func (s *store) begin(rec *record, repo *image.Repository) *use {
-	s.uses[rec.ManifestDigest]++
-	return &use{rec, repo, s}
+// newUse makes a use that is counted already.
+func (s *store) newUse(rec *record, repo *image.Repository) *use {
+	return &use{rec, repo, newOrigin(repo), s}
 }
 
 // fetch asks the repository what it has, and gives it the name.
@@ -172,61 +172,94 @@ func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, p
 	if err != nil {
 		return nil, err
 	}
-	defer s.lock(img.ManifestDigest)()
+	unlock, err := s.lock(ctx, img.ManifestDigest)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	rec, err := s.add(ctx, repo, img, note)
 	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.names[key] != rec.ManifestDigest {
-		s.names[key] = rec.ManifestDigest
+	news := s.names[key] != rec.ManifestDigest
+	s.names[key] = rec.ManifestDigest
+	s.uses[rec.ManifestDigest]++
+	s.mu.Unlock()
+	if news {
 		if err := s.saveNames(); err != nil {
+			s.endUse(rec.ManifestDigest)
 			return nil, err
 		}
 	}
-	return s.begin(rec, repo), nil
+	return s.newUse(rec, repo), nil
 }
 
 // lock keeps others from making or removing the image until the caller calls
-// what it returns.
-func (s *store) lock(digest string) (unlock func()) {
+// unlock.
+func (s *store) lock(ctx context.Context, digest string) (unlock func(), err error) {
 	s.mu.Lock()
 	l := s.busy[digest]
 	if l == nil {
-		l = new(sync.Mutex)
+		l = make(chan struct{}, 1)
 		s.busy[digest] = l
 	}
 	s.mu.Unlock()
-	l.Lock()
-	return l.Unlock
+	select {
+	case l <- struct{}{}:
+		return func() { <-l }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
+// load reads what is kept of an image. If that is not there, or damaged, the
+// error wraps os.ErrNotExist: it can be made again.
 func (s *store) load(digest string) (*record, error) {
-	dir := s.path(digest)
-	js, err := os.ReadFile(filepath.Join(dir, "record"))
+	rec, err := s.loadRecord(digest)
+	if err != nil {
+		return nil, err
+	}
+	rec.config, err = os.ReadFile(filepath.Join(s.path(digest), "config"))
+	if err == nil && !json.Valid(rec.config) {
+		err = fmt.Errorf("%s/config is damaged: %w", s.path(digest), os.ErrNotExist)
+	}
+	return rec, err
+}
+
+func (s *store) loadRecord(digest string) (*record, error) {
+	js, err := os.ReadFile(filepath.Join(s.path(digest), "record"))
 	if err != nil {
 		return nil, err
 	}
 	rec := &record{}
-	if err := json.Unmarshal(js, rec); err != nil {
-		return nil, fmt.Errorf("%s/record: %w: %v", dir, index.ErrCorrupt, err)
+	if json.Unmarshal(js, rec) != nil || rec.ManifestDigest != digest {
+		return nil, fmt.Errorf("%s/record is damaged: %w", s.path(digest), os.ErrNotExist)
 	}
-	rec.config, err = os.ReadFile(filepath.Join(dir, "config"))
-	return rec, err
+	return rec, nil
 }
 
 // add indexes and links an image and remembers it, if that was not done
 // before. The caller holds its lock.
-func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, note func(string)) (*record, error) {
+func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, note func(string)) (_ *record, err error) {
 	rec, err := s.load(img.ManifestDigest)
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return rec, err
 	}
 	dir := s.path(img.ManifestDigest)
-	if err := os.RemoveAll(dir); err != nil { // a record is written last
+	// A record is written last: without one nothing here is of use, unless it
+	// got lost while somebody reads the image.
+	if err := s.unused(img.ManifestDigest); err != nil {
 		return nil, err
 	}
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -288,7 +321,9 @@ func (s *store) convert(ctx context.Context, repo *image.Repository, img *image.
 		return err
 	}
 	defer local.Close()
-	if _, err := convert.Convert(ctx, repo, local, convert.Options{Platform: img.Platform, Compress: true, Compressor: chunk.None}); err != nil {
+	if _, err := convert.Convert(ctx, repo, local, convert.Options{
+		Platform: img.Platform, Compress: true, Compressor: chunk.None, TempDir: dir,
+	}); err != nil {
 		return err
 	}
 	converted, err := local.ResolveManifest(ctx, img.Platform)
@@ -318,36 +353,52 @@ func (s *store) convert(ctx context.Context, repo *image.Repository, img *image.
 	return s.pool.Sync() // nothing can bring it back but to do it all again
 }
 
-// saveNames writes refs.json. s.mu is held.
-func (s *store) saveNames() error {
-	js, err := json.MarshalIndent(s.names, "", "  ")
-	if err != nil {
-		return err
-	}
-	return renameio.WriteFile(s.refs, append(js, '\n'), 0o600)
-}
-
 func (s *store) link(rec *record) (*link.Image, error) {
 	return link.Open(filepath.Join(s.path(rec.ManifestDigest), "linked"))
 }
 
+// list lists the images that the node knows, those last that have no name: a
+// later pull gave it to another.
 func (s *store) list() []ImageStatus {
-	s.mu.Lock()
 	refs := map[string][]string{}
+	for _, digest := range s.digests() {
+		refs[digest] = []string{}
+	}
+	s.mu.Lock()
 	for key, digest := range s.names {
-		ref, _, _ := strings.Cut(key, " ")
-		refs[digest] = append(refs[digest], ref)
+		if ref, _, ok := splitKey(key); ok {
+			refs[digest] = append(refs[digest], ref)
+		}
 	}
 	s.mu.Unlock()
 	out := []ImageStatus{}
 	for digest, names := range refs {
-		rec, err := s.load(digest)
+		rec, err := s.loadRecord(digest)
 		if err != nil {
 			continue // removed by hand; the next pull brings it back
 		}
 		slices.Sort(names)
-		out = append(out, ImageStatus{Refs: names, ManifestDigest: digest, Platform: rec.Platform, Pulled: rec.Pulled})
+		out = append(out, ImageStatus{Refs: slices.Compact(names), ManifestDigest: digest, Platform: rec.Platform, Pulled: rec.Pulled})
 	}
-	slices.SortFunc(out, func(a, b ImageStatus) int { return cmp.Compare(a.Refs[0], b.Refs[0]) })
+	slices.SortFunc(out, func(a, b ImageStatus) int {
+		if len(a.Refs) == 0 || len(b.Refs) == 0 {
+			return cmp.Or(cmp.Compare(len(b.Refs), len(a.Refs)), cmp.Compare(a.ManifestDigest, b.ManifestDigest))
+		}
+		return cmp.Compare(a.Refs[0], b.Refs[0])
+	})
+	return out
+}
+
+// digests lists the images there are on disk, named or not.
+func (s *store) digests() (out []string) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil
+	}
+	for _, de := range entries {
+		if digest := "sha256:" + de.Name(); reDigest.MatchString(digest) {
+			out = append(out, digest)
+		}
+	}
 	return out
 }

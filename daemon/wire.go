@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,12 +27,15 @@ import (
 // with exactly the packet it belongs to. Each packet is one byte of kind and a
 // body:
 //
-//	server  h          hello: the connection will be served
+//	server  h {...}    hello, JSON: the connection will be served
 //	client  q {...}    the request, JSON
 //	server  p {...}    progress, JSON; any number
-//	server  d ...      a piece of the result; any number
-//	server  r ...      the last piece of the result, with descriptors if any
-//	server  e {...}    instead of r: an error, JSON
+//	server  d ...      a piece of the result, or descriptors; any number
+//	server  r ...      the last piece of the result
+//	server  e {...}    instead of r, or of h: an error, JSON
+//
+// The request "stop" means the same in every protocol, so that a program can
+// always end the service of another version.
 const (
 	kindHello    = 'h'
 	kindRequest  = 'q'
@@ -39,60 +44,96 @@ const (
 	kindResult   = 'r'
 	kindError    = 'e'
 
+	protocol   = 1
 	maxPacket  = 64 << 10
 	socketName = "shale.sock"
+
+	// helloTime is how long a service may take to say hello, and a client to
+	// say what it wants.
+	helloTime = 5 * time.Second
+	// resultTime is how long a client may take to accept a result, progressTime
+	// what it may hold up work for: it can have been stopped with Ctrl-Z.
+	resultTime   = time.Minute
+	progressTime = 10 * time.Millisecond
 )
+
+// hello is what a service says first.
+type hello struct {
+	Protocol int    `json:"protocol"`
+	Version  string `json:"version"` // of the program
+}
 
 type request struct {
 	Op   string          `json:"op"`
 	Args json.RawMessage `json:"args,omitempty"`
 }
 
+// errEnding is what calls get that a service ending cuts short.
+var errEnding = errors.New("the node service is being ended")
+
 // wireError carries an error and which of the sentinels it wraps.
 type wireError struct {
-	Text string `json:"text"`
-	Kind string `json:"kind,omitempty"`
+	Text  string   `json:"text"`
+	Kinds []string `json:"kinds,omitempty"`
 }
 
 // kinds are the sentinels that survive the way over the socket.
-var kinds = map[string]error{
-	"not-found":      blob.ErrNotFound,
-	"unauthorized":   blob.ErrUnauthorized,
-	"unavailable":    blob.ErrUnavailable,
-	"not-an-image":   image.ErrNotImage,
-	"wrong-platform": image.ErrPlatform,
-	"corrupt":        chunk.ErrCorrupt,
-	"unsupported":    index.ErrUnsupported,
-	"limit":          index.ErrLimit,
-	"no-space":       pool.ErrNoSpace,
-	"not-exist":      fs.ErrNotExist,
-	"busy":           ErrBusy,
+var kinds = []struct {
+	name string
+	err  error
+}{
+	{"no-space", pool.ErrNoSpace},
+	{"unauthorized", blob.ErrUnauthorized},
+	{"wrong-platform", image.ErrPlatform},
+	{"not-an-image", image.ErrNotImage},
+	{"corrupt", chunk.ErrCorrupt},
+	{"range", blob.ErrRange},
+	{"limit", index.ErrLimit},
+	{"unsupported", index.ErrUnsupported},
+	{"busy", ErrBusy},
+	{"unavailable", blob.ErrUnavailable},
+	{"not-found", blob.ErrNotFound},
+	{"not-exist", fs.ErrNotExist},
+	{"permission", fs.ErrPermission},
 }
 
 func encodeError(err error) wireError {
-	for name, sentinel := range kinds {
-		if errors.Is(err, sentinel) {
-			return wireError{err.Error(), name}
+	w := wireError{Text: err.Error()}
+	const long = maxPacket / 8 // encoded it may be six times as long
+	if len(w.Text) > long {
+		w.Text = strings.ToValidUTF8(w.Text[:long], "") + "..."
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		err = errors.Join(err, pool.ErrNoSpace)
+	}
+	for _, k := range kinds {
+		if errors.Is(err, k.err) {
+			w.Kinds = append(w.Kinds, k.name)
 		}
 	}
-	return wireError{Text: err.Error()}
+	return w
 }
 
 func (w wireError) decode() error {
-	if sentinel, ok := kinds[w.Kind]; ok {
-		return &remoteError{w.Text, sentinel}
+	e := &remoteError{text: w.Text}
+	for _, k := range kinds {
+		for _, name := range w.Kinds {
+			if k.name == name {
+				e.kinds = append(e.kinds, k.err)
+			}
+		}
 	}
-	return errors.New(w.Text)
+	return e
 }
 
-// remoteError is an error of the service as the client sees it.
+// remoteError is an error of another process as it is seen here.
 type remoteError struct {
-	text string
-	kind error
+	text  string
+	kinds []error
 }
 
-func (e *remoteError) Error() string { return e.text }
-func (e *remoteError) Unwrap() error { return e.kind }
+func (e *remoteError) Error() string   { return e.text }
+func (e *remoteError) Unwrap() []error { return e.kinds }
 
 // socketAddr gives an address for the socket in root that fits into the 108
 // bytes of a socket address, however long root is. The directory must be kept
@@ -106,7 +147,8 @@ func socketAddr(root string) (*net.UnixAddr, *os.File, error) {
 	return &net.UnixAddr{Net: "unixpacket", Name: filepath.Join("/proc/self/fd", fmt.Sprint(fd), socketName)}, dir, nil
 }
 
-func send(c *net.UnixConn, kind byte, body []byte, files ...*os.File) error {
+// send sends one packet, or fails if the peer does not take it in time.
+func send(c *net.UnixConn, within time.Duration, kind byte, body []byte, files ...*os.File) error {
 	var oob []byte
 	if len(files) > 0 {
 		fds := make([]int, len(files))
@@ -115,6 +157,7 @@ func send(c *net.UnixConn, kind byte, body []byte, files ...*os.File) error {
 		}
 		oob = unix.UnixRights(fds...)
 	}
+	c.SetWriteDeadline(time.Now().Add(within))
 	_, _, err := c.WriteMsgUnix(append([]byte{kind}, body...), oob, nil)
 	return err
 }
@@ -139,9 +182,7 @@ func receive(c *net.UnixConn, buf []byte) (kind byte, body []byte, files []*os.F
 		}
 	}
 	if n == 0 || flags&unix.MSG_TRUNC != 0 {
-		for _, f := range files {
-			f.Close()
-		}
+		closeAll(files)
 		return 0, nil, nil, fmt.Errorf("the service ended the connection: %w", syscall.ECONNRESET)
 	}
 	return buf[0], buf[1:n], files, nil

@@ -23,7 +23,16 @@ func newDaemon(g *globals) *cobra.Command {
 		Use:   "daemon",
 		Short: "Run the node service in the foreground",
 		Long: `Run the node service in the foreground. There is no need to: verbs that need it
-start it, and it ends by itself when nothing was mounted for a while.`,
+start it, and it ends by itself when nothing was mounted for a while.
+
+SIGTERM and SIGINT end it at once. What is being pulled breaks off and goes on
+with the next pull. Images that are mounted stay visible, but reads of what is
+not in memory fail with EIO until they are unmounted and mounted again; images
+that were complete when they were mounted (face direct) do not need the service.
+A service that verbs start writes its log to daemon.log in the root directory,
+10 MiB at most and as much in daemon.log.1.`,
+		Example: `  shale daemon --idle 0
+  shale daemon stop`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var w io.WriteCloser
@@ -45,7 +54,7 @@ start it, and it ends by itself when nothing was mounted for a while.`,
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "stop",
-		Short: "End the node service, if nothing is mounted",
+		Short: "End the node service, if nothing is mounted or being pulled",
 		Args:  args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := (&daemon.Client{Root: g.root}).Stop(cmd.Context())

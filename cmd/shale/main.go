@@ -41,11 +41,19 @@ func main() {
 	if errors.As(err, &status) {
 		os.Exit(int(status))
 	}
+	tell(err)
+	os.Exit(codeFor(err))
+}
+
+// tell writes an error for a person.
+func tell(err error) {
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
 	fmt.Fprintf(os.Stderr, "shale: %v\n", err)
 	if hint := hintFor(err); hint != "" {
 		fmt.Fprintf(os.Stderr, "hint: %s\n", hint)
 	}
-	os.Exit(codeFor(err))
 }
 
 // exitStatus is a container's exit status, passed on without a word.
@@ -110,6 +118,12 @@ func hintFor(err error) string {
 		return "log in with `docker login` or `skopeo login`: shale reads Docker's config.json and its credential helpers"
 	case errors.Is(err, index.ErrLimit):
 		return "the limits protect this node from hostile images; see docs/ARCHITECTURE.md"
+	case errors.Is(err, pool.ErrNoSpace):
+		return "`shale rmi` frees what images take that are no longer needed; `shale images` lists them"
+	case errors.Is(err, fs.ErrPermission):
+		return "the node's state belongs to root, unless --root (or SHALE_ROOT) names another directory"
+	case errors.Is(err, syscall.EROFS):
+		return "the node's state has to be written: --root (or SHALE_ROOT) can name another directory"
 	case errors.Is(err, daemon.ErrNotRunning):
 		return "the service starts by itself with `shale mount` or `shale run`"
 	}

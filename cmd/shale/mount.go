@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -22,7 +23,10 @@ func newMount(g *globals) *cobra.Command {
 		Use:   "mount REF DIR",
 		Short: "Mount an image, read-only, without waiting for its data",
 		Long: `Mount an image on DIR, read-only. Only its index is fetched; data come when they
-are read. DIR is in the mount namespace of the caller.`,
+are read. DIR, a directory that need not be empty, is in the mount namespace of
+the caller. With --json: {ref, manifest_digest, platform, config, content_bytes,
+missing_bytes, id, face}; config is the image's own, and bytes are those of
+chunks: content_bytes in files, missing_bytes stored and not yet on the node.`,
 		Example: `  shale mount localhost:5000/debian:12-shale /mnt
   shale mount oci:./layout:tag /mnt`,
 		Args: args(cobra.ExactArgs(2)),
@@ -88,7 +92,9 @@ func newUmount(g *globals) *cobra.Command {
 		Aliases: []string{"unmount"},
 		Short:   "Take a mounted image away",
 		Long: `Take a mounted image away. With --force its readers get EIO, and the mount goes
-even while it is in use or a read hangs.`,
+even while it is in use, a read hangs or the service does not answer.`,
+		Example: `  shale umount /mnt
+  shale umount --force /mnt`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			return umount(cmd.Context(), g, a[0], force)
@@ -110,15 +116,22 @@ func umount(ctx context.Context, g *globals, dir string, force bool) error {
 	if !root {
 		return fmt.Errorf("%s: nothing is mounted here: %w", dir, blob.ErrNotFound)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	if err := isImage(dir, dev); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	client := &daemon.Client{Root: g.root}
 	if force {
 		// Aborting comes first: afterwards nothing can hang. A service that is
 		// gone has aborted already.
 		err := client.Abort(ctx, dev)
-		if err != nil && !errors.Is(err, daemon.ErrNotRunning) && !errors.Is(err, blob.ErrNotFound) {
+		switch {
+		case err == nil, errors.Is(err, daemon.ErrNotRunning), errors.Is(err, blob.ErrNotFound):
+		case errors.Is(err, context.Canceled):
 			return err
+		default:
+			fmt.Fprintf(os.Stderr, "shale: %s is taken away, but reads that wait cannot be ended: %v\n", dir, err)
 		}
 	}
 	if err := mount.Detach(dir, force); err != nil {
@@ -132,10 +145,27 @@ func umount(ctx context.Context, g *globals, dir string, force bool) error {
 	ctx, cancel = context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	err = client.WaitGone(ctx, dev)
-	if err == nil || errors.Is(err, daemon.ErrNotRunning) || errors.Is(err, blob.ErrNotFound) || errors.Is(err, context.DeadlineExceeded) {
+	if err == nil || force || errors.Is(err, daemon.ErrNotRunning) || errors.Is(err, blob.ErrNotFound) || errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
 	return err
+}
+
+// isImage refuses to take away what is mounted at dir and was certainly not
+// mounted by shale.
+func isImage(dir string, dev uint64) error {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.Major != int(unix.Major(dev)) || m.Minor != int(unix.Minor(dev)), false
+	})
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if m.FSType != "erofs" && m.FSType != "fuse.shale" {
+			return usageError{fmt.Errorf("%s is no image but a file system of type %s", dir, m.FSType)}
+		}
+	}
+	return nil
 }
 
 // mountAt tells the device number of what is at dir and whether it is the root

@@ -16,7 +16,15 @@ func newPull(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pull REF",
 		Short: "Make the node know an image: its index, or with --complete all of it",
-		Args:  args(cobra.ExactArgs(1)),
+		Long: `Make the node know an image, or know anew what its reference stands for. Only the
+index is fetched, or with --complete all data: then nobody needs the registry any
+more. An image that is mounted stays what it is. With --json: {ref,
+manifest_digest, platform, config, content_bytes, missing_bytes}; config is the
+image's own, and bytes are those of chunks: content_bytes in files,
+missing_bytes stored and not yet on the node.`,
+		Example: `  shale pull localhost:5000/debian:12-shale
+  shale pull --complete --json localhost:5000/debian:12-shale`,
+		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			src, err := g.source(a[0], platform)
 			if err != nil {

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shale-image/shale/daemon"
+	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/runtime"
 )
 
@@ -31,7 +31,8 @@ func newRun(g *globals) *cobra.Command {
 		Long: `Run a container of an image in the foreground. It starts as soon as the image's
 index is here; data come when they are read. Everything after REF belongs to the
 command. The exit code is the container's; 125, 126 and 127 mean what they mean
-for docker run.`,
+for docker run. Interrupted before there is a container, nothing is left and the
+code is 130.`,
 		Example: `  shale run --rm localhost:5000/debian:12-shale python3 -c 'print(1)'
   shale run --rm -it -v ./src:/src -w /src localhost:5000/debian:12-shale bash`,
 		Args: args(cobra.MinimumNArgs(1)),
@@ -45,11 +46,10 @@ for docker run.`,
 			switch {
 			case errors.As(err, &usage):
 				return err
+			case errors.Is(err, context.Canceled):
+				return err
 			case err != nil:
-				fmt.Fprintf(os.Stderr, "shale: %v\n", err)
-				if hint := hintFor(err); hint != "" {
-					fmt.Fprintf(os.Stderr, "hint: %s\n", hint)
-				}
+				tell(err)
 			}
 			if code != 0 {
 				return exitStatus(code)
@@ -125,7 +125,7 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 	}
 	code, err := c.Run(ctx, m.FS, cfg)
 	if code != 0 {
-		tellFailures(client, m.ID)
+		tellFailures(client, m)
 	}
 	return code, err
 }
@@ -166,22 +166,30 @@ func (r *runFlags) config(image json.RawMessage) (runtime.Config, error) {
 
 // tellFailures says why the container's reads failed, if they did: the
 // container itself only saw EIO.
-func tellFailures(client *daemon.Client, id string) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	st, err := (&daemon.Client{Root: client.Root}).Status(ctx)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "shale: the node service is gone (%v): reads of the image failed with I/O errors; its log is %s\n",
-			err, filepath.Join(client.Root, "daemon.log"))
+func tellFailures(client *daemon.Client, m *daemon.Mounted) {
+	if m.Face == "direct" { // the kernel alone read it
 		return
 	}
-	for _, m := range st.Mounts {
-		if m.ID != id || m.Fill.Errors == 0 {
-			continue
+	st, err := (&daemon.Client{Root: client.Root}).Status(context.Background())
+	if err == nil {
+		for _, s := range st.Mounts {
+			if s.ID == m.ID {
+				tellReads(s.Fill)
+				return
+			}
 		}
-		fmt.Fprintf(os.Stderr, "shale: %d reads of the image failed with I/O errors:\n", m.Fill.Errors)
-		for _, f := range m.Fill.LastErrors {
-			fmt.Fprintf(os.Stderr, "  %s\n", f.Error)
-		}
+		err = errors.New("another one runs now")
+	}
+	fmt.Fprintf(os.Stderr, "shale: the node service that served the image is gone, or stuck (%v): reads may have failed with I/O errors; its log is %s\n",
+		err, filepath.Join(client.Root, "daemon.log"))
+}
+
+func tellReads(s fill.Stats) {
+	if s.Errors == 0 {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "shale: %d reads of the image failed with I/O errors:\n", s.Errors)
+	for _, f := range s.LastErrors {
+		fmt.Fprintf(os.Stderr, "  %s\n", f.Error)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,6 +58,7 @@ func testMain(m *testing.M) int {
 //	mkimage REF TAR...       the same anywhere
 //	                         both: -platform P, -config MEDIATYPE before
 //	registry VAR [USER:PW]   a registry in this process, at $VAR
+//	stuck VAR                a registry, at $VAR, that never answers
 //	login HOST USER:PW       what docker login would write
 //	flip FILE OFFSET         change a byte; negative: from the end
 //	blobfile VAR REF N       the file of layer N of an image in a layout
@@ -69,7 +71,7 @@ func TestScripts(t *testing.T) {
 		Dir:   "testdata",
 		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": cmdCode, "mktar": cmdMktar, "mkoci": cmdMkoci, "mkimage": cmdMkimage, "registry": cmdRegistry,
+			"code": cmdCode, "mktar": cmdMktar, "mkoci": cmdMkoci, "mkimage": cmdMkimage, "registry": cmdRegistry, "stuck": cmdStuck,
 			"login": cmdLogin, "flip": cmdFlip, "blobfile": cmdBlobfile, "same": cmdSame,
 		},
 		Condition: func(cond string) (bool, error) {
@@ -185,4 +187,14 @@ func cmdSame(ts *testscript.TestScript, neg bool, args []string) {
 	if bytes.Equal(a, b) == neg {
 		ts.Fatalf("%s has %d bytes, %s %d; the same: %v", args[0], len(a), args[1], len(b), !neg)
 	}
+}
+
+func cmdStuck(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: stuck VAR")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Defer(func() { l.Close() }) // the kernel accepts, nobody reads
+	ts.Setenv(args[0], l.Addr().String())
 }

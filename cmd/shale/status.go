@@ -5,20 +5,35 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/daemon"
 )
 
 func newStatus(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "status",
+		Use:   "status [MOUNT]",
 		Short: "What is mounted, what was fetched, what is missing",
-		Args:  args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Long: `What is mounted, what was fetched and what is missing; of one mount, in detail.
+MOUNT is its directory, its id or a container's id. It starts no service and
+answers within a second.
+
+With --json: {root, version, processes[], started, mounts[], images[], pool}, or of
+one mount: {id, ref, manifest_digest, platform, where, face, since, dev,
+content_bytes, missing_chunks, missing_bytes, fill, source}. fill is what readers
+caused: {read_bytes, requests, fetched_bytes, chunks, content_bytes, errors,
+last_errors[]}. source is what was asked of the registry for it: {requests, retries,
+bytes, errors}.`,
+		Example: `  shale status
+  shale status --json /mnt`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, a []string) error {
 			st, err := (&daemon.Client{Root: g.root}).Status(cmd.Context())
 			if errors.Is(err, daemon.ErrNotRunning) || errors.Is(err, fs.ErrNotExist) {
 				st = &daemon.Status{
@@ -27,6 +42,16 @@ func newStatus(g *globals) *cobra.Command {
 				}
 			} else if err != nil {
 				return err
+			}
+			if len(a) == 1 {
+				m, err := findMount(st, a[0])
+				switch {
+				case err != nil:
+					return err
+				case g.json:
+					return printJSON(cmd.OutOrStdout(), m)
+				}
+				return printMount(cmd.OutOrStdout(), m)
 			}
 			if g.json {
 				return printJSON(cmd.OutOrStdout(), st)
@@ -38,10 +63,61 @@ func newStatus(g *globals) *cobra.Command {
 	return cmd
 }
 
+// findMount finds a mount by its directory, its id or its container's; if one
+// directory has several, the topmost, which came last.
+func findMount(st *daemon.Status, name string) (*daemon.MountStatus, error) {
+	dir, err := filepath.Abs(name)
+	if err != nil {
+		return nil, err
+	}
+	var found *daemon.MountStatus
+	for i := range st.Mounts {
+		m := &st.Mounts[i]
+		if m.ID == name || m.Where == dir || m.Where == "container "+name {
+			found = m
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("%s: no mount of the service on %s: %w", name, st.Root, blob.ErrNotFound)
+	}
+	return found, nil
+}
+
+func printMount(w io.Writer, m *daemon.MountStatus) error {
+	for _, line := range [][2]string{
+		{"mount", fmt.Sprintf("%s, id %s, device %d:%d, face %s, up %v", m.Where, m.ID, unix.Major(m.Dev), unix.Minor(m.Dev),
+			m.Face, time.Since(m.Since).Round(time.Second))},
+		{"image", m.Ref},
+		{"digest", m.ManifestDigest},
+		{"platform", m.Platform},
+		{"content", size(m.ContentBytes)},
+		{"missing", fmt.Sprintf("%d chunks, %s to be fetched", m.MissingChunks, size(m.MissingBytes))},
+		{"read", size(m.Fill.ReadBytes) + " by the kernel"},
+		{"fetched", fmt.Sprintf("%d chunks with %s of content, %s in %d requests, %d failed", m.Fill.Chunks,
+			size(m.Fill.ContentBytes), size(m.Fill.FetchedBytes), m.Fill.Requests, m.Fill.Errors)},
+		{"source", fmt.Sprintf("%s received in %d requests, %d of them retries, %d failed", size(m.Source.Bytes),
+			m.Source.Requests, m.Source.Retries, m.Source.Errors)},
+	} {
+		if _, err := fmt.Fprintf(w, "%-9s %s\n", line[0], line[1]); err != nil {
+			return err
+		}
+	}
+	return printFailures(w, m)
+}
+
+func printFailures(w io.Writer, m *daemon.MountStatus) error {
+	for _, f := range m.Fill.LastErrors {
+		if _, err := fmt.Fprintf(w, "\n%s: %s: %s\n", m.Where, f.Time.Format(time.RFC3339), f.Error); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func printStatus(w io.Writer, st *daemon.Status) error {
 	if len(st.Processes) == 0 {
-		fmt.Fprintf(w, "no service runs on %s, nothing is mounted\n", st.Root)
-		return nil
+		_, err := fmt.Fprintf(w, "no service runs on %s, nothing is mounted that needs one\n", st.Root)
+		return err
 	}
 	fmt.Fprintf(w, "service  %s, pid %d, up %v\n", st.Root, st.Processes[0].PID, time.Since(*st.Started).Round(time.Second))
 	fmt.Fprintf(w, "pool     %s here of %s known, %s on disk\n", size(st.Pool.Present), size(st.Pool.Address), size(st.Pool.Disk))
@@ -50,23 +126,23 @@ func printStatus(w io.Writer, st *daemon.Status) error {
 		fmt.Fprintf(tw, "\nIMAGE\tPLATFORM\tDIGEST\n")
 	}
 	for _, im := range st.Images {
-		for _, ref := range im.Refs {
+		for _, ref := range names(im) {
 			fmt.Fprintf(tw, "%s\t%s\t%.19s\n", ref, im.Platform, im.ManifestDigest)
 		}
 	}
 	if len(st.Mounts) > 0 {
-		fmt.Fprintf(tw, "\nMOUNT\tIMAGE\tFACE\tREQUESTS\tFETCHED\tMISSING\tERRORS\n")
+		fmt.Fprintf(tw, "\nMOUNT\tIMAGE\tFACE\tREQUESTS\tRECEIVED\tMISSING\tERRORS\n")
 	}
 	for _, m := range st.Mounts {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t%s\t%d\n", m.Where, m.Ref, m.Face, m.Fill.Requests,
-			size(m.Fill.FetchedBytes), size(m.MissingBytes), m.Fill.Errors)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t%s\t%d\n", m.Where, m.Ref, m.Face, m.Source.Requests,
+			size(m.Source.Bytes), size(m.MissingBytes), m.Fill.Errors)
 	}
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	for _, m := range st.Mounts {
-		for _, f := range m.Fill.LastErrors {
-			fmt.Fprintf(w, "\n%s: %s: %s\n", m.Where, f.Time.Format(time.RFC3339), f.Error)
+	for i := range st.Mounts {
+		if err := printFailures(w, &st.Mounts[i]); err != nil {
+			return err
 		}
 	}
 	return nil

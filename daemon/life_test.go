@@ -1,0 +1,271 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/index"
+)
+
+// pid of the service, which is started if need be.
+func pid(t testing.TB, c *Client) int {
+	t.Helper()
+	st, err := c.Status(background)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Processes[0].PID
+}
+
+func kill(t *testing.T, c *Client, sig syscall.Signal) {
+	t.Helper()
+	p := pid(t, c)
+	if err := syscall.Kill(p, sig); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the service is dead", func() bool {
+		_, err := (&Client{Root: c.Root}).Status(background)
+		return errors.Is(err, ErrNotRunning)
+	})
+}
+
+// stuck is a reference whose registry accepts connections and never answers.
+func stuck(t *testing.T) Source {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return Source{Ref: l.Addr().String() + "/app:1"}
+}
+
+// TestTerminated: a service that is told to end fails its readers and its calls,
+// and the next one begins afresh.
+func TestTerminated(t *testing.T) {
+	c, ref := service(t), layout(t)
+	dir, _ := attach(t, c, ref)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := c.Pull(background, stuck(t), false, nil)
+		failed <- err
+	}()
+	eventually(t, "the pull is under way", func() bool { return errors.Is((&Client{Root: c.Root}).Stop(background), ErrBusy) })
+	kill(t, c, syscall.SIGTERM)
+	if _, err := os.ReadFile(filepath.Join(dir, "big")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("read: %v, want EIO", err)
+	}
+	if err := <-failed; err == nil || errors.Is(err, context.Canceled) {
+		t.Errorf("a call: %v, want that the service ends", err)
+	}
+	dir, _ = attach(t, c, ref)
+	if got, err := os.ReadFile(filepath.Join(dir, "big")); err != nil || !bytes.Equal(got, files["big"]) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestStuckRegistry: while a pull hangs the service answers, does not let
+// itself be stopped, and the call ends when its client does.
+func TestStuckRegistry(t *testing.T) {
+	c := service(t)
+	pid(t, c)
+	src := stuck(t)
+	ctx, cancel := context.WithCancel(background)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := c.Pull(ctx, src, false, nil)
+		failed <- err
+	}()
+	asking := &Client{Root: c.Root}
+	// Only stop knows of calls under way, and ends the service if it is early.
+	select {
+	case err := <-failed:
+		t.Fatal(err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := asking.Stop(background); !errors.Is(err, ErrBusy) {
+		t.Errorf("stop during a pull: %v, want ErrBusy", err)
+	}
+	if _, err := asking.Status(background); err != nil {
+		t.Errorf("status during a pull: %v", err)
+	}
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("a pull that is cancelled: %v", err)
+	}
+	eventually(t, "the service has ended the call too", func() bool { return asking.Stop(background) == nil })
+}
+
+// TestStopped: a service that does not answer keeps nobody.
+func TestStopped(t *testing.T) {
+	c := service(t)
+	p := pid(t, c)
+	if err := syscall.Kill(p, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(p, syscall.SIGCONT)
+	for range 3 {
+		if _, err := (&Client{Root: c.Root}).Status(background); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v, want DeadlineExceeded", err)
+		}
+	}
+	ctx, cancel := context.WithCancel(background)
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if _, err := c.Pull(ctx, Source{Ref: "oci:/x:y"}, false, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want Canceled", err)
+	}
+}
+
+// TestManyConnections: those too many are told, and who asks nothing is not
+// waited for.
+func TestManyConnections(t *testing.T) {
+	c := service(t)
+	pid(t, c)
+	var all []net.Conn
+	defer func() {
+		for _, conn := range all {
+			conn.Close()
+		}
+	}()
+	for len(all) <= maxCalls {
+		conn, _, err := dial(background, c.Root)
+		if errors.Is(err, ErrBusy) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, conn)
+	}
+	if len(all) < maxCalls/2 || len(all) > maxCalls {
+		t.Errorf("%d connections, want at most %d", len(all), maxCalls)
+	}
+	eventually(t, "the silent are dropped", func() bool {
+		_, err := (&Client{Root: c.Root}).Status(background)
+		return err == nil
+	})
+}
+
+// TestEndsWhileConnecting: no call fails because the service was just ending.
+func TestEndsWhileConnecting(t *testing.T) {
+	c := service(t)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 25 {
+				if _, err := c.Status(background); err != nil {
+					t.Error(err)
+					return
+				}
+				if err := (&Client{Root: c.Root}).Stop(background); err != nil && !errors.Is(err, ErrNotRunning) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestOtherVersion(t *testing.T) {
+	root := t.TempDir()
+	l, err := listen(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	stopped := make(chan string, 1)
+	go func() {
+		for {
+			conn, err := l.AcceptUnix()
+			if err != nil {
+				return
+			}
+			js, _ := json.Marshal(hello{protocol + 1, "9.9"})
+			send(conn, time.Second, kindHello, js)
+			if _, body, _, err := receive(conn, make([]byte, maxPacket+1)); err == nil {
+				stopped <- string(body)
+				send(conn, time.Second, kindResult, []byte("null"))
+			}
+			conn.Close()
+		}
+	}()
+	c := &Client{Root: root}
+	if _, err := c.Status(background); !errors.Is(err, index.ErrUnsupported) || !strings.Contains(err.Error(), "9.9") || !strings.Contains(err.Error(), "daemon stop") {
+		t.Errorf("%v", err)
+	}
+	if err := c.Stop(background); err != nil || !strings.Contains(<-stopped, "stop") {
+		t.Errorf("stop: %v", err)
+	}
+}
+
+// TestClientStops: progress that nobody takes holds nothing up.
+func TestClientStops(t *testing.T) {
+	root := t.TempDir()
+	l, err := listen(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	addr, dir, err := socketAddr(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	client, err := net.DialUnix("unixpacket", nil, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	progress := tell(conn)
+	for range 400 {
+		progress(Progress{Note: strings.Repeat("x", 1000)})
+	}
+	for i := range int64(1e6) {
+		progress(Progress{Done: i, Total: 1e6})
+	}
+	if err := send(conn, 10*time.Millisecond, kindResult, nil); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v: the client has taken it all", err)
+	}
+}
+
+func TestErrorsOnTheWire(t *testing.T) {
+	for _, x := range []struct {
+		err  error
+		want []error
+	}{
+		{&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, []error{kinds[0].err}},
+		{errors.Join(blob.ErrRange, index.ErrCorrupt), []error{blob.ErrRange, index.ErrCorrupt}},
+		{errors.New(strings.Repeat("\x00", 2*maxPacket)), nil},
+		{&os.PathError{Op: "open", Path: "x", Err: syscall.EACCES}, []error{os.ErrPermission}},
+	} {
+		js, err := json.Marshal(encodeError(x.err))
+		if err != nil || len(js) > maxPacket {
+			t.Fatal(len(js), err)
+		}
+		var w wireError
+		if err := json.Unmarshal(js, &w); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range x.want {
+			if !errors.Is(w.decode(), want) {
+				t.Errorf("%v is no %v any more", x.err, want)
+			}
+		}
+	}
+}

@@ -1,0 +1,191 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shale-image/shale/blob"
+)
+
+// holds checks that the image is whole through a mount.
+func holds(t *testing.T, c *Client, ref string) {
+	t.Helper()
+	dir, _ := attach(t, c, ref)
+	for name, want := range files {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	unmount(t, c, dir)
+}
+
+// TestDamage: whatever becomes of the files that the store keeps, a mount makes
+// good.
+func TestDamage(t *testing.T) {
+	for name, damage := range map[string]func(root, image string) error{
+		"names": func(root, _ string) error { return os.WriteFile(filepath.Join(root, "refs.json"), []byte("{"), 0o600) },
+		"null names": func(root, _ string) error {
+			return os.WriteFile(filepath.Join(root, "refs.json"), []byte("null"), 0o600)
+		},
+		"a bad name": func(root, _ string) error {
+			return os.WriteFile(filepath.Join(root, "refs.json"), []byte(`{"x":"../.."}`), 0o600)
+		},
+		"record":    func(_, image string) error { return os.WriteFile(filepath.Join(image, "record"), nil, 0o600) },
+		"no record": func(_, image string) error { return os.Remove(filepath.Join(image, "record")) },
+		"config":    func(_, image string) error { return os.WriteFile(filepath.Join(image, "config"), []byte("{"), 0o600) },
+		"no link":   func(_, image string) error { return os.RemoveAll(filepath.Join(image, "linked")) },
+		"no map":    func(_, image string) error { return os.Remove(filepath.Join(image, "linked", "map")) },
+		"another info": func(_, image string) error {
+			return os.WriteFile(filepath.Join(image, "linked", "info"), []byte(`{"version":99}`), 0o600)
+		},
+		"no images": func(_, image string) error { return os.RemoveAll(filepath.Dir(image)) },
+		"no pool":   func(root, _ string) error { return os.RemoveAll(filepath.Join(root, "pool")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, ref := service(t), layout(t)
+			holds(t, c, ref)
+			end(t, c)
+			images, err := filepath.Glob(filepath.Join(c.Root, "images", "*"))
+			if err != nil || len(images) != 1 {
+				t.Fatal(images, err)
+			}
+			if err := damage(c.Root, images[0]); err != nil {
+				t.Fatal(err)
+			}
+			holds(t, c, ref)
+			if _, err := c.Remove(background, ref); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestLeftovers: what a killed process can leave behind goes when the next one
+// starts.
+func TestLeftovers(t *testing.T) {
+	c, ref := service(t), layout(t)
+	holds(t, c, ref)
+	end(t, c)
+	images, _ := filepath.Glob(filepath.Join(c.Root, "images", "*"))
+	half := filepath.Join(c.Root, "images", strings.Repeat("0", 64))
+	want := tree(t, c.Root)
+	for _, name := range []string{
+		".refs.json123", filepath.Join(half, "linked.new", "meta"), filepath.Join(half, "scratch", "blobs", "x"), filepath.Join(half, ".bootstrap-1"),
+		filepath.Join(half+removedSuffix, "record"), filepath.Join(images[0], ".record123"), filepath.Join(images[0], "linked.new", "map"),
+	} {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(c.Root, name)
+		}
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pid(t, c)
+	end(t, c)
+	if got := tree(t, c.Root); got != want {
+		t.Errorf("there is now\n%s\nwant\n%s", got, want)
+	}
+	holds(t, c, ref)
+}
+
+func tree(t *testing.T, root string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.Walk(root, func(path string, st os.FileInfo, err error) error {
+		b.WriteString(path + "\n")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// TestKilled kills the service at all moments of a pull of an image of either
+// kind. The next one has nothing to be told.
+func TestKilled(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	converted := layout(t)
+	for _, ref := range []string{converted, strings.TrimSuffix(converted, "shale") + "plain"} {
+		c := service(t)
+		for i := range 12 {
+			p := pid(t, c)
+			failed := make(chan error, 1)
+			go func() {
+				_, err := c.Pull(background, Source{Ref: ref, Platform: "linux/amd64"}, true, nil)
+				failed <- err
+			}()
+			time.Sleep(time.Duration(i*4) * time.Millisecond)
+			if err := syscall.Kill(p, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			<-failed
+		}
+		holds(t, c, ref)
+		left, err := filepath.Glob(filepath.Join(c.Root, "images", "*", "*"))
+		if err != nil || len(left) != 3 { // record, config, linked
+			t.Errorf("left behind: %v, %v", left, err)
+		}
+		if _, err := c.Remove(background, ref); err != nil {
+			t.Error(err)
+		}
+		st, err := c.Status(background)
+		if err != nil || st.Pool.Segments != 0 || st.Pool.Address != 0 {
+			t.Errorf("left in the pool: %+v, %v", st.Pool, err)
+		}
+	}
+}
+
+// TestAllAtOnce mounts, reads, pulls anew and removes one image concurrently.
+func TestAllAtOnce(t *testing.T) {
+	c, ref := service(t), layout(t)
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 10 {
+				m, err := c.Mount(background, Source{Ref: ref, Platform: "linux/amd64"}, Place{Where: "nowhere"}, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for name, want := range files {
+					got, err := os.ReadFile(filepath.Join("/proc/self/fd", fmt.Sprint(m.FS.Fd()), name))
+					if err != nil || !bytes.Equal(got, want) {
+						t.Errorf("%s: %d bytes, %v", name, len(got), err)
+					}
+				}
+				m.FS.Close()
+			}
+		})
+	}
+	for range 2 {
+		wg.Go(func() {
+			for range 10 {
+				if _, err := c.Pull(background, Source{Ref: ref, Platform: "linux/amd64", Refresh: true}, true, nil); err != nil {
+					t.Error(err)
+				}
+				if _, err := c.Remove(background, ref); err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, blob.ErrNotFound) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	holds(t, c, ref)
+}
