@@ -1,0 +1,231 @@
+// Command powercut is the only process of a virtual machine whose power is cut
+// at any moment: the guest's half of TestPowerCut. It opens a pool, tells what
+// is in it, and stores chunks until the end.
+//
+// Each boot is a round, and has a segment of its own. The lines on the console
+// that begin with "powercut: " are for the host:
+//
+//	boot ID           the kernel runs, the disk is mounted
+//	segment R HEX     round R has a segment; the bits of HEX say which of its
+//	                  chunks are present, and all of those have the right bytes
+//	created R         there is a segment for this round, R
+//	synced N N N ...  so many chunks of each worker survive a power cut; chunk k
+//	                  of worker w of W is bit w+k*W of the segment
+//	full              all chunks of the round are synced
+//	FAIL ...          what is wrong
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/pool"
+)
+
+const (
+	disk    = "/disk"
+	workers = 4
+	keep    = 2 // rounds before this one that are checked; older ones go
+)
+
+func main() {
+	err := setUp()
+	if err == nil {
+		err = run()
+	}
+	if err != nil {
+		say("FAIL %v", err)
+	}
+	for { // the kernel would panic without its first process
+		time.Sleep(time.Hour)
+	}
+}
+
+func say(format string, args ...any) { fmt.Printf("powercut: "+format+"\n", args...) }
+
+// setUp loads what drives the disk, and mounts it.
+func setUp() error {
+	for _, m := range []struct{ what, where, kind string }{
+		{"proc", "/proc", "proc"}, {"dev", "/dev", "devtmpfs"},
+	} {
+		if err := os.MkdirAll(m.where, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.what, m.where, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.where, err)
+		}
+	}
+	modules, err := filepath.Glob("/modules/*.ko") // in the order of their names
+	if err != nil {
+		return err
+	}
+	for _, path := range modules {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("load %s: %w", path, err)
+		}
+		f.Close()
+	}
+	if err := os.MkdirAll(disk, 0o755); err != nil {
+		return err
+	}
+	for tries := 0; ; tries++ {
+		err := unix.Mount("/dev/vda", disk, "ext4", 0, "")
+		if err == nil || tries == 100 || !errors.Is(err, unix.ENOENT) {
+			return err // the disk is found at once, or a moment later
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func run() error {
+	round, err := roundNumber()
+	if err != nil {
+		return err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	say("boot %s", bytes.TrimSpace(boot))
+	p, err := pool.Open(filepath.Join(disk, "pool"))
+	if err != nil {
+		return err
+	}
+	if d := p.Damage(); len(d) > 0 {
+		return errors.Join(d...)
+	}
+	for r := max(0, round-keep); r < round; r++ {
+		if err := check(p, r); err != nil {
+			return err
+		}
+	}
+	for r := max(0, round-8); r < round-keep; r++ {
+		if s := p.Lookup([]pool.Entry{entry(0, content(r, 0))})[0]; s != nil {
+			if err := p.Remove(s); err != nil {
+				return err
+			}
+		}
+	}
+	return fill(p, round)
+}
+
+func roundNumber() (round int, err error) {
+	b, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(b), "powercut.round=")
+	_, err = fmt.Sscan(rest, &round)
+	return round, err
+}
+
+// check tells which chunks of a round are present, unless one of them is wrong.
+func check(p *pool.Pool, round int) error {
+	var (
+		first *pool.Segment
+		buf   []byte
+		bits  = make([]byte, (chunks+7)/8)
+	)
+	for i := range chunks {
+		want := content(round, i)
+		es := []pool.Entry{entry(i, want)}
+		s, off := p.Lookup(es)[0], es[0].Off
+		if i == 0 {
+			if first = s; s == nil {
+				return nil
+			}
+		}
+		if s != first {
+			return fmt.Errorf("round %d: chunk %d is in no segment, or in another one than chunk 0", round, i)
+		}
+		if !s.Present(off, int64(len(want))) {
+			continue
+		}
+		bits[i/8] |= 1 << (i % 8)
+		n := (len(want) + 4095) &^ 4095 // a reader sees whole blocks
+		buf = append(buf[:0], make([]byte, n)...)
+		if err := s.ReadAt(buf, off); err != nil {
+			return err
+		}
+		if !bytes.Equal(buf[:len(want)], want) {
+			return fmt.Errorf("round %d: chunk %d at offset %d is present and wrong", round, i, off)
+		}
+		if len(bytes.Trim(buf[len(want):], "\x00")) > 0 {
+			return fmt.Errorf("round %d: chunk %d at offset %d is not followed by zeros", round, i, off)
+		}
+	}
+	say("segment %d %x", round, bits)
+	return nil
+}
+
+// fill stores the chunks of a round, with syncs all the time.
+func fill(p *pool.Pool, round int) error {
+	es := entries(round)
+	// Addresses in another order than that in which chunks come.
+	placed := make([]pool.Entry, chunks)
+	for i := range es {
+		placed[i*7919%chunks] = es[i]
+	}
+	s, err := p.Create(placed)
+	if err != nil {
+		return err
+	}
+	p.Lookup(es)
+	say("created %d", round)
+
+	var (
+		stored [workers]atomic.Int64
+		wg     sync.WaitGroup
+		failed = make(chan error, workers+1)
+		done   = make(chan struct{})
+	)
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < chunks; i += workers {
+				if err := s.Store(es[i].Off, content(round, i)); err != nil {
+					failed <- err
+					return
+				}
+				stored[w].Add(1)
+			}
+		})
+	}
+	go func() { wg.Wait(); close(done) }()
+	for last := false; ; {
+		select {
+		case <-done:
+			last = true
+		default:
+		}
+		select {
+		case err := <-failed:
+			return err
+		default:
+		}
+		line := "synced"
+		for w := range stored {
+			line += fmt.Sprintf(" %d", stored[w].Load())
+		}
+		if err := p.Sync(); err != nil {
+			return err
+		}
+		say("%s", line)
+		if last {
+			say("full")
+			return nil
+		}
+	}
+}
