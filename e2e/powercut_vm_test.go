@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // machine is an emulated computer with a kernel, e2e/powercut and a disk.
@@ -123,6 +124,7 @@ type vm struct {
 	cmd   *exec.Cmd
 	lines chan string // of the console; closed when the machine is off
 	errs  bytes.Buffer
+	err   error // how it ended; when lines is closed
 }
 
 // boot starts the machine with a disk, given as the value of -blockdev.
@@ -150,30 +152,33 @@ func (m *machine) boot(t *testing.T, round int, disk string) *vm {
 		for r := bufio.NewReader(out); ; {
 			line, err := r.ReadString('\n')
 			if err != nil {
+				v.err = v.cmd.Wait()
 				return
 			}
 			v.lines <- strings.TrimSpace(line)
 		}
 	}()
-	t.Cleanup(v.kill)
+	t.Cleanup(func() {
+		v.kill()
+		for range v.lines {
+		}
+	})
 	return v
 }
 
 // kill ends the machine at once. What it said may still be read.
-func (v *vm) kill() {
-	v.cmd.Process.Kill()
-	v.cmd.Process.Wait() // not cmd.Wait, which would close the pipe
-}
+func (v *vm) kill() { v.cmd.Process.Kill() }
 
 // quit ends the machine as abruptly, but has the emulator finish what it was
 // asked to write.
 func (v *vm) quit(t *testing.T) {
 	t.Helper()
 	v.cmd.Process.Signal(syscall.SIGTERM)
+	defer time.AfterFunc(patience, v.kill).Stop()
 	for range v.lines {
 	}
-	if st, err := v.cmd.Process.Wait(); err != nil || !st.Success() {
-		t.Errorf("the emulator: %v, %v\n%s", st, err, &v.errs)
+	if v.err != nil {
+		t.Fatalf("the emulator: %v\n%s", v.err, &v.errs)
 	}
 }
 
