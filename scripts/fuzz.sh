@@ -12,8 +12,8 @@ for package in $(go list ./...); do
 			tail -n 1 "$log"
 			continue
 		fi
-		# On a busy machine go test may call its own end of time a failure
-		# (golang.org/issue/75804). A finding always comes with its input.
+		# On a busy machine go test may call its own end of time a failure.
+		# A finding always comes with its input.
 		if ! grep -q 'Failing input written' "$log" && grep -q '^ *context deadline exceeded$' "$log"; then
 			echo "ended late, no finding"
 			continue
