@@ -119,6 +119,7 @@ func probeFusermount() error {
 		return err
 	}
 	err = Detach(dir, true)
+	_ = k.stop() // it may not have been possible to detach it
 	<-k.done
 	return err
 }

@@ -23,6 +23,9 @@ import (
 
 const nobody = 65534
 
+// cannot begins what roleUser prints if this machine lets no user mount.
+const cannot = "cannot: "
+
 // TestUser: a user without rights mounts with fusermount3 and sees the tree.
 func TestUser(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -45,7 +48,11 @@ func TestUser(t *testing.T) {
 	}))
 	want, err := list(reference)
 	must(t, err)
-	if d := cmp.Diff(strings.Split(want, "\n"), strings.Split(child(t, "user-setup", dir), "\n")); d != "" {
+	got := child(t, "user-setup", dir)
+	if why, ok := strings.CutPrefix(got, cannot); ok {
+		t.Skip("users cannot mount here: " + why) // no /etc/mtab, for example
+	}
+	if d := cmp.Diff(strings.Split(want, "\n"), strings.Split(got, "\n")); d != "" {
 		t.Error(d)
 	}
 }
@@ -79,7 +86,8 @@ func roleUserSetup(dir string) error {
 // roleUser mounts, prints what it sees, and unmounts.
 func roleUser(dir string) error {
 	if c := mount.Probe(); !c.Fusermount {
-		return c.Why["Fusermount"]
+		fmt.Print(cannot, c.Why["Fusermount"])
+		return nil
 	}
 	n, err := open(dir)
 	if err != nil {
