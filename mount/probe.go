@@ -118,10 +118,11 @@ func probeFusermount() error {
 	if err != nil {
 		return err
 	}
-	err = Detach(dir, true)
-	_ = k.stop() // it may not have been possible to detach it
+	if err := Detach(dir, true); err != nil {
+		return err // and nothing to wait for: it ends with this process
+	}
 	<-k.done
-	return err
+	return nil
 }
 
 // emptyImage is an EROFS image of one block: the super block, and the root
