@@ -4,10 +4,10 @@ import "sync"
 
 // A reader is sequential once it has read sequenceRun bytes, uncompressed, at
 // steps of at most sequenceStep forth, or back: the kernel's readahead arrives
-// page by page in any order. With 512 KiB the pages that ls(1) reads of its C
-// library as it needs them look sequential, and cost 1 MB more.
+// page by page in any order. A library that is read as it is needed may look
+// so as well: ls(1) then fetches 0.1 MB more of its C library.
 const (
-	sequenceRun  = 768 << 10
+	sequenceRun  = 512 << 10
 	sequenceStep = 256 << 10
 
 	// aheadRequest is the most that one request ahead of a reader asks for,

@@ -50,10 +50,10 @@ type Options struct {
 	// same request (default 64 KiB).
 	Neighbours int64
 	// Ahead bounds how far a sequential reader is fetched ahead for, in
-	// uncompressed bytes (default 8 MiB).
+	// uncompressed bytes (default 16 MiB).
 	Ahead int64
-	// Requests bounds the requests in flight of one image: as many for its
-	// readers, and as many again for what nobody waits for yet (default 16).
+	// Requests bounds the requests in flight of one image: so many for its
+	// readers, and as many again to fetch ahead of them (default 16).
 	Requests int
 	// Timeout is how long a request may bring nothing, retries included,
 	// before it fails (default 1 minute): nobody waits for ever.
@@ -69,7 +69,7 @@ func (o *Options) defaults() {
 	}
 	def(&o.Window, 256<<10)
 	def(&o.Neighbours, 64<<10)
-	def(&o.Ahead, 8<<20)
+	def(&o.Ahead, 16<<20)
 	if o.Requests <= 0 {
 		o.Requests = 16
 	}

@@ -28,12 +28,12 @@ func (im *Image) plan(i, hi int) []want {
 
 // collect lists chunk i, if it is missing, and missing chunks behind it that
 // can come by the same request: window stored bytes at most, and beyond bytes
-// at most behind the end of the file that chunk i belongs to. For chunks
-// before hi there is no such limit. e.mu is held.
+// at most behind the end of the file that was read. For chunks before hi, which
+// are being read, there is no such limit. e.mu is held.
 func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 	var (
 		first = i
-		own   = true // still in the file that chunk i belongs to
+		own   = true // still in the file that was read
 		end   int64  // of what is wanted so far, in the blob
 		bytes int64
 	)
@@ -87,6 +87,9 @@ func (im *Image) background(i int, end, limit int64) ([]want, int) {
 		}
 		e.mu.Lock()
 		wants := im.collect(i, i, limit, limit)
+		for n := len(wants); n > 0 && wants[n-1].chunk.Flat >= end; n-- {
+			wants = wants[:n-1]
+		}
 		e.claim(wants, 0)
 		e.mu.Unlock()
 		if n := len(wants); n > 0 {

@@ -116,7 +116,7 @@ func TestPlanProperties(t *testing.T) {
 				t.Fatalf("chunk %d is in flight and yet planned", w.index)
 			}
 			for j := i + 1; k > 0 && j <= w.index && own; j++ {
-				own = x.linked.Chunk(j).Next
+				own = j < hi || x.linked.Chunk(j).Next
 			}
 			bytes += int64(w.chunk.Length)
 			if !own && w.index >= hi {
