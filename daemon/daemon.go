@@ -238,7 +238,8 @@ func (s *server) close() error {
 	var errs []error
 	if s.socket != nil {
 		s.socket.Close()
-		os.Remove(filepath.Join(s.cfg.Root, socketName))
+		os.Remove(filepath.Join(s.cfg.Root, metricsName))
+		os.Remove(filepath.Join(s.cfg.Root, socketName)) // last: who sees it gone may look
 	}
 	if s.pool != nil {
 		errs = append(errs, s.pool.Close())

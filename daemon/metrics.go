@@ -47,10 +47,7 @@ func (s *server) serveMetrics(ctx context.Context) error {
 		w.Write(s.metrics())
 	})
 	h := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
-	context.AfterFunc(ctx, func() {
-		h.Close()
-		os.Remove(name)
-	})
+	context.AfterFunc(ctx, func() { h.Close() }) // close removes the socket
 	go h.Serve(l)
 	return nil
 }
