@@ -201,7 +201,7 @@ func (c *converter) result(m manifest) *Result {
 		res.Bytes += l.Size
 		res.Blobs = append(res.Blobs, ResultBlob{Digest: l.Digest, Size: l.Size})
 	}
-	for _, n := range c.used() {
+	for _, n := range c.byPlace(func(_ uint32, used bool) bool { return used }) {
 		res.Chunks++
 		if c.blobs[c.tree.Chunks[n].Blob].dict {
 			res.DictChunks++

@@ -18,10 +18,10 @@ import (
 // chunk alone has more.
 const window = 1 << 20
 
-// verifyChunks decodes and digests all chunks that files use, those of the
-// dictionary too.
+// verifyChunks decodes and digests all chunks that are pushed, also those of
+// files that an upper layer hides, and those of the dictionary that files use.
 func (c *converter) verifyChunks(ctx context.Context) error {
-	used := c.used()
+	used := c.byPlace(func(n uint32, used bool) bool { return used || !c.blobs[c.tree.Chunks[n].Blob].dict })
 	var total, done int64
 	for _, n := range used {
 		total += int64(c.tree.Chunks[n].Length)
@@ -60,8 +60,9 @@ func (c *converter) verifyChunks(ctx context.Context) error {
 	return g.Wait()
 }
 
-// used returns the chunks that files use, in order of their places.
-func (c *converter) used() []uint32 {
+// byPlace returns chunks in order of their places: those that pick chooses, by
+// whether files use them.
+func (c *converter) byPlace(pick func(n uint32, used bool) bool) []uint32 {
 	mark := make([]bool, len(c.tree.Chunks))
 	c.tree.Walk(func(_ string, ino *index.Inode) error {
 		for _, e := range ino.Extents {
@@ -69,17 +70,17 @@ func (c *converter) used() []uint32 {
 		}
 		return nil
 	})
-	var used []uint32
+	var picked []uint32
 	for n, m := range mark {
-		if m {
-			used = append(used, uint32(n))
+		if pick(uint32(n), m) {
+			picked = append(picked, uint32(n))
 		}
 	}
-	slices.SortFunc(used, func(a, b uint32) int {
+	slices.SortFunc(picked, func(a, b uint32) int {
 		x, y := &c.tree.Chunks[a], &c.tree.Chunks[b]
 		return cmp.Or(cmp.Compare(x.Blob, y.Blob), cmp.Compare(x.Offset, y.Offset))
 	})
-	return used
+	return picked
 }
 
 // run returns how many chunks, from the first on, lie so close together that one

@@ -50,7 +50,7 @@ func TestSequentialReaderGetsTheLink(t *testing.T) {
 
 func TestRandomReaderIsNotSequential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := newNode(t, Options{Window: 128 * kib})
+		n := newNode(t, Options{Window: 128 * kib, Growth: 1})
 		b := newBuilder(chunk.None)
 		b.blob()
 		b.files(16 << 20)

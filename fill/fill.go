@@ -49,6 +49,10 @@ type Options struct {
 	// Neighbours is how much of the files behind that one comes along in the
 	// same request (default 64 KiB).
 	Neighbours int64
+	// Growth is how many times Window grows at most, and twice Neighbours,
+	// where round trips are worth more than at 5 ms and 100 Mbit/s (default 8;
+	// 1 is no growth).
+	Growth float64
 	// Ahead bounds how far a sequential reader is fetched ahead for, in
 	// uncompressed bytes (default 16 MiB).
 	Ahead int64
@@ -70,6 +74,9 @@ func (o *Options) defaults() {
 	def(&o.Window, 256<<10)
 	def(&o.Neighbours, 64<<10)
 	def(&o.Ahead, 16<<20)
+	if o.Growth <= 0 {
+		o.Growth = 8
+	}
 	if o.Requests <= 0 {
 		o.Requests = 16
 	}
@@ -123,6 +130,7 @@ type Image struct {
 	cancel        context.CancelFunc
 
 	streams streams
+	worth   worth
 }
 
 type segment struct {

@@ -224,7 +224,7 @@ func TestStaleImage(t *testing.T) {
 }
 
 func TestStats(t *testing.T) {
-	n := newNode(t, Options{Window: 1, Neighbours: 1})
+	n := newNode(t, Options{Window: 1, Neighbours: 1, Growth: 1})
 	x := n.image(mixed(chunk.Zstd, 1))
 	must(t, x.chunk(t, 0))
 	must(t, x.chunk(t, 0))

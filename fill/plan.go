@@ -17,13 +17,26 @@ const (
 	completeRequests = 4
 )
 
-// plan lists chunk i, which is missing, and those behind it that one request
-// should bring: missing chunks of the same file up to Window, then of the
-// files behind it up to Neighbours; and, if they lie near enough, all those
-// before hi. e.mu is held.
-func (im *Image) plan(i, hi int) []want {
+// unit is what a round trip is worth where Options.Window and Neighbours are
+// right as they are: 5 ms at 100 Mbit/s.
+const unit = 64 << 10
+
+// reach returns how much one request may bring of the file that was read, and
+// of the files behind it. Neighbours are a worse guess than the rest of a file
+// and grow half as fast: as fast, print(1) took 20% longer at 5 ms and 30% at
+// 20 ms; not at all, numpy took 20% longer at 20 ms and 45% at 50 ms.
+func (im *Image) reach() (window, beyond int64) {
 	o := &im.engine.opt
-	return im.collect(i, hi, o.Window, o.Neighbours)
+	f := min(im.worth.bytes()/unit, o.Growth)
+	return int64(float64(o.Window) * max(1, f)), int64(float64(o.Neighbours) * max(1, f/2))
+}
+
+// plan lists chunk i, which is missing, and those behind it that one request
+// should bring: missing chunks of the same file, then of the files behind it;
+// and, if they lie near enough, all those before hi. e.mu is held.
+func (im *Image) plan(i, hi int) []want {
+	window, beyond := im.reach()
+	return im.collect(i, hi, window, beyond)
 }
 
 // collect lists chunk i, if it is missing, and missing chunks behind it that

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -17,7 +19,7 @@ const kib = 1 << 10
 
 // The files of these images are stored as they are, so that sizes are exact.
 func TestMerging(t *testing.T) {
-	n := newNode(t, Options{Window: 256 * kib, Neighbours: 64 * kib})
+	n := newNode(t, Options{Window: 256 * kib, Neighbours: 64 * kib, Growth: 1})
 	for k, c := range []struct {
 		name  string
 		build func(b *builder)
@@ -71,6 +73,37 @@ func TestMerging(t *testing.T) {
 			slices.Sort(got)
 			if s := fmt.Sprint(got); s != c.want {
 				t.Errorf("requests (KiB) %s, want %s", s, c.want)
+			}
+		})
+	}
+}
+
+// A slow link saves requests, a fast one far away saves round trips.
+func TestReachGrows(t *testing.T) {
+	for _, c := range []struct {
+		delay          time.Duration
+		rate           float64
+		window, beyond int64 // at least, and at most a tenth more
+	}{
+		{0, 1 << 40, 256 * kib, 64 * kib},
+		{time.Millisecond, 12.5e6, 256 * kib, 64 * kib},
+		{5 * time.Millisecond, 13.2e6, 256 * kib, 64 * kib},
+		{21 * time.Millisecond, 12.5e6, 1024 * kib, 128 * kib},
+		{time.Second, 12.5e6, 2048 * kib, 256 * kib},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNode(t, Options{Window: 256 * kib, Neighbours: 64 * kib})
+			b := newBuilder(chunk.None)
+			b.blob()
+			b.files(8 << 20)
+			x := n.open(n.link(b), &wire{Source: n.source, delay: c.delay, rate: c.rate})
+			for i := 0; i < x.linked.Chunks(); i += 20 {
+				must(t, x.chunk(t, i))
+				x.settle()
+			}
+			window, beyond := x.reach()
+			if window < c.window || window > c.window*11/10 || beyond < c.beyond || beyond > c.beyond*11/10 {
+				t.Errorf("%v, %.0f B/s: %d and %d KiB, want %d and %d", c.delay, c.rate, window/kib, beyond/kib, c.window/kib, c.beyond/kib)
 			}
 		})
 	}

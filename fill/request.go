@@ -80,11 +80,13 @@ func (r *request) run(ctx context.Context) error {
 		return err
 	}
 	r.im.stats.request(n)
+	asked := time.Now()
 	body, err := r.im.source.Range(ctx, ref, pos, n)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
+	answered := time.Now()
 	for len(r.wants) > 0 {
 		w := r.wants[0]
 		if _, err := io.CopyN(io.Discard, body, w.chunk.Offset-pos); err != nil {
@@ -96,6 +98,7 @@ func (r *request) run(ctx context.Context) error {
 		}
 		r.timer.Reset(r.im.engine.opt.Timeout)
 	}
+	r.im.worth.answered(answered.Sub(asked), n, time.Since(answered))
 	return nil
 }
 

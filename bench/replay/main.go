@@ -1,9 +1,10 @@
 // Command replay runs the same cold start again and again and says what the
 // fetch policy of package fill makes of it: seconds to the first byte of
-// output, seconds to the end, bytes and requests. The image is a real one, its
-// file system is the kernel's, and the network is modelled (bench/netmodel).
+// output, seconds to the end, bytes and requests. DIR is an OCI layout with a
+// converted image. The registry is a real one, the file system is the kernel's,
+// and the network between them is modelled (bench/netmodel).
 //
-//	go run ./bench/replay [-window KIB] [-readahead KIB] ... oci:DIR:TAG CMD [ARG...]
+//	go run ./bench/replay [-window KIB] [-readahead KIB] ... DIR CMD [ARG...]
 //
 // Only fill and the kernel are measured: the image is linked beforehand, and
 // the command runs in a chroot, not in a container. It needs root.
@@ -16,20 +17,17 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/bench/netmodel"
-	"github.com/shale-image/shale/blob"
-	"github.com/shale-image/shale/blob/httpblob"
+	"github.com/shale-image/shale/bench/registry"
+	"github.com/shale-image/shale/blob/retry"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
@@ -60,6 +58,7 @@ func main() {
 	kib("window", &x.fill.Window, "stored bytes a miss fetches of a file")
 	kib("ahead", &x.fill.Ahead, "how far to fetch ahead of a sequential reader")
 	kib("neighbours", &x.fill.Neighbours, "stored bytes of the files behind it")
+	flag.Float64Var(&x.fill.Growth, "growth", 0, "how many times window grows at most; 0 is the default, 1 not at all")
 	flag.IntVar(&x.readahead, "readahead", 0, "the kernel's readahead, KiB; 0 is its default of 128")
 	flag.DurationVar(&x.model.Delay, "delay", netmodel.Default.Delay, "delay of each request")
 	flag.Float64Var(&x.model.Bandwidth, "bandwidth", netmodel.Default.Bandwidth, "bits a second")
@@ -69,18 +68,10 @@ func main() {
 		os.Exit(2)
 	}
 	x.command = flag.Args()[1:]
-	if err := x.open(flag.Arg(0)); err != nil {
+	all, err := x.measure(flag.Arg(0), *runs)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "replay:", err)
 		os.Exit(1)
-	}
-	var all []result
-	for range *runs {
-		r, err := x.run()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "replay:", err)
-			os.Exit(1)
-		}
-		all = append(all, r)
 	}
 	if *trace {
 		for _, r := range all[len(all)-1].trace {
@@ -90,6 +81,21 @@ func main() {
 	fmt.Printf("%-32s %s\n", *label, sum(all))
 }
 
+func (x *experiment) measure(layout string, runs int) (all []result, err error) {
+	defer x.close()
+	if err := x.open(layout); err != nil {
+		return nil, err
+	}
+	for range runs {
+		r, err := x.run()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
 // experiment is one setting of everything.
 type experiment struct {
 	fill      fill.Options
@@ -97,8 +103,9 @@ type experiment struct {
 	model     netmodel.Model
 	command   []string
 
-	blobs string // directory of the layout's blobs
-	tree  *index.Tree
+	dir      string // scratch
+	registry *registry.Registry
+	tree     *index.Tree
 }
 
 type result struct {
@@ -132,14 +139,22 @@ func sum(all []result) string {
 		mid(func(r result) float64 { return float64(r.stats.Requests) }))
 }
 
-// open reads the index of a converted image in an OCI layout.
-func (x *experiment) open(name string) error {
+const name = "replay:image"
+
+// open pushes a converted image in an OCI layout to a real registry, whose
+// time for each request counts, and reads its index.
+func (x *experiment) open(layout string) (err error) {
 	ctx := context.Background()
-	ref, err := image.ParseRef(name)
-	if err != nil {
+	if x.dir, err = os.MkdirTemp("", "shale-replay-"); err != nil {
 		return err
 	}
-	repo, err := image.Open(ctx, ref, image.Options{})
+	if x.registry, err = registry.Start(ctx, filepath.Join(x.dir, "registry")); err != nil {
+		return err
+	}
+	if err := registry.Push(ctx, x.registry.URL(), layout, name); err != nil {
+		return err
+	}
+	repo, err := openRepository(ctx, x.registry.Host())
 	if err != nil {
 		return err
 	}
@@ -148,17 +163,28 @@ func (x *experiment) open(name string) error {
 	if err != nil {
 		return err
 	}
-	if x.tree, err = reader.Tree(ctx, repo, img, os.TempDir()); err != nil {
-		return err
+	x.tree, err = reader.Tree(ctx, repo, img, x.dir)
+	return err
+}
+
+func (x *experiment) close() {
+	if x.registry != nil {
+		_ = x.registry.Stop()
 	}
-	dir, _, _ := strings.Cut(strings.TrimPrefix(name, "oci:"), ":")
-	x.blobs = filepath.Join(dir, "blobs", "sha256")
-	return nil
+	_ = os.RemoveAll(x.dir)
+}
+
+func openRepository(ctx context.Context, host string) (*image.Repository, error) {
+	ref, err := image.ParseRef(host + "/" + name)
+	if err != nil {
+		return nil, err
+	}
+	return image.Open(ctx, ref, image.Options{})
 }
 
 // run makes one cold start.
 func (x *experiment) run() (_ result, err error) {
-	dir, err := os.MkdirTemp("", "shale-replay-")
+	dir, err := os.MkdirTemp(x.dir, "run-")
 	if err != nil {
 		return result{}, err
 	}
@@ -176,25 +202,22 @@ func (x *experiment) run() (_ result, err error) {
 		return result{}, err
 	}
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return result{}, err
-	}
-	server := &http.Server{Handler: http.FileServer(http.Dir(x.blobs))}
-	go server.Serve(l)
-	defer server.Close()
-	proxy, err := netmodel.Start("http://"+l.Addr().String(), x.model)
+	proxy, err := netmodel.Start(x.registry.URL(), x.model)
 	if err != nil {
 		return result{}, err
 	}
 	defer proxy.Close()
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
-	defer client.CloseIdleConnections()
-	source := httpblob.New(client, func(ref blob.Ref) string {
-		return proxy.URL() + "/" + strings.TrimPrefix(ref.Digest, "sha256:")
-	})
+	repo, err := openRepository(context.Background(), proxy.Host())
+	if err != nil {
+		return result{}, err
+	}
+	defer repo.Close()
+	// The first request of a connection costs more; pull has made it.
+	if _, err := repo.ResolveManifest(context.Background(), image.Platform{}); err != nil {
+		return result{}, err
+	}
 
-	im, err := fill.New(p, x.fill).Open(linked, source)
+	im, err := fill.New(p, x.fill).Open(linked, retry.New(repo.Blobs(), retry.Policy{}))
 	if err != nil {
 		return result{}, err
 	}
