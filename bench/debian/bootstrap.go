@@ -13,13 +13,13 @@ import (
 )
 
 // bootstrap runs mmdebstrap, which writes the tree of the recipe to tarball.
-// lower is the gzip layer that the packages are installed on, or "" to make
+// lower are the gzip layers that the packages are installed on, none to make
 // the base system.
-func bootstrap(ctx context.Context, r Recipe, lower, tarball string, log io.Writer) error {
+func bootstrap(ctx context.Context, r Recipe, lower []string, tarball string, log io.Writer) error {
 	args := []string{"--mode=root", "--format=tar"}
 	env := append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive",
 		"PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	if lower == "" {
+	if len(lower) == 0 {
 		args = append(args, "--variant=minbase")
 		env = append(env, fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch))
 	} else {
@@ -27,9 +27,13 @@ func bootstrap(ctx context.Context, r Recipe, lower, tarball string, log io.Writ
 		// a mode that reads and hashes every source file at every import.
 		// Times are made reproducible by writeLayer.
 		env = without(env, "SOURCE_DATE_EPOCH")
-		args = append(args, "--variant=custom",
-			"--include="+strings.Join(r.Packages, ","),
-			`--setup-hook=gzip -dc '`+strings.ReplaceAll(lower, `'`, `'\''`)+`' | tar -C "$1" --numeric-owner --xattrs --xattrs-include='*' -xpf -`)
+		args = append(args, "--variant=custom", "--include="+strings.Join(r.Packages, ","))
+		for _, blob := range lower {
+			args = append(args, "--setup-hook="+unpackHook(blob))
+		}
+		if r.Prepare != "" {
+			args = append(args, `--setup-hook=cd "$1" && `+r.Prepare)
+		}
 	}
 	for _, opt := range aptOptions(ctx) {
 		args = append(args, "--aptopt="+opt)
@@ -55,6 +59,16 @@ func bootstrap(ctx context.Context, r Recipe, lower, tarball string, log io.Writ
 	}
 	return nil
 }
+
+// unpackHook returns shell that applies a gzip layer to the tree at $1. No layer
+// of ours replaces a directory by something else, at which tar would fail.
+func unpackHook(blob string) string {
+	return "blob='" + strings.ReplaceAll(blob, `'`, `'\''`) + "'\n" + unpack
+}
+
+const unpack = `set -e
+gzip -dc "$blob" | tar -C "$1" --numeric-owner --xattrs --xattrs-include='*' -xpf -
+find "$1" -name '.wh.*' -exec sh -c 'for w; do b=${w##*/}; rm -rf "$w" "${w%/*}/${b#.wh.}"; done' sh {} +`
 
 func without(env []string, name string) []string {
 	var out []string

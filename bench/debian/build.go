@@ -17,23 +17,29 @@ import (
 
 // Build returns the directory of the recipe's image, an OCI layout inside of
 // dir, and builds it first unless it is there: that takes about 25 s for the
-// base and as much again for its packages. log gets the progress, a line at a
-// time. Builds of several processes in one dir wait for each other; an image
-// is there whole or not at all.
+// base and as much again for each layer of packages. What it builds on the way,
+// the images below and the one with Gzip, is kept there as well. log gets the
+// progress, a line at a time. Builds of several processes in one dir wait for
+// each other; an image is there whole or not at all.
 func Build(ctx context.Context, r Recipe, dir string, log io.Writer) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
 	}
+	if r = r.With(r.Compression); r.Compression != "" && r.Compression != Zstd {
+		return "", fmt.Errorf("image %s: unknown compression %q", r.Name, r.Compression)
+	}
 	final := filepath.Join(dir, r.key(runtime.GOARCH))
 	if complete(final) {
 		return final, nil
 	}
-	base := ""
-	if len(r.Packages) > 0 {
-		if base, err = Build(ctx, Base, dir, log); err != nil {
+	var from oci.Layout
+	if below, ok := r.below(); ok {
+		base, err := Build(ctx, below, dir, log)
+		if err != nil {
 			return "", err
 		}
+		from = oci.Layout(base)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
@@ -46,10 +52,22 @@ func Build(ctx context.Context, r Recipe, dir string, log io.Writer) (string, er
 	if complete(final) { // another process was faster
 		return final, nil
 	}
-	if err := build(ctx, r, oci.Layout(base), final, log); err != nil {
+	if err := build(ctx, r, from, final, log); err != nil {
 		return "", fmt.Errorf("building image %s: %w", r.Name, err)
 	}
 	return final, nil
+}
+
+// below returns the recipe of the image that r's is made from, if there is one.
+func (r Recipe) below() (Recipe, bool) {
+	switch {
+	case r.Compression == Zstd:
+		return r.With(Gzip), true
+	case r.From != nil:
+		return *r.From, true
+	default:
+		return Base, len(r.Packages) > 0
+	}
 }
 
 func complete(dir string) bool {
@@ -83,7 +101,8 @@ func lock(ctx context.Context, name string) (unlock func(), err error) {
 
 // build makes the image beside final and renames it. The caller holds the
 // lock, so that what an interrupted build left can be removed.
-func build(ctx context.Context, r Recipe, base oci.Layout, final string, log io.Writer) error {
+func build(ctx context.Context, r Recipe, from oci.Layout, final string, log io.Writer) error {
+	start := time.Now()
 	tmp := final + ".tmp"
 	if err := os.RemoveAll(tmp); err != nil {
 		return err
@@ -93,53 +112,13 @@ func build(ctx context.Context, r Recipe, base oci.Layout, final string, log io.
 	if err != nil {
 		return err
 	}
-	config := oci.Image{
-		Created:      time.Unix(epoch, 0).UTC().Format(time.RFC3339),
-		Architecture: runtime.GOARCH,
-		OS:           "linux",
-		Config: oci.Process{
-			Env: append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, r.Env...),
-			Cmd: r.Cmd,
-		},
-		RootFS: oci.RootFS{Type: "layers"},
+	if r.Compression == Zstd {
+		fmt.Fprintf(log, "image %s: compressing it with zstd\n", r.Name)
+		err = recompress(ctx, from, out)
+	} else {
+		err = install(ctx, r, from, out, log)
 	}
-	var layers []oci.Descriptor
-	var lower snapshot
-	var lowerBlob string
-	if base != "" {
-		m, _, err := base.Manifest()
-		if err != nil {
-			return err
-		}
-		c, err := base.Config(m)
-		if err != nil {
-			return err
-		}
-		layers, config.RootFS.DiffIDs = m.Layers, c.RootFS.DiffIDs
-		if lowerBlob, err = linkBlob(base, out, m.Layers[0].Digest); err != nil {
-			return err
-		}
-		if lower, err = snapshotLayer(lowerBlob); err != nil {
-			return err
-		}
-	}
-	tarball := filepath.Join(tmp, "full.tar")
-	start := time.Now()
-	fmt.Fprintf(log, "image %s: installing packages\n", r.Name)
-	if err := bootstrap(ctx, r, lowerBlob, tarball, log); err != nil {
-		return err
-	}
-	fmt.Fprintf(log, "image %s: packing the layer\n", r.Name)
-	layer, err := writeLayer(out, tarball, lower, start)
 	if err != nil {
-		return err
-	}
-	if err := os.Remove(tarball); err != nil {
-		return err
-	}
-	layers = append(layers, layer.Descriptor)
-	config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, layer.diffID)
-	if err := out.Finish(config, layers); err != nil {
 		return err
 	}
 	if err := syncFS(tmp); err != nil {
@@ -155,17 +134,39 @@ func build(ctx context.Context, r Recipe, base oci.Layout, final string, log io.
 	return nil
 }
 
-// linkBlob gives one image a blob of another, at no cost in space.
-func linkBlob(from, to oci.Layout, digest string) (string, error) {
-	src, err := from.Blob(digest)
-	if err != nil {
-		return "", err
+// install makes the image of what installing the recipe's packages on from,
+// "" for nothing, leads to.
+func install(ctx context.Context, r Recipe, from, out oci.Layout, log io.Writer) error {
+	config := oci.Image{
+		Created:      time.Unix(epoch, 0).UTC().Format(time.RFC3339),
+		Architecture: runtime.GOARCH,
+		OS:           "linux",
+		Config: oci.Process{
+			Env: append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, r.Env...),
+			Cmd: r.Cmd,
+		},
+		RootFS: oci.RootFS{Type: "layers"},
 	}
-	dst, err := to.Blob(digest)
+	lower, err := readTree(from, out)
 	if err != nil {
-		return "", err
+		return err
 	}
-	return dst, os.Link(src, dst)
+	tarball := filepath.Join(string(out), "full.tar")
+	start := time.Now()
+	fmt.Fprintf(log, "image %s: installing packages\n", r.Name)
+	if err := bootstrap(ctx, r, lower.blobs, tarball, log); err != nil {
+		return err
+	}
+	fmt.Fprintf(log, "image %s: packing the layer\n", r.Name)
+	layer, err := writeLayer(out, tarball, lower.names, start)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(tarball); err != nil {
+		return err
+	}
+	config.RootFS.DiffIDs = append(lower.diffIDs, layer.diffID)
+	return out.Finish(config, append(lower.layers, layer.Descriptor))
 }
 
 // syncFS makes everything written to the file system of dir durable.

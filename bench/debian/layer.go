@@ -5,14 +5,11 @@ import (
 	"bufio"
 	"compress/gzip"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -170,11 +167,6 @@ func changes(lower, upper snapshot) (changed map[string]bool, removed []string) 
 	return changed, removed
 }
 
-type layer struct {
-	oci.Descriptor
-	diffID string
-}
-
 // writeLayer adds what a tar has changed against lower to the layout, as a
 // gzip layer. A nil lower is the empty tree.
 //
@@ -197,49 +189,30 @@ func writeLayer(out oci.Layout, tarball string, lower snapshot, start time.Time)
 	}
 	changed, removed := changes(lower, upper)
 
-	tmp, err := os.CreateTemp(string(out), "layer")
-	if err != nil {
-		return layer{}, err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	blob := &digester{w: tmp, h: sha256.New()}
-	z, err := gzip.NewWriterLevel(blob, 6)
-	if err != nil {
-		return layer{}, err
-	}
-	diff := &digester{w: z, h: sha256.New()}
-	tw := tar.NewWriter(diff)
-
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return layer{}, err
 	}
-	err = scan(bufio.NewReaderSize(f, 1<<20), func(name string, h *tar.Header, body io.Reader) error {
-		if name == "." || !changed[name] {
-			return nil
-		}
-		h.ModTime = clamp(h.ModTime)
-		if err := tw.WriteHeader(clean(name, h)); err != nil {
+	return writeBlob(out, Gzip, func(w io.Writer) error {
+		tw := tar.NewWriter(w)
+		err := scan(bufio.NewReaderSize(f, 1<<20), func(name string, h *tar.Header, body io.Reader) error {
+			if name == "." || !changed[name] {
+				return nil
+			}
+			h.ModTime = clamp(h.ModTime)
+			if err := tw.WriteHeader(clean(name, h)); err != nil {
+				return err
+			}
+			_, err := io.Copy(tw, body)
 			return err
+		})
+		for _, name := range removed {
+			dir, base := path.Split(name)
+			err = errors.Join(err, tw.WriteHeader(&tar.Header{
+				Name: dir + whiteout + base, Mode: 0o600, ModTime: clamp(start), Format: tar.FormatPAX,
+			}))
 		}
-		_, err := io.Copy(tw, body)
-		return err
+		return errors.Join(err, tw.Close())
 	})
-	for _, name := range removed {
-		dir, base := path.Split(name)
-		err = errors.Join(err, tw.WriteHeader(&tar.Header{
-			Name: dir + ".wh." + base, Mode: 0o600, ModTime: clamp(start), Format: tar.FormatPAX,
-		}))
-	}
-	if err := errors.Join(err, tw.Close(), z.Close(), tmp.Chmod(0o644), tmp.Close()); err != nil {
-		return layer{}, err
-	}
-	l := layer{oci.Descriptor{MediaType: oci.TypeGzip, Digest: blob.digest(), Size: blob.n}, diff.digest()}
-	name, err := out.Blob(l.Digest)
-	if err != nil {
-		return layer{}, err
-	}
-	return l, os.Rename(tmp.Name(), filepath.Clean(name))
 }
 
 // newest returns a function that moves times from start on to the newest
@@ -281,19 +254,3 @@ func clean(name string, h *tar.Header) *tar.Header {
 	}
 	return c
 }
-
-// digester counts and hashes what passes through it.
-type digester struct {
-	w io.Writer
-	h hash.Hash
-	n int64
-}
-
-func (d *digester) Write(p []byte) (int, error) {
-	n, err := d.w.Write(p)
-	d.h.Write(p[:n])
-	d.n += int64(n)
-	return n, err
-}
-
-func (d *digester) digest() string { return "sha256:" + hex.EncodeToString(d.h.Sum(nil)) }

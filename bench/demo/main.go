@@ -12,17 +12,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"text/tabwriter"
-	"time"
 
 	"github.com/shale-image/shale/bench/debian"
 	"github.com/shale-image/shale/bench/netmodel"
-	"github.com/shale-image/shale/bench/registry"
+	"github.com/shale-image/shale/bench/start/cold"
 	"github.com/shale-image/shale/runtime"
 )
 
@@ -55,10 +52,6 @@ type demo struct {
 	command             []string
 	model               netmodel.Model
 	runs                int
-
-	dir      string // scratch
-	registry *registry.Registry
-	proxy    *netmodel.Proxy
 }
 
 const (
@@ -69,9 +62,6 @@ const (
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "== "+format+"\n", args...) }
 
 func (d *demo) run(ctx context.Context) (err error) {
-	if d.shale, err = filepath.Abs(d.shale); err != nil {
-		return err
-	}
 	if os.Geteuid() != 0 {
 		return errors.New("mounting needs root: run `sudo make demo`")
 	}
@@ -84,82 +74,59 @@ func (d *demo) run(ctx context.Context) (err error) {
 		}
 		ref = "oci:" + dir
 	}
-	if d.dir, err = os.MkdirTemp("", "shale-demo-"); err != nil {
+	lab, err := cold.Open(ctx, cold.Options{Shale: d.shale, Model: d.model})
+	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(d.dir)) }()
-	if d.registry, err = registry.Start(ctx, filepath.Join(d.dir, "registry")); err != nil {
-		return err
-	}
-	defer d.registry.Stop()
-	say("pushing it to a registry on %s", d.registry.Host())
-	if err := copyImage(ctx, ref, d.registry.Host()+"/"+plainName); err != nil {
+	defer func() { err = errors.Join(err, lab.Close()) }()
+	say("pushing it to a registry on %s", lab.Host())
+	if err := lab.Push(ctx, ref, plainName); err != nil {
 		return err
 	}
 	say("converting it")
-	if err := d.convert(ctx); err != nil {
+	var flags []string
+	if d.chunkSize != "" {
+		flags = []string{"--chunk-size", d.chunkSize}
+	}
+	if err := lab.Convert(ctx, plainName, convertedName, flags...); err != nil {
 		return err
 	}
-	if d.proxy, err = netmodel.Start(d.registry.URL(), d.model); err != nil {
-		return err
-	}
-	defer d.proxy.Close()
 
-	var plain, lazy []cost
+	command := cold.Command{Args: d.command}
+	var plain, lazy []cold.Cost
 	for i := range d.runs {
 		say("cold start %d of %d: pull, unpack, run", i+1, d.runs)
-		c, err := d.startPlain(ctx, filepath.Join(d.dir, fmt.Sprintf("plain-%d", i)))
+		c, err := onNewNode(lab, func(n *cold.Node) (cold.Cost, error) { return n.Plain(ctx, plainName, command) })
 		if err != nil {
 			return err
 		}
 		plain = append(plain, c)
 		say("cold start %d of %d: shale run", i+1, d.runs)
-		if c, err = d.startLazy(ctx, filepath.Join(d.dir, fmt.Sprintf("shale-%d", i))); err != nil {
+		c, err = onNewNode(lab, func(n *cold.Node) (cold.Cost, error) { return n.Lazy(ctx, convertedName, command) })
+		if err != nil {
 			return err
 		}
 		lazy = append(lazy, c)
 	}
-	d.print(median(plain), median(lazy))
+	d.print(cold.Median(plain), cold.Median(lazy))
 	return nil
 }
 
-func (d *demo) print(p, l cost) {
+func onNewNode(lab *cold.Lab, start func(*cold.Node) (cold.Cost, error)) (cold.Cost, error) {
+	n := lab.Node()
+	c, err := start(n)
+	return c, errors.Join(err, n.Close())
+}
+
+func (d *demo) print(p, l cold.Cost) {
 	fmt.Printf("\n%v, %.0f Mbit/s, %v a request; medians of %d cold starts\n\n", d.command, d.model.Bandwidth/1e6, d.model.Delay, d.runs)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 3, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, "\tpull + unpack\tshale run\tratio\t\n")
-	fmt.Fprintf(w, "bytes from the registry\t%.1f MB\t%.1f MB\t%.1f%%\t\n", mb(p.bytes), mb(l.bytes), 100*float64(l.bytes)/float64(p.bytes))
-	fmt.Fprintf(w, "requests\t%d\t%d\t\t\n", p.requests, l.requests)
-	fmt.Fprintf(w, "seconds to first output\t%.2f\t%.2f\t%.1fx sooner\t\n", p.first.Seconds(), l.first.Seconds(), p.first.Seconds()/l.first.Seconds())
-	fmt.Fprintf(w, "disk used\t%.1f MB\t%.1f MB\t%.1f%%\t\n", mb(p.disk), mb(l.disk), 100*float64(l.disk)/float64(p.disk))
+	fmt.Fprintf(w, "bytes from the registry\t%.1f MB\t%.1f MB\t%.1f%%\t\n", mb(p.Bytes), mb(l.Bytes), 100*float64(l.Bytes)/float64(p.Bytes))
+	fmt.Fprintf(w, "requests\t%d\t%d\t\t\n", p.Requests, l.Requests)
+	fmt.Fprintf(w, "seconds to first output\t%.2f\t%.2f\t%.1fx sooner\t\n", p.First.Seconds(), l.First.Seconds(), p.First.Seconds()/l.First.Seconds())
+	fmt.Fprintf(w, "disk used\t%.1f MB\t%.1f MB\t%.1f%%\t\n", mb(p.Disk), mb(l.Disk), 100*float64(l.Disk)/float64(p.Disk))
 	w.Flush()
 }
 
 func mb(n int64) float64 { return float64(n) / 1e6 }
-
-// cost is what one start took.
-type cost struct {
-	bytes, disk int64
-	requests    int
-	first       time.Duration
-}
-
-// diskUsage adds up the blocks of a directory's files.
-func diskUsage(dir string) (n int64, err error) {
-	seen := map[[2]uint64]bool{}
-	err = filepath.WalkDir(dir, func(_ string, de fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := de.Info()
-		if err != nil {
-			return err
-		}
-		st := info.Sys().(*syscall.Stat_t)
-		if key := [2]uint64{st.Dev, st.Ino}; !seen[key] {
-			seen[key] = true
-			n += st.Blocks * 512
-		}
-		return nil
-	})
-	return n, err
-}

@@ -21,6 +21,7 @@ const (
 	TypeManifest = "application/vnd.oci.image.manifest.v1+json"
 	TypeConfig   = "application/vnd.oci.image.config.v1+json"
 	TypeGzip     = "application/vnd.oci.image.layer.v1.tar+gzip"
+	TypeZstd     = "application/vnd.oci.image.layer.v1.tar+zstd"
 )
 
 // maxDocument bounds what is read of an index, manifest or config, in bytes.

@@ -1,8 +1,8 @@
 // Package plain starts a container as engines do without lazy loading: fetch
 // every layer whole, verify it, unpack it, run. It is the peer that the
 // product is measured against, and made as fast as that way can be: each layer
-// is unpacked while later ones arrive, by GNU tar and the fastest gzip there
-// is, straight into one tree.
+// is unpacked while later ones arrive, by GNU tar and the fastest gzip (or zstd)
+// there is, straight into one tree.
 //
 // Its trees are also the truth that others are compared with: GNU tar decides
 // what a layer means. Images are taken to be benign; a hostile one may write

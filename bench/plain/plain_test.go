@@ -6,14 +6,17 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -119,11 +122,95 @@ func TestWhiteouts(t *testing.T) {
 	}
 }
 
+// toZstd makes a zstd layer of a gzip layer.
+func toZstd(t *testing.T, layer []byte) []byte {
+	t.Helper()
+	z, err := gzip.NewReader(bytes.NewReader(layer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	w, err := zstd.NewWriter(&buf, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(w, z)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func needZstd(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("zstd"); err != nil {
+		t.Skip("zstd is not installed")
+	}
+}
+
+// TestUnpackTakesBothCompressions, of a file, of a pipe, and of what is
+// neither.
+func TestUnpackTakesBothCompressions(t *testing.T) {
+	needZstd(t)
+	gz := layer(t, "a", "d/", "d/x")
+	want := tree(t, gz)
+	for name, p := range map[string][]byte{"gzip": gz, "zstd": toZstd(t, gz)} {
+		t.Run(name, func(t *testing.T) {
+			same(t, tree(t, p), want)
+
+			file := filepath.Join(t.TempDir(), "layer")
+			if err := os.WriteFile(file, p, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Open(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			dir := t.TempDir()
+			if err := Unpack(t.Context(), f, dir); err != nil {
+				t.Fatal(err)
+			}
+			same(t, dir, want)
+
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			go func() { w.Write(p); w.Close() }()
+			dir = t.TempDir()
+			if err := Unpack(t.Context(), r, dir); err != nil {
+				t.Fatal(err)
+			}
+			same(t, dir, want)
+		})
+	}
+}
+
+func TestStartOfAZstdImage(t *testing.T) {
+	needZstd(t)
+	layers := many(t)
+	for i := range layers {
+		layers[i] = toZstd(t, layers[i])
+	}
+	p := serve(t, layers...)
+	want := tree(t, layer(t, "d/", "d/x", "b"))
+	for _, stream := range []bool{false, true} {
+		res, err := Start(t.Context(), Options{Registry: p.URL(), Name: "img:1", Dir: t.TempDir(), Stream: stream})
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, res.Rootfs, want)
+	}
+}
+
 func TestUnpackTellsWhatFailed(t *testing.T) {
 	good := layer(t, "a", "b")
 	broken := bytes.Clone(good)
 	broken[len(broken)-6] ^= 1 // in the checksum
-	for name, p := range map[string][]byte{"checksum": broken, "short": good[:len(good)/2], "no gzip": []byte("hello hello hello")} {
+	for name, p := range map[string][]byte{"checksum": broken, "short": good[:len(good)/2], "no gzip": []byte("hello hello hello"), "tiny": []byte("x"), "empty": nil,
+		"no zstd": append(bytes.Clone(zstdMagic), "hello"...)} {
 		if err := Unpack(t.Context(), bytes.NewReader(p), t.TempDir()); err == nil {
 			t.Errorf("%s: unpacked without an error", name)
 		}

@@ -17,12 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unpack applies a gzip layer to the tree at dir, which has its lower layers:
-// GNU tar extracts it, then its whiteouts are carried out and removed. It
-// takes root to keep owners. A reader that is a file costs no copying.
+// Unpack applies a layer, in gzip or zstd, to the tree at dir, which has its
+// lower layers: GNU tar extracts it, then its whiteouts are carried out and
+// removed. It takes root to keep owners. A reader that is a file costs no
+// copying.
 func Unpack(ctx context.Context, layer io.Reader, dir string) error {
 	tarArgs := []string{"-x", "-v", "-f", "-", "-C", dir, "--quoting-style=escape",
 		"--numeric-owner", "--same-owner", "--same-permissions", "--xattrs", "--xattrs-include=*", "--blocking-factor=512"}
+	layer, decompress, err := decompressor(layer)
+	if err != nil {
+		return err
+	}
 	pr, pw, err := os.Pipe()
 	if err != nil {
 		return err
@@ -32,8 +37,8 @@ func Unpack(ctx context.Context, layer io.Reader, dir string) error {
 	// Fewer, larger hand-overs between the two; a full pipe is fine as well.
 	unix.FcntlInt(pw.Fd(), unix.F_SETPIPE_SZ, 1<<20)
 
-	gunzip := command(ctx, gunzipPath(), "-dc")
-	gunzip.Stdin, gunzip.Stdout = layer, pw
+	unzip := command(ctx, decompress, "-dc")
+	unzip.Stdin, unzip.Stdout = layer, pw
 	tar := command(ctx, "tar", tarArgs...)
 	tar.Stdin = pr
 	listing, err := tar.StdoutPipe()
@@ -43,7 +48,7 @@ func Unpack(ctx context.Context, layer io.Reader, dir string) error {
 	if err := tar.Start(); err != nil {
 		return err
 	}
-	if err := gunzip.Start(); err != nil {
+	if err := unzip.Start(); err != nil {
 		pr.Close()
 		pw.Close()
 		return errors.Join(err, tar.Wait())
@@ -51,7 +56,34 @@ func Unpack(ctx context.Context, layer io.Reader, dir string) error {
 	pr.Close() // so that each sees the end of the other
 	pw.Close()
 	names, err := readListing(listing)
-	return errors.Join(err, wait(tar), wait(gunzip), names.carryOut(dir))
+	return errors.Join(err, wait(tar), wait(unzip), names.carryOut(dir))
+}
+
+// zstdMagic is how a zstd frame begins.
+var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
+
+// decompressor returns the program for what layer contains, by how it begins,
+// and a reader of all of it.
+func decompressor(layer io.Reader) (io.Reader, string, error) {
+	head := make([]byte, len(zstdMagic))
+	n, err := io.ReadFull(layer, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && err != io.EOF {
+		return nil, "", err
+	}
+	head = head[:n]
+	// A program reads a file itself, if it can from the start.
+	if f, ok := layer.(*os.File); !ok || rewind(f, n) != nil {
+		layer = io.MultiReader(bytes.NewReader(head), layer)
+	}
+	if bytes.Equal(head, zstdMagic) {
+		return layer, "zstd", nil
+	}
+	return layer, gunzipPath(), nil
+}
+
+func rewind(f *os.File, n int) error {
+	_, err := f.Seek(int64(-n), io.SeekCurrent)
+	return err
 }
 
 // gunzipPath returns the fastest gzip on the machine: igzip inflates at about
