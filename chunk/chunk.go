@@ -16,10 +16,9 @@ import (
 
 const (
 	// Size is the one cut: everything Shale cuts itself is cut at multiples
-	// of 64 KiB from the start of each file. 64 KiB is where the sum of
-	// fetched bytes and requests of eight measured container starts is
-	// lowest once requests are merged (docs/ARCHITECTURE.md, "The one cut").
-	Size = 64 << 10
+	// of 128 KiB from the start of each file (docs/ARCHITECTURE.md, "The one
+	// cut").
+	Size = 128 << 10
 
 	// Block is the granule of presence and of proof: what is on the node is
 	// recorded by 16 KiB, and a BLAKE3 tree can prove one such block alone.

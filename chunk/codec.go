@@ -15,7 +15,8 @@ type Codec uint8
 const (
 	None Codec = iota
 	Zstd
-	LZ4 // LZ4 block format, no frame
+	LZ4  // LZ4 block format, no frame
+	Gzip // gzip or a part of it: decoded as a stream (index/stream), never one chunk alone
 )
 
 // String returns the codec's name as the command line spells it.
@@ -27,6 +28,8 @@ func (c Codec) String() string {
 		return "zstd"
 	case LZ4:
 		return "lz4"
+	case Gzip:
+		return "gzip"
 	}
 	return fmt.Sprintf("codec(%d)", uint8(c))
 }

@@ -6,7 +6,9 @@
 //	    "registry.example":  {"ca_file": "/etc/ssl/private-ca.pem", "mirrors": ["cache.example:5000"]},
 //	    "10.0.0.7:5000":     {"plain_http": true}
 //	  },
-//	  "proxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "no_proxy": "localhost,.example"}
+//	  "proxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "no_proxy": "localhost,.example"},
+//	  "limits": {"entries": 1000000, "file_bytes": 1099511627776},
+//	  "index_trust": "bound"
 //	}
 //
 // It knows settings; it reaches nothing itself.
@@ -23,6 +25,7 @@ import (
 	"path/filepath"
 
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index/layer"
 )
 
 // Path is where the configuration is looked for if SHALE_CONFIG does not say.
@@ -35,6 +38,8 @@ const maxSize = 1 << 20
 type Config struct {
 	Registries map[string]Registry `json:"registries"` // by "host[:port]", as in references
 	Proxy      Proxy               `json:"proxy"`
+	Limits     layer.Limits        `json:"limits"`      // of layers that are read; zero fields mean the defaults
+	IndexTrust string              `json:"index_trust"` // whose index of an image is believed: local, bound or repository (the default)
 }
 
 // Registry is how to reach one registry.

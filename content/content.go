@@ -9,8 +9,8 @@ import (
 	"io"
 
 	"github.com/shale-image/shale/blob"
-	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/stream"
 )
 
 // window is how many stored bytes one request brings at most.
@@ -27,74 +27,72 @@ type Piece struct {
 // chunk verified against its digest. An error names the blob and the offset in
 // it.
 func Pieces(ctx context.Context, t *index.Tree, src blob.Source, ino *index.Inode, fn func(Piece) error) error {
-	var r io.ReadCloser
-	var pos, end int64 // of r, in blob number at
-	var at uint32
-	defer func() {
-		if r != nil {
-			r.Close()
-		}
-	}()
-	var stored, data []byte
-	for i, e := range ino.Extents {
-		c := &t.Chunks[e.Chunk]
-		b := t.Blobs[c.Blob]
-		bad := func(err error) error {
-			return fmt.Errorf("blob %s: chunk of %d bytes at offset %d: %w", b.Digest, c.Length, c.Offset, err)
-		}
-		if c.Size > chunk.MaxSize || c.Length > 2*chunk.MaxSize {
-			return bad(fmt.Errorf("%w: sizes %d and %d, want at most %d", chunk.ErrCorrupt, c.Size, c.Length, chunk.MaxSize))
-		}
-		if r == nil || at != c.Blob || pos != int64(c.Offset) || pos >= end {
-			if r != nil {
-				r.Close()
-			}
-			pos, at, end = int64(c.Offset), c.Blob, run(t, ino.Extents[i:])
-			var err error
-			if r, err = src.Range(ctx, blob.Ref(b), pos, end-pos); err != nil {
-				r = nil
-				return bad(err)
-			}
-		}
-		stored = grow(stored, int(c.Length))
-		if _, err := io.ReadFull(r, stored); err != nil {
-			return bad(err)
-		}
-		pos += int64(c.Length)
-		data = grow(data, int(c.Size))
-		if err := c.Codec.Decode(data, stored); err != nil {
-			return bad(err)
-		}
-		if err := c.Digest.Verify(data); err != nil {
-			return bad(err)
-		}
-		if err := fn(Piece{e.Off, data}); err != nil {
+	for extents := ino.Extents; len(extents) > 0; {
+		n, err := run(ctx, t, src, extents, fn)
+		if err != nil {
 			return err
 		}
+		extents = extents[n:]
 	}
 	return nil
 }
 
-// run returns where in its blob the run of extents that lie one behind the
-// other, starting with the first, ends; at most window bytes of it.
-func run(t *index.Tree, extents []index.Extent) int64 {
+// run reads extents whose chunks lie one behind the other in a stream, from the
+// first on, by one request. It returns how many.
+func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Extent, fn func(Piece) error) (n int, err error) {
 	first := &t.Chunks[extents[0].Chunk]
-	end := int64(first.Offset) + int64(first.Length)
-	for _, e := range extents[1:] {
-		c := &t.Chunks[e.Chunk]
-		if c.Blob != first.Blob || int64(c.Offset) != end || end+int64(c.Length)-int64(first.Offset) > window {
+	if err := t.CheckChunk(first); err != nil {
+		return 0, err
+	}
+	b := &t.Blobs[first.Blob]
+	end := first.Offset
+	var spans []index.Span
+	var off, length int64
+	for n < len(extents) {
+		c := &t.Chunks[extents[n].Chunk]
+		if c.Blob != first.Blob || c.Offset != end || t.CheckChunk(c) != nil {
 			break
 		}
-		end += int64(c.Length)
+		more := b.Cover(first.Offset, end+int64(c.Size))
+		o, l := index.Stored(more, first.Offset, end+int64(c.Size))
+		if n > 0 && l > window {
+			break
+		}
+		spans, off, length, end = more, o, l, end+int64(c.Size)
+		n++
 	}
-	return end
-}
-
-func grow(b []byte, n int) []byte {
-	if cap(b) < n {
-		return make([]byte, n)
+	bad := func(err error) (int, error) {
+		return 0, fmt.Errorf("blob %s: %d stored bytes at offset %d: %w", b.Digest, length, off, err)
 	}
-	return b[:n]
+	at := &t.Blobs[spans[0].Window.Blob]
+	w, err := stream.Window(ctx, src, blob.Ref{Digest: at.Digest, Size: at.Size}, spans[0].Window)
+	if err != nil {
+		return bad(err)
+	}
+	body, err := src.Range(ctx, blob.Ref{Digest: b.Digest, Size: b.Size}, off, length)
+	if err != nil {
+		return bad(err)
+	}
+	defer body.Close()
+	r, err := stream.NewReader(body, spans, first.Offset, end, w)
+	if err != nil {
+		return bad(err)
+	}
+	defer r.Close()
+	for _, e := range extents[:n] {
+		c := &t.Chunks[e.Chunk]
+		data, err := r.Next(int(c.Size))
+		if err == nil {
+			err = c.Digest.Verify(data)
+		}
+		if err != nil {
+			return bad(err)
+		}
+		if err := fn(Piece{e.Off, data}); err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
 }
 
 // Copy writes a regular file's whole content, holes as zeros, to w.

@@ -22,24 +22,27 @@ func file(t *testing.T, parts ...[]byte) (*index.Tree, *index.Inode, *memblob.So
 	tree, ino := index.NewTree(), &index.Inode{Mode: 0o100644}
 	src := memblob.New(nil)
 	var stored, want []byte
+	var b index.Blob
 	for _, p := range parts {
 		if p == nil {
 			want = append(want, make([]byte, size)...)
 			continue
 		}
-		c := index.Chunk{Digest: chunk.Sum(chunk.BLAKE3, p), Size: uint32(len(p)), Codec: chunk.Zstd, Offset: uint64(len(stored))}
-		out, ok := c.Codec.Encode(nil, p)
+		s := index.Span{Size: int64(len(p)), Codec: chunk.Zstd, Offset: int64(len(stored))}
+		out, ok := s.Codec.Encode(nil, p)
 		if !ok {
-			c.Codec, out = chunk.None, p
+			s.Codec, out = chunk.None, p
 		}
-		c.Length = uint32(len(out))
+		s.Length = int64(len(out))
+		c := index.Chunk{Digest: chunk.Sum(chunk.BLAKE3, p), Size: uint32(len(p)), Offset: b.Append(s)}
 		ino.Extents = append(ino.Extents, index.Extent{Off: int64(len(want)), Chunk: uint32(len(tree.Chunks))})
 		tree.Chunks = append(tree.Chunks, c)
 		stored, want = append(stored, out...), append(want, p...)
 	}
 	ino.Size = int64(len(want))
 	ref := src.Put(stored)
-	tree.Blobs = []index.Blob{{Digest: ref.Digest, Size: ref.Size}}
+	b.Digest, b.Size = ref.Digest, ref.Size
+	tree.Blobs = []index.Blob{b}
 	return tree, ino, src, want
 }
 
@@ -89,14 +92,14 @@ func TestCorrupt(t *testing.T) {
 		t.Errorf("a flipped byte: %v", err)
 	}
 	src.Fault = nil
-	for name, change := range map[string]func(*index.Chunk){
-		"digest":   func(c *index.Chunk) { c.Digest.Sum[3] ^= 1 },
-		"size":     func(c *index.Chunk) { c.Size++ },
-		"too long": func(c *index.Chunk) { c.Size = chunk.MaxSize + 1 },
-		"codec":    func(c *index.Chunk) { c.Codec = 77 },
+	for name, change := range map[string]func(*index.Chunk, *index.Span){
+		"digest":   func(c *index.Chunk, _ *index.Span) { c.Digest.Sum[3] ^= 1 },
+		"size":     func(c *index.Chunk, _ *index.Span) { c.Size++ },
+		"too long": func(c *index.Chunk, _ *index.Span) { c.Size = chunk.MaxSize + 1 },
+		"codec":    func(_ *index.Chunk, s *index.Span) { s.Codec = chunk.LZ4 },
 	} {
 		tree, ino, src, _ := file(t, part("a"), part("b"))
-		change(&tree.Chunks[1])
+		change(&tree.Chunks[1], &tree.Blobs[0].Spans[1])
 		if err := Copy(t.Context(), &bytes.Buffer{}, tree, src, ino); !errors.Is(err, chunk.ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -13,19 +13,19 @@ import (
 	"github.com/shale-image/shale/index/rafs"
 )
 
-// layerBlob is an object of the converted image. Its bytes are those of spans of
-// spools and a tail, so that no chunk is written twice. It is safe for
+// layerBlob is an object of the converted image. Its bytes are those of sections
+// of spools and a tail, so that no chunk is written twice. It is safe for
 // concurrent use.
 type layerBlob struct {
-	digest string
-	size   int64
-	spans  []span
-	tail   []byte // what follows the last span
-	dict   bool   // of the dictionary: it has no bytes here
+	digest   string
+	size     int64
+	sections []section
+	tail     []byte // what follows the last section
+	dict     bool   // of the dictionary: it has no bytes here
 }
 
-// span is a piece of a spool at an offset of the blob.
-type span struct {
+// section is a piece of a spool at an offset of the blob.
+type section struct {
 	at, off, size int64
 	file          *os.File
 }
@@ -48,11 +48,11 @@ func (b *layerBlob) readAt(p []byte, off int64) (int, error) {
 	case off >= data:
 		return copy(p, b.tail[off-data:]), nil
 	}
-	i, ok := slices.BinarySearchFunc(b.spans, off, func(s span, off int64) int { return cmp.Compare(s.at, off) })
+	i, ok := slices.BinarySearchFunc(b.sections, off, func(s section, off int64) int { return cmp.Compare(s.at, off) })
 	if !ok {
 		i--
 	}
-	s := &b.spans[i]
+	s := &b.sections[i]
 	n, err := s.file.ReadAt(p[:min(int64(len(p)), s.at+s.size-off)], s.off+off-s.at)
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
@@ -62,15 +62,15 @@ func (b *layerBlob) readAt(p []byte, off int64) (int, error) {
 
 // add appends a piece of a file behind the last one.
 func (b *layerBlob) add(file *os.File, off, size int64) {
-	if n := len(b.spans); n > 0 {
-		last := &b.spans[n-1]
+	if n := len(b.sections); n > 0 {
+		last := &b.sections[n-1]
 		if last.file == file && last.off+last.size == off {
 			last.size += size
 			b.size += size
 			return
 		}
 	}
-	b.spans = append(b.spans, span{b.size, off, size, file})
+	b.sections = append(b.sections, section{b.size, off, size, file})
 	b.size += size
 }
 
@@ -106,83 +106,172 @@ func (c *converter) blobOptions() rafs.BlobOptions {
 // yet, if there are any, and numbers the chunks of the layers' files as the tree
 // does.
 func (c *converter) makeBlob(layers []*spool, known map[chunk.Digest]uint32) error {
-	b := &layerBlob{}
+	m := &blobMaker{c: c, known: known, blob: &layerBlob{}}
 	t := &tailWriter{}
-	w := rafs.NewBlobWriter(t, c.blobOptions())
-	var own []uint32 // chunks of the tree that lie in this blob
-	add := func(ref rafs.ChunkRef, d chunk.Digest, codec chunk.Codec) {
-		known[d] = uint32(len(c.tree.Chunks))
-		own = append(own, known[d])
-		c.tree.Chunks = append(c.tree.Chunks, index.Chunk{Digest: d, Size: ref.Size, Codec: codec, Length: ref.Length, Offset: ref.Offset})
-	}
+	m.w = rafs.NewBlobWriter(t, c.blobOptions())
 	holes := false
 	for _, sp := range layers {
 		holes = holes || sp.holes
-		r := &spoolReader{file: sp.file}
-		numbers := make([]uint32, len(sp.chunks))
-		for i, s := range sp.chunks {
-			if err := c.fromDict(s.digest, known); err != nil {
-				return fmt.Errorf("%s: %w", sp.name, err)
-			}
-			if _, ok := known[s.digest]; !ok {
-				stored, err := r.next(s.off, s.length)
-				if err != nil {
-					return err
-				}
-				ref, err := w.Add(s.size, s.digest, s.codec, stored)
-				if err != nil {
-					return fmt.Errorf("%s: %w", sp.name, err)
-				}
-				b.add(sp.file, s.off, int64(s.length))
-				add(ref, s.digest, s.codec)
-			}
-			numbers[i] = known[s.digest]
+		if err := m.layer(sp); err != nil {
+			return fmt.Errorf("%s: %w", sp.name, err)
 		}
-		for _, ch := range sp.changes {
-			if ch.Inode == nil {
-				continue
-			}
-			for k := range ch.Inode.Extents {
-				e := &ch.Inode.Extents[k]
-				e.Chunk = numbers[e.Chunk]
-			}
-		}
-		sp.chunks = nil
 	}
 	t.keep = true
 	if holes {
 		// RAFS has no holes: files refer to a chunk of zeros instead.
-		z := chunk.Sum(chunk.BLAKE3, make([]byte, c.o.ChunkSize))
-		if err := c.fromDict(z, known); err != nil {
+		z := rafs.Piece{Size: c.o.ChunkSize, Digest: chunk.Sum(chunk.BLAKE3, make([]byte, c.o.ChunkSize))}
+		if err := c.fromDict(z.Digest, known); err != nil {
 			return err
 		}
-		if _, ok := known[z]; !ok {
-			ref, d, codec, err := w.AddZeros()
-			if err != nil {
+		if _, ok := known[z.Digest]; !ok {
+			if _, _, _, err := m.w.AddZeros(); err != nil {
 				return err
 			}
-			add(ref, d, codec)
+			m.list(z)
 		}
 	}
-	info, err := w.Close()
+	info, err := m.w.Close()
 	if errors.Is(err, rafs.ErrEmpty) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	b.digest, b.size, b.tail = info.Digest(), info.Size, t.kept
-	for _, n := range own {
-		c.tree.Chunks[n].Blob = uint32(len(c.blobs))
+	m.blob.digest, m.blob.size, m.blob.tail = info.Digest(), info.Size, t.kept
+	_, offsets := info.Spans()
+	for i, n := range m.own {
+		c.tree.Chunks[n].Blob, c.tree.Chunks[n].Offset = uint32(len(c.blobs)), offsets[i]
 	}
-	c.addBlob(b, info)
+	c.addBlob(m.blob, info)
 	return nil
+}
+
+// blobMaker makes one blob.
+type blobMaker struct {
+	c     *converter
+	w     *rafs.BlobWriter
+	blob  *layerBlob
+	known map[chunk.Digest]uint32
+	own   []uint32 // the blob's chunks, as the tree numbers them
+}
+
+// list enters a chunk that was added to the blob.
+func (m *blobMaker) list(p rafs.Piece) {
+	n := uint32(len(m.c.tree.Chunks))
+	m.known[p.Digest] = n
+	m.own = append(m.own, n)
+	m.c.tree.Chunks = append(m.c.tree.Chunks, index.Chunk{Digest: p.Digest, Size: p.Size})
+}
+
+// layer adds what of a layer is not known.
+func (m *blobMaker) layer(sp *spool) error {
+	r := &spoolReader{file: sp.file}
+	for i := range sp.batches {
+		b := &sp.batches[i]
+		stored, err := r.next(b.off, b.length)
+		if err != nil {
+			return err
+		}
+		if stored, err = m.strip(sp, b, stored); err != nil || len(b.chunks) == 0 {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := m.add(sp, b, stored); err != nil {
+			return err
+		}
+		m.blob.add(sp.file, b.off, int64(b.length))
+	}
+	numbers := make([]uint32, len(sp.chunks))
+	for i, p := range sp.chunks {
+		if err := m.c.fromDict(p.Digest, m.known); err != nil {
+			return err
+		}
+		numbers[i] = m.known[p.Digest]
+	}
+	for _, ch := range sp.changes {
+		if ch.Inode == nil {
+			continue
+		}
+		for k := range ch.Inode.Extents {
+			e := &ch.Inode.Extents[k]
+			e.Chunk = numbers[e.Chunk]
+		}
+	}
+	sp.chunks, sp.batches = nil, nil
+	return nil
+}
+
+// add adds a batch to the blob.
+func (m *blobMaker) add(sp *spool, b *batch, stored []byte) error {
+	pieces := make([]rafs.Piece, len(b.chunks))
+	for i, n := range b.chunks {
+		pieces[i] = sp.chunks[n]
+	}
+	if b.codec != chunk.None && len(pieces) > 1 {
+		if _, err := m.w.AddBatch(pieces, stored); err != nil {
+			return err
+		}
+	} else {
+		for _, p := range pieces {
+			n := len(stored)
+			if b.codec == chunk.None {
+				n = int(p.Size)
+			}
+			if _, err := m.w.Add(p.Size, p.Digest, b.codec, stored[:n]); err != nil {
+				return err
+			}
+			stored = stored[n:]
+		}
+	}
+	for _, p := range pieces {
+		m.list(p)
+	}
+	return nil
+}
+
+// strip takes chunks out of a batch that turned out to be known, which are few:
+// layers that are read at the same time do not always know of each other. It
+// returns the batch's stored bytes, which lie at another place then.
+func (m *blobMaker) strip(sp *spool, b *batch, stored []byte) ([]byte, error) {
+	isKnown := func(n uint32) bool {
+		_, ok := m.known[sp.chunks[n].Digest]
+		return ok
+	}
+	if !slices.ContainsFunc(b.chunks, isKnown) {
+		return stored, nil
+	}
+	raw := make([]byte, b.size)
+	if err := b.codec.Decode(raw, stored); err != nil {
+		return nil, err
+	}
+	kept := raw[:0]
+	for _, n := range b.chunks {
+		size := int(sp.chunks[n].Size)
+		if !isKnown(n) {
+			kept = append(kept, raw[:size]...)
+		}
+		raw = raw[size:]
+	}
+	b.chunks = slices.DeleteFunc(b.chunks, isKnown)
+	if len(kept) == 0 {
+		return nil, nil
+	}
+	b.codec, stored, _ = m.c.encode(nil, kept)
+	b.off, b.size, b.length = sp.size, len(kept), len(stored)
+	if _, err := sp.file.WriteAt(stored, sp.size); err != nil {
+		return nil, err
+	}
+	sp.size += int64(len(stored))
+	return stored, nil
 }
 
 func (c *converter) addBlob(b *layerBlob, info rafs.BlobInfo) {
 	c.blobs = append(c.blobs, b)
 	c.infos = append(c.infos, info)
-	c.tree.Blobs = append(c.tree.Blobs, index.Blob{Digest: b.digest, Size: b.size})
+	spans, _ := info.Spans()
+	c.tree.Blobs = append(c.tree.Blobs, index.Blob{Digest: b.digest, Size: b.size, Spans: spans})
 }
 
 // tailWriter keeps what a BlobWriter writes once the chunks of the spools are
@@ -207,14 +296,14 @@ type spoolReader struct {
 }
 
 // next returns n bytes at off, valid until the next call.
-func (r *spoolReader) next(off int64, n uint32) ([]byte, error) {
+func (r *spoolReader) next(off int64, n int) ([]byte, error) {
 	if end := r.at + int64(len(r.buf)); off < r.at || off+int64(n) > end {
-		if size := max(1<<20, int(n)); cap(r.buf) < size {
+		if size := max(1<<20, n); cap(r.buf) < size {
 			r.buf = make([]byte, size)
 		}
 		r.buf, r.at = r.buf[:cap(r.buf)], off
 		m, err := r.file.ReadAt(r.buf, off)
-		if r.buf = r.buf[:m]; m < int(n) {
+		if r.buf = r.buf[:m]; m < n {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}

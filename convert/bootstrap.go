@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
@@ -154,13 +155,28 @@ func (c *converter) verifyTree(l *bootLayer) error {
 		}
 	}
 	// Where chunks are is compared here, and what is there in verifyChunks.
-	have := make(map[chunk.Digest]index.Chunk, len(c.tree.Chunks))
-	for _, ch := range c.tree.Chunks {
-		have[ch.Digest] = ch
+	type where struct {
+		blob uint32
+		span index.Span
+		at   int64 // in it
+		size uint32
 	}
-	for _, ch := range back.Chunks {
-		if want := have[ch.Digest]; ch != want {
-			return fmt.Errorf("%w: chunk %v is %+v, want %+v", chunk.ErrCorrupt, ch.Digest, ch, want)
+	locate := func(t *index.Tree, ch *index.Chunk) where {
+		b := &t.Blobs[ch.Blob]
+		w := where{blob: ch.Blob, span: b.Spans[b.Find(ch.Offset)], size: ch.Size}
+		w.at = ch.Offset - w.span.Start
+		w.span.Start = 0 // the stream of the bootstrap has only what files use
+		return w
+	}
+	have := make(map[chunk.Digest][]where, len(c.tree.Chunks))
+	for i := range c.tree.Chunks {
+		ch := &c.tree.Chunks[i]
+		have[ch.Digest] = append(have[ch.Digest], locate(c.tree, ch))
+	}
+	for i := range back.Chunks {
+		ch := &back.Chunks[i]
+		if w := locate(back, ch); !slices.Contains(have[ch.Digest], w) {
+			return fmt.Errorf("%w: chunk %v is at %+v, want %+v", chunk.ErrCorrupt, ch.Digest, w, have[ch.Digest])
 		}
 	}
 	return index.Equal(c.tree, back)

@@ -3,14 +3,15 @@
 // where layers come from is package source's. It knows no pool and no mount.
 //
 // Layers are read in parallel, each in a single pass: a goroutine walks the
-// entries and cuts files into chunks, workers that all layers share digest and
-// compress them, and a third puts them, in order, into the layer's spool
-// (layer.go). What no lower layer has becomes the layer's blob: not another file,
-// but the ranges of the spool that stay, and a tail (blob.go). So what comes out
+// entries and cuts files into chunks, workers that all layers share digest them
+// and compress some of them together, a batch, and a third puts batches, in
+// order, into the layer's spool (layer.go). What no lower layer has becomes the
+// layer's blob: not another file, but the ranges of the spool that stay, and a
+// tail (blob.go). So what comes out
 // depends on the input alone, not on how many worked on it, and a layer's blob
 // on this layer and those below it, so that images share the blobs of a base.
 //
-// Memory is bounded by the chunks on the way (job.go); on disk, in nameless
+// Memory is bounded by the batches on the way (job.go); on disk, in nameless
 // files, a conversion takes as much as it makes.
 package convert
 
@@ -35,6 +36,7 @@ import (
 type Options struct {
 	Platform   image.Platform // of the image to take from an index; default the node's
 	ChunkSize  uint32         // default chunk.Size
+	BatchSize  uint32         // bytes of small files that are compressed together, default DefaultBatchSize; 1: each file alone
 	Compressor chunk.Codec    // none, or the default if Compress is false
 	Compress   bool           // Compressor is set; else it is zstd
 	Workers    int            // default: one for each processor
@@ -45,6 +47,10 @@ type Options struct {
 
 	damage func(*os.File) // for tests: called with the spools before verification
 }
+
+// DefaultBatchSize is a compromise: what is compressed together is fetched
+// together. docs/BENCHMARKS.md has what others cost.
+const DefaultBatchSize = 256 << 10
 
 // Event is a step of a conversion.
 type Event struct {
@@ -160,6 +166,10 @@ func convertOne(ctx context.Context, img *source.Image, dst *image.Repository, t
 	if o.ChunkSize == 0 {
 		o.ChunkSize = chunk.Size
 	}
+	if o.BatchSize == 0 {
+		o.BatchSize = DefaultBatchSize
+	}
+	o.BatchSize = min(o.BatchSize, rafs.MaxChunkSize)
 	if !o.Compress {
 		o.Compressor = chunk.Zstd
 	}

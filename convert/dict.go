@@ -1,9 +1,11 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
@@ -24,6 +26,7 @@ type Dict struct {
 	tree   *index.Tree
 	infos  []rafs.BlobInfo
 	chunks map[chunk.Digest]uint32 // of tree
+	order  []uint32                // chunks of tree by place
 }
 
 // OpenDict reads the index of a converted image. repo is used as long as the
@@ -43,7 +46,9 @@ func OpenDict(ctx context.Context, repo *image.Repository, platform image.Platfo
 		if _, ok := d.chunks[tree.Chunks[i].Digest]; !ok {
 			d.chunks[tree.Chunks[i].Digest] = uint32(i)
 		}
+		d.order = append(d.order, uint32(i))
 	}
+	slices.SortFunc(d.order, func(x, y uint32) int { return compareChunks(&tree.Chunks[x], &tree.Chunks[y]) })
 	return d, nil
 }
 
@@ -81,9 +86,8 @@ func (c *converter) fromDict(digest chunk.Digest, known map[chunk.Digest]uint32)
 	if _, ok := known[digest]; ok || !d.has(digest) {
 		return nil
 	}
-	ch := d.tree.Chunks[d.chunks[digest]]
-	from := d.tree.Blobs[ch.Blob]
-	info := d.infos[ch.Blob]
+	first := d.tree.Chunks[d.chunks[digest]]
+	from := &d.tree.Blobs[first.Blob]
 	at := -1
 	for i, b := range c.blobs {
 		if b.digest == from.Digest {
@@ -95,10 +99,36 @@ func (c *converter) fromDict(digest chunk.Digest, known map[chunk.Digest]uint32)
 			return fmt.Errorf("%w: more than %d blobs with those of the dictionary", index.ErrLimit, rafs.MaxBlobs)
 		}
 		at = len(c.blobs)
-		c.addBlob(&layerBlob{digest: from.Digest, size: from.Size, dict: true}, info)
+		c.addBlob(&layerBlob{digest: from.Digest, size: from.Size, dict: true}, d.infos[first.Blob])
 	}
-	ch.Blob = uint32(at)
-	known[digest] = uint32(len(c.tree.Chunks))
-	c.tree.Chunks = append(c.tree.Chunks, ch)
+	for _, ch := range d.span(first) { // the bootstrap must have all of a batch
+		ch.Blob = uint32(at)
+		if _, ok := known[ch.Digest]; !ok {
+			known[ch.Digest] = uint32(len(c.tree.Chunks))
+		}
+		c.tree.Chunks = append(c.tree.Chunks, ch)
+	}
 	return nil
+}
+
+// span returns the chunks of the dictionary in the span that a chunk is in.
+func (d *Dict) span(ch index.Chunk) (all []index.Chunk) {
+	b := &d.tree.Blobs[ch.Blob]
+	s := &b.Spans[b.Find(ch.Offset)]
+	i, _ := slices.BinarySearchFunc(d.order, index.Chunk{Blob: ch.Blob, Offset: s.Start}, func(n uint32, at index.Chunk) int {
+		return compareChunks(&d.tree.Chunks[n], &at)
+	})
+	for ; i < len(d.order); i++ {
+		c := d.tree.Chunks[d.order[i]]
+		if c.Blob != ch.Blob || c.Offset >= s.End() {
+			break
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// compareChunks is the order of places.
+func compareChunks(x, y *index.Chunk) int {
+	return cmp.Or(cmp.Compare(x.Blob, y.Blob), cmp.Compare(x.Offset, y.Offset))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/shale-image/shale/convert/source"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/layer"
+	"github.com/shale-image/shale/index/rafs"
 )
 
 // maxLayers is how many layers are read at once: each has a decompressor, and a
@@ -20,23 +21,26 @@ import (
 const maxLayers = 8
 
 // spool is a layer that was read: its changes, whose extents number its chunks,
-// and the stored bytes of the chunks, one behind the other in a file.
+// and the batches of those that nothing was known to have before, one behind the
+// other in a file.
 type spool struct {
 	name    string
 	changes []index.Change
-	chunks  []spooled
+	chunks  []rafs.Piece // all of the layer, each once
+	batches []batch
 	holes   bool // some file has one, or a chunk of zeros, which is the same
 	file    *os.File
+	size    int64 // of file
 }
 
-// spooled is a chunk of a spool. If length is 0 a lower layer or the dictionary
-// has it.
-type spooled struct {
-	digest chunk.Digest
-	size   uint32
-	length uint32
+// batch is what was compressed together. Without a codec its chunks are stored
+// one behind the other.
+type batch struct {
+	chunks []uint32 // of the spool
+	size   int      // bytes of content
 	codec  chunk.Codec
 	off    int64
+	length int
 }
 
 // readLayers reads all layers in parallel, with one set of workers for all.
@@ -49,7 +53,7 @@ func (c *converter) readLayers(ctx context.Context) ([]*spool, error) {
 		}
 		spools[i] = &spool{name: l.Name, file: f}
 	}
-	c.pool = newPool(c.o.Workers, c.o.ChunkSize, c.digest)
+	c.pool = newPool(c.o.Workers, max(c.o.BatchSize, c.o.ChunkSize), c.digest)
 	defer c.pool.stop()
 	g, ctx := errgroup.WithContext(ctx)
 	// A layer that waits for its network holds a job: two for each go round.
@@ -90,7 +94,7 @@ func (c *converter) readLayer(ctx context.Context, number int, l source.Layer, s
 	})
 	var zeros bool
 	g.Go(func() (err error) {
-		zeros, err = c.collect(number, sp, order)
+		zeros, err = c.collect(sp, order)
 		return err
 	})
 	err := g.Wait()
@@ -98,31 +102,37 @@ func (c *converter) readLayer(ctx context.Context, number int, l source.Layer, s
 	return err
 }
 
-// collect takes chunks in order and keeps each different one once.
-func (c *converter) collect(number int, sp *spool, order <-chan *job) (zeros bool, _ error) {
+// collect takes batches in order.
+func (c *converter) collect(sp *spool, order <-chan *job) (zeros bool, _ error) {
 	w := bufio.NewWriterSize(sp.file, 1<<20)
-	own := map[chunk.Digest]uint32{}
-	var off int64
+	numbers := map[chunk.Digest]uint32{}
 	for j := range order {
 		<-j.done
-		if j.zeros {
-			zeros = true
-			c.pool.free <- j
-			continue
+		b := batch{size: len(j.raw), codec: j.codec, off: sp.size, length: len(j.stored)}
+		for i := range j.pieces {
+			p := &j.pieces[i]
+			if p.zeros {
+				zeros = true
+				continue
+			}
+			n, ok := numbers[p.digest]
+			if !ok {
+				n = uint32(len(sp.chunks))
+				numbers[p.digest] = n
+				sp.chunks = append(sp.chunks, rafs.Piece{Size: p.size, Digest: p.digest})
+			}
+			if p.kept {
+				b.chunks = append(b.chunks, n)
+			}
+			p.ino.Extents = append(p.ino.Extents, index.Extent{Off: p.off, Chunk: n})
 		}
-		n, ok := own[j.digest]
-		if !ok {
-			n = uint32(len(sp.chunks))
-			own[j.digest] = n
-			sp.chunks = append(sp.chunks, spooled{j.digest, uint32(len(j.raw)), uint32(len(j.stored)), j.codec, off})
+		if len(b.chunks) > 0 {
+			sp.batches = append(sp.batches, b)
 			if _, err := w.Write(j.stored); err != nil {
 				return false, err
 			}
-			if off += int64(len(j.stored)); len(j.stored) > 0 {
-				c.seen.add(j.digest, number)
-			}
+			sp.size += int64(len(j.stored))
 		}
-		j.ino.Extents = append(j.ino.Extents, index.Extent{Off: j.off, Chunk: n})
 		c.pool.free <- j
 	}
 	return zeros, w.Flush()
@@ -136,12 +146,17 @@ type cutter struct {
 	order chan<- *job
 	in    source.Reader
 	sp    *spool
+	batch *job // being filled, if any
+	jobs  int  // submitted so far
 }
 
 func (x *cutter) run() error {
 	for {
 		e, err := x.in.Next()
 		if err == io.EOF {
+			if x.batch != nil {
+				x.submit(x.batch)
+			}
 			return nil
 		}
 		if err != nil {
@@ -156,54 +171,59 @@ func (x *cutter) run() error {
 	}
 }
 
-// file cuts a file at multiples of the chunk size. A chunk that no fragment of
-// a sparse file touches is a hole and is left out.
+// file cuts a file. A chunk that no fragment of a sparse file touches is a hole
+// and is left out.
 func (x *cutter) file(e *layer.Entry) error {
-	step, size := int64(x.c.o.ChunkSize), e.Inode.Size
-	fragments := e.Fragments
-	next := int64(0)
-	for len(fragments) > 0 {
-		off := fragments[0].Off / step * step
-		end := min(off+step, size)
-		x.sp.holes = x.sp.holes || off > next
-		next = end
-		j, err := x.get()
-		if err != nil {
-			return err
-		}
-		if cap(j.raw) == 0 {
-			j.raw = make([]byte, 0, step)
-		}
-		j.raw = j.raw[:end-off]
-		pos := off // raw is filled up to here
-		for len(fragments) > 0 && fragments[0].Off < end {
-			f := &fragments[0]
-			clear(j.raw[pos-off : f.Off-off])
-			n := min(f.Length, end-f.Off)
-			if _, err := io.ReadFull(x.in, j.raw[f.Off-off:f.Off-off+n]); err != nil {
-				return err
-			}
-			pos = f.Off + n
-			if f.Length == n {
-				fragments = fragments[1:]
-			} else {
-				f.Off, f.Length = f.Off+n, f.Length-n
-			}
-		}
-		clear(j.raw[pos-off:])
-		j.layer, j.ino, j.off = x.layer, e.Inode, off
-		x.order <- j
-		x.c.pool.work <- j // has room for all jobs, too
-	}
-	x.sp.holes = x.sp.holes || next < size
-	return nil
+	holes, err := layer.Cut(x.in, e, int64(x.c.o.ChunkSize), func(p layer.Piece) ([]byte, func(), error) {
+		return x.piece(e.Inode, p.Off, p.Size)
+	})
+	x.sp.holes = x.sp.holes || holes
+	return err
 }
 
+// piece returns room for a chunk of a file, and what to call when it is filled.
+// Files smaller than a chunk share batches. Larger ones do not: their chunks are
+// read one by one, and Nydus fails where a read meets two chunks of a batch.
+func (x *cutter) piece(ino *index.Inode, off int64, size int) (raw []byte, done func(), _ error) {
+	if ino.Size >= int64(x.c.o.ChunkSize) {
+		j, err := x.get()
+		if err != nil {
+			return nil, nil, err
+		}
+		return j.add(ino, off, size), func() { x.submit(j) }, nil
+	}
+	if x.batch != nil && len(x.batch.raw)+size > int(x.c.o.BatchSize) {
+		x.submit(x.batch)
+		x.batch = nil
+	}
+	if x.batch == nil {
+		j, err := x.get()
+		if err != nil {
+			return nil, nil, err
+		}
+		x.batch = j
+	}
+	return x.batch.add(ino, off, size), func() {}, nil
+}
+
+// get returns an empty job.
 func (x *cutter) get() (*job, error) {
 	select {
 	case j := <-x.c.pool.free:
+		if cap(j.raw) == 0 {
+			j.raw = make([]byte, 0, max(x.c.o.BatchSize, x.c.o.ChunkSize))
+		}
+		j.raw, j.pieces, j.layer = j.raw[:0], j.pieces[:0], x.layer
 		return j, nil
 	case <-x.ctx.Done():
 		return nil, x.ctx.Err()
 	}
+}
+
+// submit hands a job on.
+func (x *cutter) submit(j *job) {
+	j.number = x.jobs
+	x.jobs++
+	x.order <- j
+	x.c.pool.work <- j // has room for all jobs, too
 }

@@ -1,7 +1,7 @@
 package convert
 
 import (
-	"cmp"
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -12,6 +12,7 @@ import (
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/blob/retry"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/stream"
 )
 
 // window is how many stored bytes are read at once to be verified, unless a
@@ -24,7 +25,7 @@ func (c *converter) verifyChunks(ctx context.Context) error {
 	used := c.byPlace(func(n uint32, used bool) bool { return used || !c.blobs[c.tree.Chunks[n].Blob].dict })
 	var total, done int64
 	for _, n := range used {
-		total += int64(c.tree.Chunks[n].Length)
+		total += int64(c.tree.Chunks[n].Size)
 	}
 	progress := func(n int64) {
 		c.o.Progress(Event{Layer: -1, What: "verify", Done: atomic.AddInt64(&done, n), Total: total})
@@ -44,7 +45,7 @@ func (c *converter) verifyChunks(ctx context.Context) error {
 		}
 		return nil
 	})
-	for range min(c.o.Workers, budget/(3*max(window, int(c.o.ChunkSize)))) {
+	for range min(c.o.Workers, budget/(3*max(window, int(c.o.BatchSize), int(c.o.ChunkSize)))) {
 		g.Go(func() error {
 			var v verifier
 			for run := range runs {
@@ -77,19 +78,28 @@ func (c *converter) byPlace(pick func(n uint32, used bool) bool) []uint32 {
 		}
 	}
 	slices.SortFunc(picked, func(a, b uint32) int {
-		x, y := &c.tree.Chunks[a], &c.tree.Chunks[b]
-		return cmp.Or(cmp.Compare(x.Blob, y.Blob), cmp.Compare(x.Offset, y.Offset))
+		return compareChunks(&c.tree.Chunks[a], &c.tree.Chunks[b])
 	})
 	return picked
 }
 
 // run returns how many chunks, from the first on, lie so close together that one
-// read brings them all.
+// read brings them all: always those that lie in one span.
 func (c *converter) run(used []uint32) int {
 	first := &c.tree.Chunks[used[0]]
+	b := &c.tree.Blobs[first.Blob]
 	for i, n := range used {
 		ch := &c.tree.Chunks[n]
-		if i > 0 && (ch.Blob != first.Blob || ch.Offset+uint64(ch.Length)-first.Offset > window) {
+		if i == 0 {
+			continue
+		}
+		if ch.Blob != first.Blob {
+			return i
+		}
+		if b.Find(ch.Offset) == b.Find(c.tree.Chunks[used[i-1]].Offset) {
+			continue
+		}
+		if _, n := index.Stored(b.Cover(first.Offset, ch.End()), first.Offset, ch.End()); n > window {
 			return i
 		}
 	}
@@ -97,39 +107,48 @@ func (c *converter) run(used []uint32) int {
 }
 
 // verifier has the memory of one worker.
-type verifier struct {
-	stored, data []byte
-}
+type verifier struct{ stored []byte }
 
-// run verifies chunks of one blob and returns how many stored bytes they have.
+// run verifies chunks of one blob and returns how many bytes they have.
 func (v *verifier) run(ctx context.Context, c *converter, run []uint32) (n int64, err error) {
 	chunks := c.tree.Chunks
 	first, last := &chunks[run[0]], &chunks[run[len(run)-1]]
-	off, b := int64(first.Offset), c.blobs[first.Blob]
-	bad := func(off uint64, err error) error {
-		return fmt.Errorf("blob %s: chunk at offset %d: %w", b.digest, off, err)
-	}
-	size := int(int64(last.Offset) + int64(last.Length) - off)
+	b := c.blobs[first.Blob]
+	spans := c.tree.Blobs[first.Blob].Cover(first.Offset, last.End())
+	off, length := index.Stored(spans, first.Offset, last.End())
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("blob %s: %d stored bytes at offset %d: %w", b.digest, length, off, err)
+		}
+	}()
 	if b.dict {
 		src := retry.New(c.o.Dict.repo.Blobs(), retry.Policy{})
-		v.stored, err = blob.ReadAll(ctx, src, blob.Ref{Digest: b.digest, Size: b.size}, off, int64(size))
+		v.stored, err = blob.ReadAll(ctx, src, blob.Ref{Digest: b.digest, Size: b.size}, off, length)
 	} else {
-		v.stored = grow(v.stored, size)
+		v.stored = grow(v.stored, int(length))
 		_, err = b.ReadAt(v.stored, off)
 	}
 	if err != nil {
-		return 0, bad(first.Offset, err)
+		return 0, err
 	}
+	r, err := stream.NewReader(bytes.NewReader(v.stored), spans, first.Offset, last.End(), nil)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
 	for _, k := range run {
 		ch := &chunks[k]
-		v.data = grow(v.data, int(ch.Size))
-		if err := ch.Codec.Decode(v.data, v.stored[int64(ch.Offset)-off:][:ch.Length]); err != nil {
-			return 0, bad(ch.Offset, err)
+		if err := r.Skip(ch.Offset - r.Pos()); err != nil {
+			return 0, err
 		}
-		if err := ch.Digest.Verify(v.data); err != nil {
-			return 0, bad(ch.Offset, err)
+		data, err := r.Next(int(ch.Size))
+		if err != nil {
+			return 0, err
 		}
-		n += int64(ch.Length)
+		if err := ch.Digest.Verify(data); err != nil {
+			return 0, err
+		}
+		n += int64(ch.Size)
 	}
 	return n, nil
 }

@@ -26,6 +26,9 @@ type Source struct {
 	// Refresh asks the registry what the reference stands for now, also if
 	// the node has an image for it.
 	Refresh bool `json:"refresh,omitempty"`
+	// IndexTrust is whose index of the image is believed (package reader);
+	// default what the node's configuration says.
+	IndexTrust string `json:"index_trust,omitempty"`
 }
 
 // Pulled is the result of Pull.

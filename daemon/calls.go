@@ -20,7 +20,7 @@ import (
 // they are sent.
 func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any, []*os.File, error) {
 	switch q.Op {
-	case "pull", "mount", "remove":
+	case "pull", "mount", "remove", "plan":
 		defer s.beginWork()()
 	}
 	switch q.Op {
@@ -32,6 +32,13 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 			return nil, nil, err
 		}
 		out, err := s.pull(ctx, a, tell(c))
+		return out, nil, err
+	case "plan":
+		var a Source
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		out, err := s.plan(ctx, a)
 		return out, nil, err
 	case "mount":
 		var a mountArgs
@@ -112,10 +119,10 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 	}
 	defer u.Close()
 	defer im.Close()
-	_, missing := im.Missing()
-	if a.Complete && missing > 0 {
+	missing := im.Missing()
+	if a.Complete && missing.Chunks > 0 {
 		var done atomic.Int64
-		total := missing
+		total := missing.Content
 		err := im.Complete(ctx, func(n int64) { progress(Progress{Done: done.Add(n), Total: total}) })
 		if err != nil {
 			return nil, err
@@ -123,10 +130,10 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 		if err := s.pool.Sync(); err != nil {
 			return nil, err
 		}
-		_, missing = im.Missing()
+		missing = im.Missing()
 	}
 	out := u.pulled(a.Ref)
-	out.ContentBytes, out.MissingBytes = im.ContentBytes(), missing
+	out.ContentBytes, out.MissingBytes = im.ContentBytes(), missing.Stored
 	return &out, nil
 }
 

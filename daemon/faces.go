@@ -59,7 +59,7 @@ func (s *server) imageOf(rec *record, im *fill.Image) (mount.Image, error) {
 		return mount.Image{}, err
 	}
 	defer l.Close()
-	missing, _ := im.Missing()
+	missing := im.Missing().Chunks
 	out := mount.Image{Meta: filepath.Join(l.Dir, "meta"), Content: im, Complete: missing == 0}
 	for _, ls := range l.Segments {
 		segment, ok := s.pool.Segment(ls.ID)

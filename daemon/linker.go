@@ -18,16 +18,21 @@ import (
 	"github.com/shale-image/shale/reader"
 )
 
-// An index is read and linked in a process of its own. It takes the memory of
-// the whole tree, which the service, that stays, need not have; and whatever a
-// hostile index does to it, the service's mounts live on.
+// An index is read and linked in a process of its own, and so are layers that
+// have none. That takes the memory of the whole tree, which the service, that
+// stays, need not have; and whatever hostile bytes do to it, the service's
+// mounts live on.
 //
-// The process has the fetched index as descriptor 3, an order as JSON on
+// Such a process has what it reads as descriptors from 3 on, an order as JSON on
 // standard input, and says a wireError on standard output if it fails.
-const (
-	linkerName  = "shale-linker"
-	linkerIndex = 3
-)
+const firstFile = 3
+
+// children are the programs that this one also is, by their names.
+var children = map[string]func() error{
+	"shale-linker":  linker,
+	"shale-scanner": scanner,
+	"shale-planner": planner,
+}
 
 // order is what to link where.
 type order struct {
@@ -37,13 +42,13 @@ type order struct {
 }
 
 // Init must come first in the main function of a program that runs a service.
-// It returns, unless this process was started to link an image; then it never
-// does.
+// It returns, unless this process was started to do a part of a service's work;
+// then it never does.
 func Init() {
-	if len(os.Args) == 0 || os.Args[0] != linkerName {
+	if len(os.Args) == 0 || children[os.Args[0]] == nil {
 		return
 	}
-	err := linker()
+	err := children[os.Args[0]]()
 	if err == nil {
 		os.Exit(0)
 	}
@@ -57,7 +62,7 @@ func linker() (err error) {
 	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
 		return err
 	}
-	o.Raw.File = os.NewFile(linkerIndex, o.Raw.Name)
+	o.Raw.File = os.NewFile(firstFile, o.Raw.Name)
 	t, err := o.Raw.Tree()
 	if err != nil {
 		return err
@@ -74,38 +79,52 @@ func linker() (err error) {
 
 // linkRaw has an index read and linked into dir. It appears whole or not at all.
 func (s *store) linkRaw(ctx context.Context, raw *reader.Raw, dir string) error {
-	in, err := json.Marshal(order{Raw: *raw, Pool: s.poolDir, Dir: dir})
-	if err != nil {
-		return err
-	}
 	defer s.pool.Exclusive()()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = []string{linkerName}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, os.Stderr
-	cmd.ExtraFiles = []*os.File{raw.File}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	// Asked to end it takes back what it has made.
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 2 * time.Second
-	err = runOnThread(cmd)
+	err := child(ctx, "shale-linker", order{Raw: *raw, Pool: s.poolDir, Dir: dir}, raw.File)
 	// What a process made that was killed is the pool's too: the next link of
 	// the image refers to it, or the next removal frees it.
 	loaded := s.pool.Load()
 	if err != nil {
-		var w wireError
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case json.Unmarshal(out.Bytes(), &w) == nil && w.Text != "":
-			return w.decode()
-		}
 		return fmt.Errorf("link %s: %w", raw.Name, err)
 	}
 	return loaded
+}
+
+// child runs one of the children.
+func child(ctx context.Context, name string, order any, files ...*os.File) error {
+	_, err := ask(ctx, name, order, files...)
+	return err
+}
+
+// ask is child that returns what the child says on standard output.
+func ask(ctx context.Context, name string, order any, files ...*os.File) ([]byte, error) {
+	in, err := json.Marshal(order)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = []string{name}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, os.Stderr
+	cmd.ExtraFiles = files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	// Asked to end it takes back what it has made.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 2 * time.Second
+	if err = runOnThread(cmd); err == nil {
+		return out.Bytes(), nil
+	}
+	var w wireError
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case json.Unmarshal(out.Bytes(), &w) == nil && w.Text != "":
+		return nil, w.decode()
+	}
+	return nil, err
 }
 
 // runOnThread runs a command from a thread of its own: the kernel sends

@@ -43,7 +43,7 @@ type mounted struct {
 // damaged segment was set aside, is linked anew.
 func (s *server) pullImage(ctx context.Context, src Source, progress func(Progress)) (*use, *fill.Image, error) {
 	for again := false; ; again = true {
-		u, err := s.store.pull(ctx, src, func(note string) { progress(Progress{Note: note}) })
+		u, err := s.store.pull(ctx, src, progress)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -154,10 +154,10 @@ func (m *mounted) status() (MountStatus, bool) {
 	if m.ended {
 		return MountStatus{}, false
 	}
-	chunks, bytes := m.image.Missing()
+	missing := m.image.Missing()
 	return MountStatus{
 		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where, Face: m.face,
-		Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(), MissingChunks: chunks, MissingBytes: bytes,
+		Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(), MissingChunks: missing.Chunks, MissingBytes: missing.Stored,
 		Fill: m.image.Stats(), Source: m.use.origin.stats(),
 	}, true
 }

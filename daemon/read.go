@@ -2,18 +2,23 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"io"
+	"path/filepath"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/blob/count"
+	"github.com/shale-image/shale/blob/dirblob"
 	"github.com/shale-image/shale/blob/retry"
 	"github.com/shale-image/shale/image"
 )
 
 // origin is where a mount's bytes come from: the image's own repository, asked
 // again when it stumbles. It counts what was asked of it, and what that took.
+// What this node has made to lie beside the layers is on the node alone.
 type origin struct {
 	asked, made *count.Source
+	beside      *dirblob.Source // nil if there is nothing
 }
 
 // SourceStats is what the repository of an image was asked for, by one mount.
@@ -24,13 +29,29 @@ type SourceStats struct {
 	Errors   int64 `json:"errors"`   // requests that failed or broke off
 }
 
-func newOrigin(repo *image.Repository) *origin {
+// newOrigin makes the origin of an image whose files are in dir.
+func newOrigin(repo *image.Repository, dir string) *origin {
 	made := count.New(repo.Blobs())
-	return &origin{asked: count.New(retry.New(made, retry.Policy{})), made: made}
+	o := &origin{asked: count.New(retry.New(made, retry.Policy{})), made: made}
+	if d, err := dirblob.Open(filepath.Join(dir, sideDir)); err == nil {
+		o.beside = d
+	}
+	return o
+}
+
+func (o *origin) close() {
+	if o.beside != nil {
+		_ = o.beside.Close()
+	}
 }
 
 // Range implements blob.Source.
 func (o *origin) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	if o.beside != nil {
+		if r, err := o.beside.Range(ctx, ref, off, n); !errors.Is(err, blob.ErrNotFound) {
+			return r, err
+		}
+	}
 	return o.asked.Range(ctx, ref, off, n)
 }
 

@@ -17,11 +17,11 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/config"
-	"github.com/shale-image/shale/convert"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
@@ -57,7 +57,15 @@ type record struct {
 	ManifestDigest string    `json:"manifest_digest"`
 	Platform       string    `json:"platform"`
 	Pulled         time.Time `json:"pulled"`
-	config         json.RawMessage
+	// Index is where the index is from; "" in records of old, whose images
+	// brought it along.
+	Index  reader.Trust `json:"index,omitempty"`
+	config json.RawMessage
+}
+
+// believed tells whether its index is one of those that trust lets through.
+func (r *record) believed(trust reader.Trust) bool {
+	return trust == reader.Repository || r.Index != reader.Repository && (trust == reader.Bound || r.Index == reader.Local)
 }
 
 func (r *record) pulled(ref string) Pulled {
@@ -97,6 +105,7 @@ type use struct {
 // Close ends the use.
 func (u *use) Close() error {
 	u.store.endUse(u.ManifestDigest)
+	u.origin.close()
 	return u.repo.Close()
 }
 
@@ -110,7 +119,7 @@ func (s *store) endUse(digest string) {
 
 // pull finds the image of a reference: on the node if it is there, else, or if
 // the caller wants to know anew, in its repository. The caller closes the use.
-func (s *store) pull(ctx context.Context, src Source, note func(string)) (_ *use, err error) {
+func (s *store) pull(ctx context.Context, src Source, progress func(Progress)) (_ *use, err error) {
 	ref, err := image.ParseRef(src.Ref)
 	if err != nil {
 		return nil, err
@@ -121,6 +130,10 @@ func (s *store) pull(ctx context.Context, src Source, note func(string)) (_ *use
 			return nil, err
 		}
 	}
+	trust, err := reader.ParseTrust(cmp.Or(src.IndexTrust, s.indexTrust()))
+	if err != nil {
+		return nil, err
+	}
 	// Opening costs nothing until the repository is asked for something.
 	repo, err := image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
 	if err != nil {
@@ -129,12 +142,16 @@ func (s *store) pull(ctx context.Context, src Source, note func(string)) (_ *use
 	key := nameKey(ref, src.Platform)
 	if !src.Refresh {
 		if u, err := s.known(key, repo); err == nil {
-			return u, nil
+			if u.believed(trust) {
+				return u, nil
+			}
+			s.endUse(u.ManifestDigest)
+			u.origin.close()
 		} else if !errors.Is(err, os.ErrNotExist) {
 			return nil, errors.Join(err, repo.Close())
 		}
 	}
-	u, err := s.fetch(ctx, key, repo, platform, note)
+	u, err := s.fetch(ctx, key, repo, platform, trust, progress)
 	if err != nil {
 		return nil, errors.Join(err, repo.Close())
 	}
@@ -163,11 +180,11 @@ func (s *store) known(key string, repo *image.Repository) (*use, error) {
 
 // newUse makes a use that is counted already.
 func (s *store) newUse(rec *record, repo *image.Repository) *use {
-	return &use{rec, repo, newOrigin(repo), s}
+	return &use{rec, repo, newOrigin(repo, s.path(rec.ManifestDigest)), s}
 }
 
 // fetch asks the repository what it has, and gives it the name.
-func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, platform image.Platform, note func(string)) (*use, error) {
+func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, platform image.Platform, trust reader.Trust, progress func(Progress)) (*use, error) {
 	img, err := repo.ResolveManifest(ctx, platform)
 	if err != nil {
 		return nil, err
@@ -177,7 +194,7 @@ func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, p
 		return nil, err
 	}
 	defer unlock()
-	rec, err := s.add(ctx, repo, img, note)
+	rec, err := s.add(ctx, repo, img, trust, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -241,8 +258,11 @@ func (s *store) loadRecord(digest string) (*record, error) {
 
 // add indexes and links an image and remembers it, if that was not done
 // before. The caller holds its lock.
-func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, note func(string)) (_ *record, err error) {
+func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, trust reader.Trust, progress func(Progress)) (_ *record, err error) {
 	rec, err := s.load(img.ManifestDigest)
+	if err == nil && !rec.believed(trust) {
+		err = os.ErrNotExist // it can be had without that index
+	}
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return rec, err
 	}
@@ -263,10 +283,11 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := s.index(ctx, repo, img, dir, note); err != nil {
+	from, err := s.index(ctx, repo, img, dir, trust, progress)
+	if err != nil {
 		return nil, err
 	}
-	rec = &record{ManifestDigest: img.ManifestDigest, Platform: img.Platform.String(), Pulled: time.Now().UTC(), config: img.ConfigBytes}
+	rec = &record{Index: from, ManifestDigest: img.ManifestDigest, Platform: img.Platform.String(), Pulled: time.Now().UTC(), config: img.ConfigBytes}
 	js, err := json.MarshalIndent(rec, "", "  ")
 	if err != nil {
 		return nil, err
@@ -278,79 +299,34 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 }
 
 // index reads the index of an image, while its config is on the way, and links
-// it into dir. An image that no reader of ours can start lazily is converted
-// into the pool, which takes all of its data.
-func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, note func(string)) error {
+// it into dir. It returns where the index is from. An image that has none is
+// read as a whole.
+func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, trust reader.Trust, progress func(Progress)) (from reader.Trust, err error) {
 	var raw *reader.Raw
-	plain := false
+	none := false
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return repo.LoadConfig(gctx, img) })
 	g.Go(func() (err error) {
-		raw, err = reader.Fetch(gctx, repo, img, dir)
-		if plain = errors.Is(err, reader.ErrNotConverted); plain {
+		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: trust})
+		if none = errors.Is(err, reader.ErrNoIndex); none {
+			if errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) {
+				progress(Progress{Note: "an index is of no use: " + err.Error()})
+			}
 			return nil
 		}
 		return err
 	})
-	err := g.Wait()
+	if err = g.Wait(); err == nil && none {
+		progress(Progress{Note: "the image has no index: all of it is read, once (shale index --push spares others that)"})
+		raw, err = s.scan(ctx, repo, img, dir, progress)
+	}
 	if raw != nil {
 		defer raw.Close()
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	linked := filepath.Join(dir, "linked")
-	if plain {
-		note("the image is not converted: all of it is fetched, once")
-		return s.convert(ctx, repo, img, dir, linked)
-	}
-	return s.linkRaw(ctx, raw, linked)
-}
-
-// convert brings an unconverted image into the pool by way of a layout beside
-// it, which is not compressed and does not stay.
-func (s *store) convert(ctx context.Context, repo *image.Repository, img *image.Image, dir, linked string) error {
-	scratch := filepath.Join(dir, "scratch")
-	defer os.RemoveAll(scratch)
-	ref, err := image.ParseRef("oci:" + scratch + ":converted")
-	if err != nil {
-		return err
-	}
-	local, err := image.Open(ctx, ref, image.Options{})
-	if err != nil {
-		return err
-	}
-	defer local.Close()
-	if _, err := convert.Convert(ctx, repo, local, convert.Options{
-		Platform: img.Platform, Compress: true, Compressor: chunk.None, TempDir: dir,
-	}); err != nil {
-		return err
-	}
-	converted, err := local.ResolveManifest(ctx, img.Platform)
-	if err != nil {
-		return err
-	}
-	raw, err := reader.Fetch(ctx, local, converted, dir)
-	if err != nil {
-		return err
-	}
-	defer raw.Close()
-	if err := s.linkRaw(ctx, raw, linked); err != nil {
-		return err
-	}
-	l, err := link.Open(linked)
-	if err != nil {
-		return err
-	}
-	im, err := s.engine.Open(l, local.Blobs())
-	if err != nil {
-		return err
-	}
-	defer im.Close()
-	if err := im.Complete(ctx, nil); err != nil {
-		return err
-	}
-	return s.pool.Sync() // nothing can bring it back but to do it all again
+	return raw.Trust, s.linkRaw(ctx, raw, filepath.Join(dir, "linked"))
 }
 
 func (s *store) link(rec *record) (*link.Image, error) {
@@ -401,4 +377,20 @@ func (s *store) digests() (out []string) {
 		}
 	}
 	return out
+}
+
+// limits are those of layers that are read.
+func (s *store) limits() layer.Limits {
+	if s.cfg == nil {
+		return layer.Limits{}
+	}
+	return s.cfg.Limits
+}
+
+// indexTrust is what the node's configuration says.
+func (s *store) indexTrust() string {
+	if s.cfg == nil {
+		return ""
+	}
+	return s.cfg.IndexTrust
 }

@@ -13,8 +13,8 @@ import (
 
 	"github.com/shale-image/shale/bench/treecmp"
 	"github.com/shale-image/shale/blob"
-	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/rafs"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/reader"
@@ -147,7 +147,7 @@ func TestFsckBootstrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	raw, err := reader.Fetch(t.Context(), repo, img, dir)
+	raw, err := reader.Fetch(t.Context(), repo, img, reader.Options{TempDir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,16 +194,15 @@ func decode(t *testing.T, path string, info *rafs.BlobInfo, stored []byte) {
 	if err := f.Truncate(int64(info.Span)); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range info.Chunks {
-		codec := chunk.None
-		if c.Compressed {
-			codec = info.Compressor
-		}
-		p := make([]byte, c.Size)
-		if err := codec.Decode(p, stored[c.Offset:][:c.Length]); err != nil {
+	spans, offsets := info.Spans()
+	b := index.Blob{Spans: spans}
+	for i, c := range info.Chunks {
+		s := spans[b.Find(offsets[i])]
+		p := make([]byte, s.Size)
+		if err := s.Codec.Decode(p, stored[s.Offset:][:s.Length]); err != nil {
 			t.Fatalf("%s: chunk %d: %v", path, c.Index, err)
 		}
-		if _, err := f.WriteAt(p, int64(c.Addr)); err != nil {
+		if _, err := f.WriteAt(p[c.In:][:c.Size], int64(c.Addr)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -32,7 +32,7 @@ func world(t *testing.T) (*index.Tree, *memblob.Source) {
 		for _, p := range parts {
 			if p != "" { // else a hole
 				ext = append(ext, index.Extent{Off: size, Chunk: uint32(len(tree.Chunks))})
-				tree.Chunks = append(tree.Chunks, index.Chunk{Digest: chunk.Sum(chunk.BLAKE3, []byte(p)), Size: uint32(len(p)), Length: uint32(len(p)), Offset: uint64(len(stored))})
+				tree.Chunks = append(tree.Chunks, index.Chunk{Digest: chunk.Sum(chunk.BLAKE3, []byte(p)), Size: uint32(len(p)), Offset: int64(len(stored))})
 				stored = append(stored, p...)
 			}
 			size += max(int64(len(p)), 65536)
@@ -80,8 +80,13 @@ func world(t *testing.T) (*index.Tree, *memblob.Source) {
 		t.Fatal(err)
 	}
 	ref := src.Put(stored)
-	tree.Blobs = []index.Blob{{Digest: ref.Digest, Size: ref.Size}}
+	tree.Blobs = []index.Blob{plain(ref)}
 	return tree, src
+}
+
+// plain is a blob whose stream is what it stores.
+func plain(ref blob.Ref) index.Blob {
+	return index.Blob{Digest: ref.Digest, Size: ref.Size, Spans: []index.Span{{Size: ref.Size, Length: ref.Size}}}
 }
 
 func needRoot(t *testing.T) {
@@ -176,10 +181,10 @@ func TestLinksAreNotFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := []byte("x")
-	tree.Chunks = []index.Chunk{{Digest: chunk.Sum(chunk.BLAKE3, p), Size: 1, Length: 1}}
+	tree.Chunks = []index.Chunk{{Digest: chunk.Sum(chunk.BLAKE3, p), Size: 1}}
 	src := memblob.New(nil)
 	ref := src.Put(p)
-	tree.Blobs = []index.Blob{{Digest: ref.Digest, Size: 1}}
+	tree.Blobs = []index.Blob{plain(ref)}
 	in := filepath.Join(base, "in")
 	src.Fault = func(context.Context, blob.Ref, int64, int64) *memblob.Fault {
 		os.Rename(filepath.Join(in, "d"), filepath.Join(base, "moved"))

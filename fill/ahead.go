@@ -21,19 +21,19 @@ const (
 type streams struct {
 	mu    sync.Mutex
 	clock int64
-	list  [8]stream
+	list  [8]sequence
 }
 
-type stream struct {
+type sequence struct {
 	used int64 // clock of the last read; 0 is a free place
 	pos  int64 // flat address behind the last byte read
 	run  int64 // bytes read
 	next int   // the first chunk that was not yet looked at for this reader
 }
 
-// find returns the stream that a read at off belongs to and true, or the one
+// find returns the sequence that a read at off belongs to and true, or the one
 // that is unused for longest.
-func (st *streams) find(off int64) (*stream, bool) {
+func (st *streams) find(off int64) (*sequence, bool) {
 	st.clock++
 	oldest := &st.list[0]
 	for k := range st.list {
@@ -60,7 +60,7 @@ func (im *Image) follow(off, end int64) {
 	defer im.streams.mu.Unlock()
 	s, ok := im.streams.find(off)
 	if !ok {
-		*s = stream{used: im.streams.clock, pos: end, run: end - off, next: im.linked.Find(end)}
+		*s = sequence{used: im.streams.clock, pos: end, run: end - off, next: im.linked.Find(end)}
 		return
 	}
 	s.run += end - off

@@ -5,19 +5,42 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/link"
 )
 
-// Missing adds up the chunks of the image that are not on the node: how many
-// there are, and the bytes stored in blobs for them.
-func (im *Image) Missing() (chunks int, bytes int64) {
+// Missing is what of an image is not on the node.
+type Missing struct {
+	Chunks  int
+	Content int64 // bytes of these chunks
+	Stored  int64 // bytes in blobs that must be fetched for them
+}
+
+// Missing adds up what is not on the node.
+func (im *Image) Missing() (m Missing) {
+	var last link.Stored
 	for i := range im.linked.Chunks() {
 		c := im.linked.Chunk(i)
-		if s, at := im.address(c); s == nil || !s.present(at, c) {
-			chunks++
-			bytes += int64(c.Length)
+		if s, at := im.address(c); s != nil && s.present(at, c) {
+			continue
 		}
+		m.Chunks++
+		m.Content += int64(c.Size)
+		if m.Chunks > 1 && c.Blob == last.Blob && last.Has(c) {
+			continue
+		}
+		all := im.linked.Stored(c)
+		m.Stored += all.Length
+		if m.Chunks > 1 && all.Blob == last.Blob && all.First == last.Last { // a span in both
+			s, _ := im.linked.Span(all.First)
+			if s.Codec != chunk.None {
+				m.Stored -= s.Length
+			}
+		}
+		last = all
 	}
-	return chunks, bytes
+	return m
 }
 
 // ContentBytes is the size of all the image's chunks, uncompressed.
@@ -31,7 +54,7 @@ func (im *Image) ContentBytes() (n int64) {
 // Complete fetches everything of the image that is not on the node yet, in
 // large requests, several at once. It returns the first error, after which
 // what came is kept. When ctx ends it returns at once; the requests under way
-// go on. progress, if not nil, is told of stored bytes as they arrive, from
+// go on. progress, if not nil, is told of bytes of content as they arrive, from
 // several goroutines.
 func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error {
 	var (
@@ -58,7 +81,7 @@ func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error
 						return err
 					}
 					if progress != nil {
-						progress(int64(w.chunk.Length))
+						progress(int64(w.chunk.Size))
 					}
 				}
 			}

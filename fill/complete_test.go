@@ -24,17 +24,17 @@ func TestComplete(t *testing.T) {
 	x := n.image(mixed(chunk.Zstd, 1, 2))
 	must(t, x.chunk(t, 3))
 	x.settle()
-	chunks, want := x.Missing()
-	if chunks == 0 || chunks >= x.linked.Chunks() {
-		t.Fatalf("%d chunks are missing", chunks)
+	missing := x.Missing()
+	if missing.Chunks == 0 || missing.Chunks >= x.linked.Chunks() || missing.Stored == 0 || missing.Stored >= missing.Content {
+		t.Fatalf("missing: %+v", missing)
 	}
 	var got atomic.Int64
 	must(t, x.Complete(t.Context(), func(n int64) { got.Add(n) }))
-	if got.Load() != want {
-		t.Errorf("progress of %d bytes, want %d", got.Load(), want)
+	if got.Load() != missing.Content {
+		t.Errorf("progress of %d bytes, want %d", got.Load(), missing.Content)
 	}
-	if chunks, bytes := x.Missing(); chunks != 0 || bytes != 0 {
-		t.Errorf("%d chunks, %d bytes are missing", chunks, bytes)
+	if m := x.Missing(); m != (Missing{}) {
+		t.Errorf("missing: %+v", m)
 	}
 	n.asked()
 	n.setFault(down)

@@ -251,7 +251,7 @@ func TestPoolFull(t *testing.T) {
 	x.settle()
 	n.asked()
 	last := x.linked.Chunk(x.linked.Chunks() - 1)
-	for off := int64(0); off < chunk.Size; off += 4096 { // page by page: one fetch
+	for off := int64(0); off < cut; off += 4096 { // page by page: one fetch
 		must(t, x.read(t.Context(), t, last.Flat+off, 4096))
 	}
 	// Across chunks of both kinds.

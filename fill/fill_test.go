@@ -30,6 +30,16 @@ func mixed(codec chunk.Codec, seeds ...uint64) *builder {
 			}
 		}
 		b.file(content(seed*1000+900, 400<<10))
+		if codec == chunk.None {
+			continue
+		}
+		for i := range uint64(3) {
+			var files [][]byte
+			for k := range uint64(2 + r.IntN(12)) {
+				files = append(files, content(seed*1000+100*i+100+k, 64+r.IntN(10<<10)))
+			}
+			b.pack(files...)
+		}
 	}
 	return b
 }

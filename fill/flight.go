@@ -49,7 +49,7 @@ func (e *Engine) join(im *Image, lo, hi int) (waits []wait, err error) {
 				continue
 			}
 			wants := im.plan(i, hi)
-			e.claim(wants, hi)
+			e.claim(wants, lo, hi)
 			im.start(wants)
 			f = e.flights[at]
 		}
@@ -58,11 +58,12 @@ func (e *Engine) join(im *Image, lo, hi int) (waits []wait, err error) {
 	return waits, nil
 }
 
-// claim enters flights for wants. e.mu is held.
-func (e *Engine) claim(wants []want, hi int) {
+// claim enters flights for wants, of which chunks [lo, hi) are waited for. e.mu
+// is held.
+func (e *Engine) claim(wants []want, lo, hi int) {
 	for k := range wants {
 		w := &wants[k]
-		w.flight = &flight{done: make(chan struct{}), wanted: w.index < hi}
+		w.flight = &flight{done: make(chan struct{}), wanted: w.index >= lo && w.index < hi}
 		e.flights[w.at] = w.flight
 	}
 }

@@ -43,10 +43,14 @@ func content(seed uint64, n int) []byte {
 	return p[:n]
 }
 
-// builder makes a tree whose files are cut into chunks of 64 KiB.
+// cut is the size of the chunks in these tests.
+const cut = 64 << 10
+
+// builder makes a tree whose files are cut into chunks of that size.
 type builder struct {
 	tree  index.Tree
 	blobs [][]byte
+	spans []index.Blob // of blobs
 	codec chunk.Codec
 
 	seed   uint64 // of the last file of files
@@ -59,31 +63,60 @@ func newBuilder(codec chunk.Codec) *builder {
 }
 
 // blob begins a new blob; gap leaves bytes out that belong to no chunk.
-func (b *builder) blob()     { b.blobs = append(b.blobs, nil) }
+func (b *builder) blob()     { b.blobs, b.spans = append(b.blobs, nil), append(b.spans, index.Blob{}) }
 func (b *builder) gap(n int) { b.last(make([]byte, n)) }
 
-func (b *builder) last(p []byte) (off uint64) {
+func (b *builder) last(p []byte) (off int64) {
 	k := len(b.blobs) - 1
-	off = uint64(len(b.blobs[k]))
+	off = int64(len(b.blobs[k]))
 	b.blobs[k] = append(b.blobs[k], p...)
 	return off
 }
 
 func (b *builder) file(p []byte) {
 	ino := &index.Inode{Mode: syscall.S_IFREG | 0o644, Size: int64(len(p))}
-	for off := 0; off < len(p); off += chunk.Size {
-		piece := p[off:min(off+chunk.Size, len(p))]
+	for off := 0; off < len(p); off += cut {
+		piece := p[off:min(off+cut, len(p))]
 		stored, codec := piece, chunk.None
 		if out, ok := b.codec.Encode(nil, piece); ok {
 			stored, codec = out, b.codec
 		}
 		ino.Extents = append(ino.Extents, index.Extent{Off: int64(off), Chunk: uint32(len(b.tree.Chunks))})
-		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{
-			Digest: chunk.Sum(chunk.BLAKE3, piece), Size: uint32(len(piece)), Codec: codec,
-			Blob: uint32(len(b.blobs) - 1), Length: uint32(len(stored)), Offset: b.last(stored),
-		})
+		k := len(b.blobs) - 1
+		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: chunk.Sum(chunk.BLAKE3, piece), Size: uint32(len(piece)), Blob: uint32(k),
+			Offset: b.spans[k].Append(index.Span{Size: int64(len(piece)), Codec: codec, Length: int64(len(stored)), Offset: b.last(stored)})})
 	}
 	b.tree.Root.Children[fmt.Sprintf("f%05d", len(b.tree.Root.Children))] = ino
+}
+
+// pack adds small files that are compressed together.
+func (b *builder) pack(files ...[]byte) {
+	raw := bytes.Join(files, nil)
+	stored, ok := b.codec.Encode(nil, raw)
+	if !ok {
+		for _, p := range files {
+			b.file(p)
+		}
+		return
+	}
+	k := len(b.blobs) - 1
+	at := b.spans[k].Append(index.Span{Size: int64(len(raw)), Codec: b.codec, Length: int64(len(stored)), Offset: b.last(stored)})
+	for _, p := range files {
+		ino := &index.Inode{Mode: syscall.S_IFREG | 0o644, Size: int64(len(p)), Extents: []index.Extent{{Chunk: uint32(len(b.tree.Chunks))}}}
+		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: chunk.Sum(chunk.BLAKE3, p), Size: uint32(len(p)), Blob: uint32(k), Offset: at})
+		at += int64(len(p))
+		b.tree.Root.Children[fmt.Sprintf("f%05d", len(b.tree.Root.Children))] = ino
+	}
+}
+
+// batch adds a batch of files of the given sizes.
+func (b *builder) batch(sizes ...int) {
+	var files [][]byte
+	for _, n := range sizes {
+		b.seed++
+		files = append(files, content(b.seed, n))
+	}
+	b.pack(files...)
 }
 
 // files adds files of the given sizes.
@@ -159,28 +192,35 @@ func (n *node) asked() []asked {
 // link makes an image of what b built.
 func (n *node) link(b *builder) string {
 	n.t.Helper()
+	n.store(b)
+	dir, err := os.MkdirTemp(n.dir, "image-")
+	must(n.t, err)
+	dir = filepath.Join(dir, "linked")
+	must(n.t, link.Link(context.Background(), &b.tree, n.pool, dir))
+	return dir
+}
+
+// store puts what b built into the source.
+func (n *node) store(b *builder) {
+	n.t.Helper()
 	b.tree.Blobs = nil
-	for _, p := range b.blobs {
+	for i, p := range b.blobs {
 		ref := n.source.Put(p)
-		b.tree.Blobs = append(b.tree.Blobs, index.Blob{Digest: ref.Digest, Size: ref.Size})
+		b.tree.Blobs = append(b.tree.Blobs, index.Blob{Digest: ref.Digest, Size: ref.Size, Spans: b.spans[i].Spans})
 	}
 	for _, ino := range b.tree.Root.Children {
 		for _, e := range ino.Extents {
 			c := b.tree.Chunks[e.Chunk]
-			p := b.blobs[c.Blob][c.Offset : c.Offset+uint64(c.Length)]
-			data := make([]byte, c.Size)
-			must(n.t, c.Codec.Decode(data, p))
-			n.pieces[c.Digest] = data
+			blob := &b.tree.Blobs[c.Blob]
+			s := blob.Spans[blob.Find(c.Offset)]
+			data := make([]byte, s.Size)
+			must(n.t, s.Codec.Decode(data, b.blobs[c.Blob][s.Offset:s.Offset+s.Length]))
+			n.pieces[c.Digest] = data[c.Offset-s.Start:][:c.Size]
 		}
 	}
-	dir, err := os.MkdirTemp(n.dir, "image-")
-	must(n.t, err)
-	dir = filepath.Join(dir, "linked")
 	if b.broken != nil {
 		b.broken()
 	}
-	must(n.t, link.Link(context.Background(), &b.tree, n.pool, dir))
-	return dir
 }
 
 // img is an open image and what its bytes ought to be.

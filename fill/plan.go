@@ -1,9 +1,6 @@
 package fill
 
-import (
-	"github.com/shale-image/shale/chunk"
-	"github.com/shale-image/shale/link"
-)
+import "github.com/shale-image/shale/link"
 
 // maxGap is how many bytes that nobody wants a request may pass over to reach
 // bytes that somebody does: over gaps of up to 64 KiB merging costs 13% more
@@ -39,49 +36,66 @@ func (im *Image) plan(i, hi int) []want {
 	return im.collect(i, hi, window, beyond)
 }
 
-// collect lists chunk i, if it is missing, and missing chunks behind it that
-// can come by the same request: window stored bytes at most, and beyond bytes
-// at most behind the end of the file that was read. For chunks before hi, which
-// are being read, there is no such limit. e.mu is held.
+// collect lists chunk i, if it is missing, and missing chunks that can come by
+// the same request: all that the spans decode to which must be fetched anyway,
+// and as much more as window stored bytes allow, and beyond bytes behind the end
+// of the file that was read. For chunks before hi, which are being read, there
+// is no such limit. e.mu is held.
 func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
+	first := im.linked.Chunk(i)
+	if im.comes(first) {
+		return nil
+	}
+	all := im.linked.Stored(first) // to be fetched so far
+	k := i
+	for next := first; k > 0; k-- {
+		c := im.linked.Chunk(k - 1)
+		if c.Blob != first.Blob || !all.Has(c) || c.End() > next.Offset {
+			break
+		}
+		next = c
+	}
 	var (
-		first = i
 		own   = true // still in the file that was read
-		end   int64  // of what is wanted so far, in the blob
-		bytes int64
+		mine  int64  // stored bytes of that file, about
+		bytes = all.Length
 	)
-	for ; i < im.linked.Chunks(); i++ {
-		c := im.linked.Chunk(i)
+	for ; k < im.linked.Chunks(); k++ {
+		c := im.linked.Chunk(k)
+		if c.Blob != first.Blob || len(wants) > 0 && c.Offset < wants[len(wants)-1].chunk.End() {
+			break
+		}
+		if own && k > i && k >= hi && !c.Next {
+			own, window = false, min(window, mine+beyond)
+		}
+		if !all.Has(c) {
+			more := im.linked.Stored(c)
+			end := all.Offset + all.Length
+			length := more.Offset + more.Length - max(end, more.Offset)
+			if more.Offset-end > maxGap || k >= hi && bytes+length > window {
+				break
+			}
+			if im.comes(c) {
+				continue // a gap, perhaps
+			}
+			bytes += length
+			all.Extend(more)
+		} else if im.comes(c) {
+			continue
+		}
+		if own && k >= i {
+			mine += im.linked.StoredShare(c)
+		}
 		s, at := im.address(c)
-		if i > first {
-			if own && i >= hi && !c.Next {
-				own, window = false, min(window, bytes+beyond)
-			}
-			if s == nil || !valid(c) || c.Blob != wants[0].chunk.Blob || c.Offset < end || c.Offset-end > maxGap ||
-				i >= hi && bytes+int64(c.Length) > window {
-				break
-			}
-		}
-		if im.engine.flights[at] != nil || s.present(at, c) {
-			if i == first {
-				break
-			}
-			continue // a gap, perhaps
-		}
-		wants = append(wants, want{index: i, chunk: c, segment: s, at: at})
-		if !valid(c) {
-			break // it fails alone
-		}
-		end = c.Offset + int64(c.Length)
-		bytes += int64(c.Length)
+		wants = append(wants, want{index: k, chunk: c, segment: s, at: at})
 	}
 	return wants
 }
 
-// valid tells whether a chunk may be asked for. The map is ours, but its
-// numbers are an index's.
-func valid(c link.Chunk) bool {
-	return c.Size > 0 && c.Size <= chunk.MaxSize && c.Length > 0 && c.Length <= chunk.MaxSize+chunk.MaxSize/64 && c.Offset >= 0
+// comes tells whether a chunk is here, on its way, or cannot be. e.mu is held.
+func (im *Image) comes(c link.Chunk) bool {
+	s, at := im.address(c)
+	return s == nil || im.engine.flights[at] != nil || s.present(at, c)
 }
 
 // background claims missing chunks from chunk i on for one request that no
@@ -103,7 +117,7 @@ func (im *Image) background(i int, end, limit int64) ([]want, int) {
 		for n := len(wants); n > 0 && wants[n-1].chunk.Flat >= end; n-- {
 			wants = wants[:n-1]
 		}
-		e.claim(wants, 0)
+		e.claim(wants, 0, 0)
 		e.mu.Unlock()
 		if n := len(wants); n > 0 {
 			return wants, wants[n-1].index + 1

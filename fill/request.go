@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"github.com/shale-image/shale/blob"
-	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/stream"
 	"github.com/shale-image/shale/pool"
 )
 
@@ -19,6 +18,7 @@ type request struct {
 	im    *Image
 	wants []want // not landed yet
 	timer *time.Timer
+	bad   error // why the last span could not be decoded
 }
 
 // start fetches wants in the background, for a reader.
@@ -67,65 +67,94 @@ func (im *Image) fetch(wants []want) {
 
 func (r *request) run(ctx context.Context) error {
 	first, last := r.wants[0].chunk, r.wants[len(r.wants)-1].chunk
-	if first.Blob >= len(r.im.linked.Blobs) {
-		return fmt.Errorf("%w: blob %d of %d", chunk.ErrCorrupt, first.Blob, len(r.im.linked.Blobs))
-	}
-	ref := blob.Ref(r.im.linked.Blobs[first.Blob])
-	pos := first.Offset
-	n := last.Offset + int64(last.Length) - pos
-	if pos < 0 || n <= 0 || ref.Size > 0 && n > ref.Size-pos {
-		return fmt.Errorf("%w: bytes %d to %d of a blob of %d", chunk.ErrCorrupt, pos, pos+n, ref.Size)
+	all := r.im.linked.Stored(first)
+	all.Extend(r.im.linked.Stored(last))
+	spans := make([]index.Span, 0, all.Last-all.First+1)
+	for i := all.First; i <= all.Last; i++ {
+		s, _ := r.im.linked.Span(i)
+		spans = append(spans, s)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	r.im.stats.request(n)
+	window := r.im.window(ctx, spans[0].Window)
+	r.im.stats.request(all.Length)
 	asked := time.Now()
-	body, err := r.im.source.Range(ctx, ref, pos, n)
+	body, err := r.im.source.Range(ctx, r.im.blob(all.Blob), all.Offset, all.Length)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
 	answered := time.Now()
+	n := stream.Memory(spans)
+	if err := r.im.memory.Acquire(ctx, min(n, imageMemory)); err != nil {
+		return err
+	}
+	defer r.im.memory.Release(min(n, imageMemory))
+	w, err := window()
+	if err != nil {
+		return err
+	}
+	in, err := stream.NewReader(body, spans, first.Offset, last.End(), w)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
 	for len(r.wants) > 0 {
-		w := r.wants[0]
-		if _, err := io.CopyN(io.Discard, body, w.chunk.Offset-pos); err != nil {
-			return unexpected(err)
-		}
-		pos = w.chunk.Offset + int64(w.chunk.Length)
-		if err := r.next(ctx, body, w); err != nil {
+		if err := r.next(in); err != nil {
 			return err
 		}
 		r.timer.Reset(r.im.engine.opt.Timeout)
 	}
-	r.im.worth.answered(answered.Sub(asked), n, time.Since(answered))
+	r.im.worth.answered(answered.Sub(asked), all.Length, time.Since(answered))
 	return nil
 }
 
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
+// blob returns how to ask for a blob.
+func (im *Image) blob(n int) blob.Ref { return blob.Ref(im.linked.Blobs[n]) }
 
-// next lands one chunk, whose stored bytes are next in body. It returns an
-// error only if that concerns the chunks behind it too.
-func (r *request) next(ctx context.Context, body io.Reader, w want) error {
-	c := w.chunk
-	if !valid(c) {
-		return fmt.Errorf("%w: %d bytes stored as %d, want 1 to %d", chunk.ErrCorrupt, c.Size, c.Length, chunk.MaxSize)
+// window begins to fetch a window, and returns what waits for it.
+func (im *Image) window(ctx context.Context, w index.Window) func() ([]byte, error) {
+	if w.Length == 0 {
+		return func() ([]byte, error) { return nil, nil }
 	}
-	n := int(c.Length) + int(c.Size)
-	if err := r.im.memory.Acquire(ctx, int64(n)); err != nil {
-		return err
+	im.stats.request(int64(w.Length))
+	var p []byte
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p, err = stream.Window(ctx, im.source, im.blob(int(w.Blob)), w)
+	}()
+	return func() ([]byte, error) {
+		<-done
+		return p, err
 	}
-	defer r.im.memory.Release(int64(n))
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	if cap(*buf) < n {
-		*buf = make([]byte, n)
+}
+
+// next lands one chunk. It returns an error only if that concerns the chunks
+// behind it too.
+func (r *request) next(in *stream.Reader) error {
+	w := r.wants[0]
+	if w.chunk.Offset < in.Pos() {
+		r.fail(r.bad, 1)
+		return nil
 	}
-	stored, data := (*buf)[:c.Length:c.Length], (*buf)[c.Length:n]
-	if _, err := io.ReadFull(body, stored); err != nil {
-		return unexpected(err)
+	var data []byte
+	err := in.Skip(w.chunk.Offset - in.Pos())
+	if err == nil {
+		data, err = in.Next(int(w.chunk.Size))
 	}
-	err := accept(w, data, stored)
+	if err != nil {
+		if r.bad = err; in.Pos() <= w.chunk.Offset {
+			return err
+		}
+		return nil // the next call fails all that the span has
+	}
+	err = w.chunk.Digest.Verify(data)
+	if err == nil {
+		err = w.segment.pool.Store(w.at.off, data)
+	}
 	switch {
 	case err == nil:
 		r.land(nil)
@@ -136,17 +165,6 @@ func (r *request) next(ctx context.Context, body io.Reader, w want) error {
 		r.fail(err, 1) // the others are none the worse
 	}
 	return nil
-}
-
-// accept decodes a chunk into data, verifies and stores it.
-func accept(w want, data, stored []byte) error {
-	if err := w.chunk.Codec.Decode(data, stored); err != nil {
-		return err
-	}
-	if err := w.chunk.Digest.Verify(data); err != nil {
-		return err
-	}
-	return w.segment.pool.Store(w.at.off, data)
 }
 
 // land ends the flight of the first chunk that is left, which was fetched.
@@ -162,11 +180,8 @@ func (r *request) fail(err error, n int) {
 	wants := r.wants[:n]
 	r.wants = r.wants[n:]
 	for i, w := range wants {
-		name := fmt.Sprint(w.chunk.Blob)
-		if w.chunk.Blob < len(r.im.linked.Blobs) {
-			name = r.im.linked.Blobs[w.chunk.Blob].Digest
-		}
-		err := fmt.Errorf("fill: blob %s: offset %d: chunk %s: %w", name, w.chunk.Offset, w.chunk.Digest, err)
+		at := r.im.linked.Stored(w.chunk)
+		err := fmt.Errorf("fill: blob %s: offset %d: chunk %s: %w", r.im.linked.Blobs[at.Blob].Digest, at.Offset, w.chunk.Digest, err)
 		if i == 0 && !errors.Is(err, errClosed) {
 			r.im.stats.fail(err)
 			r.im.engine.opt.Logger.Error("fetch failed", "err", err, "chunks", n)
@@ -180,11 +195,4 @@ func (e *Engine) full(err error) {
 	if now := time.Now().Unix(); e.fullSaid.Swap(now) != now {
 		e.opt.Logger.Warn("the pool is full; serving from memory", "err", err)
 	}
-}
-
-func unexpected(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }

@@ -185,7 +185,7 @@ func (a *archive) blob(digest string) (span, error) {
 	if s, ok := a.byHash[digest]; ok {
 		return s, nil
 	}
-	return a.find(blobDir + "/" + strings.TrimPrefix(digest, "sha256:"))
+	return a.find(blobPath(digest))
 }
 
 // Range implements blob.Source.
@@ -257,7 +257,7 @@ func (a *archive) manifest(ctx context.Context, reference string) (Manifest, err
 		m.MediaType, m.Digest = e.MediaType, e.Digest
 	}
 	var err error
-	if m.Bytes, err = a.read(blobDir+"/"+strings.TrimPrefix(m.Digest, "sha256:"), a.opts.ManifestLimit); err != nil {
+	if m.Bytes, err = a.read(blobPath(m.Digest), a.opts.ManifestLimit); err != nil {
 		return Manifest{}, fmt.Errorf("manifest %s: %w", m.Digest, err)
 	}
 	if got := digestOf(m.Bytes); got != m.Digest {

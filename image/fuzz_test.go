@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -72,6 +73,61 @@ func FuzzDocument(f *testing.F) {
 					t.Fatalf("%q becomes %q: %v", p, q, err)
 				}
 			}
+		}
+	})
+}
+
+// FuzzReferrers: lists of referrers from outside, and adding to them.
+func FuzzReferrers(f *testing.F) {
+	const digest = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	d := `{"mediaType":"` + MediaTypeManifest + `","digest":"` + digest + `","size":2,"artifactType":"a/b","annotations":{"x":"y"}}`
+	f.Add(MediaTypeIndex, []byte(`{"schemaVersion":2,"manifests":[`+d+`],"z":1}`))
+	f.Add("", []byte(`{"schemaVersion":2,"mediaType":"`+MediaTypeIndex+`","manifests":null,"config":null,"Manifests":[]}`))
+	f.Add(MediaTypeIndex, []byte(`{"schemaVersion":2,"manifests":[`+strings.Repeat(d+",", 3)+`{"digest":"sha512:"}]}`))
+	f.Add(MediaTypeManifest, []byte(`{"artifactType":"a/b","subject":`+d+`,"config":{}}`))
+	f.Fuzz(func(t *testing.T, mediaType string, p []byte) {
+		check := func(err error) {
+			if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrLimit) && !errors.Is(err, ErrNotImage) {
+				t.Fatalf("an error of no kind: %v", err)
+			}
+		}
+		_, err := parseReferrer("x", p)
+		check(err)
+		a, err := parseArtifact("x", mediaType, Manifest{Bytes: p}, digest)
+		check(err)
+		if err == nil && a.Type == "" {
+			t.Fatalf("no type: %q", p)
+		}
+		list, err := parseList("x", mediaType, p, 3)
+		check(err)
+		if len(list) > 3 {
+			t.Fatal("over the limit")
+		}
+		for _, e := range list {
+			if !reDigest.MatchString(e.Digest) || e.Size < 0 {
+				t.Fatalf("descriptor %+v", e)
+			}
+		}
+		mine, err := newReferral(Descriptor{MediaType: MediaTypeIndex, Digest: digest}, "a/b", nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine.limit, mine.replaces = 1<<20, func(d Descriptor) bool { return d.Size > 5 }
+		before, err := parseList("x", MediaTypeIndex, p, maxReferrers)
+		q, aerr := mine.add("x", p)
+		check(aerr)
+		if err != nil || aerr != nil || q == nil {
+			if err != nil && aerr == nil {
+				t.Fatalf("adds to %q", p)
+			}
+			return
+		}
+		after, err := parseList("x", MediaTypeIndex, q, maxReferrers)
+		if err != nil || len(after) == 0 || after[len(after)-1].Digest != mine.d.Digest || len(after) > len(before)+1 {
+			t.Fatalf("%q becomes %q: %v", p, q, err)
+		}
+		if again, err := mine.add("x", q); again != nil || err != nil {
+			t.Fatalf("%q again: %q, %v", q, again, err)
 		}
 	})
 }

@@ -56,7 +56,7 @@ func newRecorder(t *testing.T) *recorder {
 // serve runs a registry, or what wrap makes of one, and returns its host:port.
 func serve(t *testing.T, wrap func(http.Handler) http.Handler) string {
 	t.Helper()
-	var h http.Handler = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	var h http.Handler = registry.New(registry.Logger(quiet))
 	if wrap != nil {
 		h = wrap(h)
 	}
@@ -170,6 +170,8 @@ func everywhere(t *testing.T, f func(t *testing.T, ref string)) {
 		t.Run(p.name, func(t *testing.T) { f(t, p.ref(t)) })
 	}
 }
+
+var quiet = log.New(io.Discard, "", 0)
 
 var linux = func(arch string) image.Platform { return image.Platform{OS: "linux", Architecture: arch} }
 

@@ -1,9 +1,9 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -96,7 +96,7 @@ func (l *layout) manifest(ctx context.Context, reference string) (Manifest, erro
 		}
 		m.MediaType, m.Digest, size = e.MediaType, e.Digest, e.Size
 	}
-	name := blobDir + "/" + strings.TrimPrefix(m.Digest, "sha256:")
+	name := blobPath(m.Digest)
 	if m.Bytes, err = l.read(root, name); err != nil {
 		return Manifest{}, fmt.Errorf("manifest %s: %w", m.Digest, err)
 	}
@@ -121,8 +121,11 @@ func findTag(where string, p []byte, tag string) (entry, error) {
 	if err != nil {
 		return entry{}, err
 	}
-	if tag == "" && len(idx.Manifests) == 1 {
-		return idx.Manifests[0], nil
+	if tag == "" {
+		images := slices.DeleteFunc(slices.Clone(idx.Manifests), func(e entry) bool { return isReferrersTag(e.Annotations[refName]) })
+		if len(images) == 1 {
+			return images[0], nil
+		}
 	}
 	if tag == "" {
 		tag = "latest"
@@ -164,7 +167,7 @@ func (l *layout) pushBlob(ctx context.Context, d Descriptor, open func() (io.Rea
 		return err
 	}
 	defer root.Close()
-	name := blobDir + "/" + strings.TrimPrefix(d.Digest, "sha256:")
+	name := blobPath(d.Digest)
 	if fi, err := root.Lstat(name); err == nil && fi.Mode().IsRegular() && fi.Size() == d.Size {
 		return nil
 	}
@@ -182,10 +185,23 @@ func (l *layout) pushBlob(ctx context.Context, d Descriptor, open func() (io.Rea
 
 func (l *layout) pushManifest(ctx context.Context, m Manifest, tag string) error {
 	d := Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Bytes))}
-	open := func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(string(m.Bytes))), nil }
-	if err := l.pushBlob(ctx, d, open, nil); err != nil || tag == "" {
+	if err := l.pushBytes(ctx, d, m.Bytes); err != nil || tag == "" {
 		return err
 	}
+	return l.update(func(_ *os.Root, index []byte) ([]byte, error) {
+		d.Annotations = map[string]string{refName: tag}
+		return setTag(index, d)
+	})
+}
+
+func (l *layout) pushBytes(ctx context.Context, d Descriptor, p []byte) error {
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }
+	return l.pushBlob(ctx, d, open, nil)
+}
+
+// update replaces index.json by what change makes of it, unless that is nil.
+// The layout exists.
+func (l *layout) update(change func(root *os.Root, index []byte) ([]byte, error)) error {
 	root, err := os.OpenRoot(l.dir)
 	if err != nil {
 		return err
@@ -203,8 +219,7 @@ func (l *layout) pushManifest(ctx context.Context, m Manifest, tag string) error
 	if err != nil {
 		return err
 	}
-	d.Annotations = map[string]string{refName: tag}
-	if p, err = setTag(p, d); err != nil {
+	if p, err = change(root, p); err != nil || p == nil {
 		return err
 	}
 	if int64(len(p)) > l.opts.ManifestLimit { // nobody could read it
@@ -221,35 +236,14 @@ func (l *layout) pushManifest(ctx context.Context, m Manifest, tag string) error
 }
 
 // setTag returns index.json with d in place of the entry that had d's tag.
-// Everything else stays as it is, also what is not known here.
 func setTag(index []byte, d Descriptor) ([]byte, error) {
 	if _, err := parseDocument("index.json", MediaTypeIndex, index); err != nil {
 		return nil, err
 	}
-	var fields map[string]json.RawMessage
-	var manifests []json.RawMessage
-	if err := json.Unmarshal(index, &fields); err != nil {
-		return nil, corrupt("index.json", "%v", err)
-	}
-	if raw := fields["manifests"]; raw != nil {
-		if err := json.Unmarshal(raw, &manifests); err != nil {
-			return nil, corrupt("index.json", "%v", err)
-		}
-	}
-	manifests = slices.DeleteFunc(manifests, func(raw json.RawMessage) bool {
-		var e entry
-		err := json.Unmarshal(raw, &e)
+	return editIndex("index.json", index, func(e entry) bool {
 		name, tagged := e.Annotations[refName]
-		return err == nil && (name == d.Annotations[refName] || !tagged && e.Digest == d.Digest)
-	})
-	raw, err := json.Marshal(d)
-	if err != nil {
-		return nil, err
-	}
-	if fields["manifests"], err = json.Marshal(append(manifests, raw)); err != nil {
-		return nil, err
-	}
-	return json.Marshal(fields)
+		return name == d.Annotations[refName] || !tagged && e.Digest == d.Digest
+	}, d)
 }
 
 // create makes the directory a layout unless it is one.

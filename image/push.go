@@ -155,15 +155,24 @@ func (p *progress) Close() error {
 }
 
 func (g *registry) pushManifest(ctx context.Context, m Manifest, tag string) error {
+	_, err := g.putManifest(ctx, m, firstNonEmpty(tag, m.Digest), "")
+	return err
+}
+
+// putManifest stores a manifest under a tag or its digest; unless it is empty,
+// only if what is there has the entity tag match. It returns the answer's header.
+func (g *registry) putManifest(ctx context.Context, m Manifest, reference, match string) (answer http.Header, err error) {
 	e := g.self()
-	if tag == "" {
-		tag = m.Digest
-	}
 	header := http.Header{"Content-Type": {m.MediaType}}
-	return request(ctx, g.client(e, g.pushScope()), http.MethodPut, e.url+"/manifests/"+tag, header, m.Bytes, func(resp *http.Response) error {
-		if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != m.Digest {
+	if match != "" {
+		header.Set("If-Match", match)
+	}
+	err = request(ctx, g.client(e, g.pushScope()), http.MethodPut, e.url+"/manifests/"+reference, header, m.Bytes, func(resp *http.Response) error {
+		answer = resp.Header
+		if got := answer.Get("Docker-Content-Digest"); got != "" && got != m.Digest {
 			return corrupt("manifest "+m.Digest, "the registry stored it as %.100q", got)
 		}
 		return nil
 	}, http.StatusCreated)
+	return answer, err
 }

@@ -181,16 +181,16 @@ var acceptManifests = strings.Join([]string{MediaTypeIndex, MediaTypeManifest, M
 
 func (g *registry) manifest(ctx context.Context, reference string) (m Manifest, err error) {
 	err = g.each(ctx, func(e *endpoint) (err error) {
-		m, err = g.manifestFrom(ctx, e, reference)
+		m, _, err = g.manifestFrom(ctx, e, reference)
 		return err
 	})
 	return m, err
 }
 
-func (g *registry) manifestFrom(ctx context.Context, e *endpoint, reference string) (Manifest, error) {
+// manifestFrom also returns the answer's entity tag, "" if it has none.
+func (g *registry) manifestFrom(ctx context.Context, e *endpoint, reference string) (m Manifest, etag string, err error) {
 	header := http.Header{"Accept": {acceptManifests}}
-	var m Manifest
-	err := request(ctx, e.client, http.MethodGet, e.url+"/manifests/"+reference, header, nil, func(resp *http.Response) error {
+	err = request(ctx, e.client, http.MethodGet, e.url+"/manifests/"+reference, header, nil, func(resp *http.Response) error {
 		p, err := io.ReadAll(io.LimitReader(resp.Body, g.opts.ManifestLimit+1))
 		if err != nil {
 			return fmt.Errorf("manifest %s: %w: %w", reference, blob.ErrUnavailable, err)
@@ -199,6 +199,7 @@ func (g *registry) manifestFrom(ctx context.Context, e *endpoint, reference stri
 			return overLimit("manifest "+reference, "manifest", g.opts.ManifestLimit)
 		}
 		m = Manifest{MediaType: resp.Header.Get("Content-Type"), Digest: digestOf(p), Bytes: p}
+		etag = resp.Header.Get("ETag")
 		want := reference
 		if !reDigest.MatchString(reference) {
 			// By tag there is only the registry's word, but it should be consistent.
@@ -212,7 +213,7 @@ func (g *registry) manifestFrom(ctx context.Context, e *endpoint, reference stri
 		}
 		return nil
 	}, http.StatusOK)
-	return m, err
+	return m, etag, err
 }
 
 // request makes one request with a small answer. done sees a response with one

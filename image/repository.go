@@ -57,6 +57,10 @@ type store interface {
 	pushBlob(ctx context.Context, d Descriptor, open func() (io.ReadCloser, error), mountFrom []string) error
 	// pushManifest stores m under its digest and, unless it is empty, a tag.
 	pushManifest(ctx context.Context, m Manifest, tag string) error
+	// referrers lists what refers to a manifest, of a type unless it is empty.
+	referrers(ctx context.Context, subject, artifactType string) ([]Descriptor, error)
+	// attach stores an artifact's manifest and sees to it that it is listed.
+	attach(ctx context.Context, f *referral) error
 	close() error
 }
 

@@ -26,21 +26,17 @@ type Tree struct {
 	layers uint32 // Appliers begun so far
 }
 
-// Blob is an object of the image's repository that holds chunks.
-type Blob struct {
-	Digest string // as in the manifest: "sha256:<64 hex digits>"
-	Size   int64  // bytes of the whole object; 0 if the index does not tell
+// Chunk is a piece of file content and where its bytes are: in the stream of a
+// blob.
+type Chunk struct {
+	Digest chunk.Digest // of the content
+	Size   uint32       // bytes, 1 to chunk.MaxSize
+	Blob   uint32       // position in Tree.Blobs
+	Offset int64        // of the first byte in the blob's stream
 }
 
-// Chunk is a piece of file content and where its bytes are.
-type Chunk struct {
-	Digest chunk.Digest // of the content, uncompressed
-	Size   uint32       // bytes of the content, 1 to chunk.MaxSize
-	Codec  chunk.Codec
-	Blob   uint32 // position in Tree.Blobs
-	Length uint32 // bytes stored in the blob
-	Offset uint64 // of the first stored byte in the blob
-}
+// End is the offset in the blob's stream behind the chunk.
+func (c *Chunk) End() int64 { return c.Offset + int64(c.Size) }
 
 // Inode is a file of any type. Hard links are several Children entries that
 // point to the same Inode.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -61,7 +62,7 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 		c.res.ManifestDigest = im.Manifest.ManifestDigest
 	}
 	switch err := im.Damage; {
-	case err == nil, errors.Is(err, reader.ErrNotConverted):
+	case err == nil, errors.Is(err, reader.ErrNoIndex):
 	case errors.Is(err, index.ErrUnsupported), errors.Is(err, index.ErrLimit):
 		return nil, err
 	default:
@@ -80,8 +81,37 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 	if err := c.read(ctx); err != nil {
 		return nil, err
 	}
+	if im.Kind == reader.Index {
+		if err := c.again(ctx); err != nil {
+			return nil, err
+		}
+	}
 	c.finish()
 	return c.res, nil
+}
+
+// again makes the index of an image that is not converted once more: the layers
+// must be what the image's config says, and the index what they are.
+func (c *checker) again(ctx context.Context) error {
+	m := c.im.Manifest
+	if m.ConfigBytes == nil {
+		if err := c.im.repo.LoadConfig(ctx, m); err != nil {
+			return err
+		}
+	}
+	made, err := reader.Make(ctx, reader.Job{Manifest: m.ManifestDigest, Layers: m.Layers, DiffIDs: m.Config.DiffIDs,
+		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return c.im.repo.Blob(ctx, m.Layers[n]) }})
+	if err == nil {
+		defer made.Close()
+		err = index.Equal(made.Tree, c.im.Tree)
+	}
+	if err != nil && !isDefect(err) {
+		return err
+	}
+	if err != nil {
+		c.add(Defect{Object: "index", Offset: -1, Problem: err.Error(), object: -1})
+	}
+	return nil
 }
 
 // isDefect tells an image's faults from those of the way to it.
@@ -108,7 +138,8 @@ type object struct {
 	size   int64  // bytes there are, at most those there should be
 	whole  bool   // there are as many as there should be
 	blob   int    // in Tree.Blobs, or -1
-	chunks []int  // in Tree.Chunks, by offset
+	spans  []index.Span
+	chunks []int // in Tree.Chunks, by offset
 }
 
 func (o *object) defect(off int64, problem string) Defect {
@@ -158,6 +189,9 @@ func (c *checker) list() {
 	for i, b := range c.im.Tree.Blobs {
 		of[i] = add("blob", b.Digest, b.Size, false)
 		of[i].blob = i
+		if c.im.Kind != reader.Index { // else again looks
+			of[i].spans = b.Spans
+		}
 	}
 	chunks := c.im.Tree.Chunks
 	for i := range chunks {

@@ -284,45 +284,104 @@ func TestCheckFails(t *testing.T) {
 	}
 }
 
-// TestPlan cuts objects with chunks at any place, as a hostile table may have
-// them: windows tile the object, are not endless, and have their chunks inside.
+// TestCheckBatch expects the files of a batch with a defect, and of one chunk in
+// it that has another digest only those of the chunk.
+func TestCheckBatch(t *testing.T) {
+	b := newBuilder(chunk.BLAKE3, 4096)
+	text := func(s string) []byte { return bytes.Repeat([]byte(s), 500) }
+	for i, ino := range b.batch(text("a"), text("b"), text("c")) {
+		b.add(string(rune('a'+i)), ino)
+	}
+	for i, ino := range b.batch(text("d"), text("e")) {
+		b.add(string(rune('d'+i)), ino)
+	}
+	b.add("f", b.file(random(5000), nil))
+	im := b.image()
+	if r := check(t, im); len(r.Defects) != 0 || r.Chunks != 7 || len(r.Notes) != 0 {
+		t.Errorf("%+v", r)
+	}
+	first := b.blob.Spans[0]
+	bad := bytes.Clone(b.data.Bytes())
+	bad[first.Offset] ^= 1
+	im.Source = memblob.New(map[string][]byte{b.blob.Digest: bad})
+	r := check(t, im)
+	if len(r.Defects) != 1 || strings.Join(r.Defects[0].Files, " ") != "/a /b /c" || r.Defects[0].Offset != first.Offset || r.Defects[0].Length != first.Length {
+		t.Errorf("%+v", r.Defects)
+	}
+	im = b.image()
+	im.Tree.Chunks[1].Digest.Sum[7] ^= 1
+	if r = check(t, im); len(r.Defects) != 1 || strings.Join(r.Defects[0].Files, " ") != "/b" || r.Defects[0].Chunk != im.Tree.Chunks[1].Digest.String() {
+		t.Errorf("%+v", r.Defects)
+	}
+	im.Tree.Chunks[1].Digest.Sum[7] ^= 1
+	// What a batch takes is shared by its chunks.
+	rep := Inspect(im)
+	if got, most := rep.Content.Stored, b.blob.Spans[2].Length+b.blob.Spans[3].Length+first.Length+b.blob.Spans[1].Length; got > most || got < most-5 {
+		t.Errorf("%d stored bytes, want %d or hardly less", got, most)
+	}
+	for i, n := range []int64{first.Offset, first.Offset + first.Length - 1} { // cut in the first batch
+		im.Source = memblob.New(map[string][]byte{b.blob.Digest: b.data.Bytes()[:n]})
+		if r := check(t, im); len(r.Defects) != 1 || len(r.Defects[0].Files) != 6 {
+			t.Errorf("%d: %+v", i, r.Defects)
+		}
+	}
+}
+
+// TestPlan cuts objects with spans and gaps of any size, and objects that end
+// early: windows tile the object, are not endless, and have their spans inside.
 func TestPlan(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for round := range 300 {
-		size := 1 + rnd.Int64N(40<<20)
-		im := &Image{Tree: &index.Tree{Blobs: []index.Blob{{}}}}
+		b := index.Blob{}
+		im := &Image{Tree: &index.Tree{}}
+		end := int64(0)
 		for range rnd.IntN(60) {
-			n := 1 + rnd.Uint32N(1<<(4+rnd.Uint32N(21)))
-			im.Tree.Chunks = append(im.Tree.Chunks, index.Chunk{Length: n, Offset: uint64(rnd.Int64N(size))})
+			n := 1 + rnd.Int64N(1<<(4+rnd.Uint32N(21)))
+			if rnd.IntN(3) == 0 {
+				end += rnd.Int64N(1 << (1 + rnd.Uint32N(23)))
+			}
+			im.Tree.Chunks = append(im.Tree.Chunks, index.Chunk{Size: 1, Offset: b.Append(index.Span{Size: 2 * n, Offset: end, Length: n, Codec: chunk.Zstd})})
+			end += n
+		}
+		size := end + rnd.Int64N(5<<20) + 1
+		b.Size, im.Tree.Blobs = size, []index.Blob{b}
+		if rnd.IntN(3) == 0 {
+			size = 1 + rnd.Int64N(size)
+		}
+		if err := im.Tree.CheckSpans(); err != nil {
+			t.Fatal(err)
 		}
 		c := &checker{im: im, res: &Result{}}
 		c.list()
 		o := c.objects[0]
 		o.size = size
-		var end int64
-		planned := 0
+		end = 0
+		planned := map[int64]bool{}
+		chunks := 0
 		for _, w := range c.plan(o) {
 			if w.off != end || w.n <= 0 || w.n > windowSize+chunk.MaxSize {
 				t.Fatalf("round %d: window at %d of %d bytes after %d", round, w.off, w.n, end)
 			}
 			end = w.off + w.n
-			planned += len(w.chunks)
-			for _, i := range w.chunks {
-				ch := im.Tree.Chunks[i]
-				if int64(ch.Offset) < w.off || int64(ch.Offset)+int64(ch.Length) > end {
-					t.Fatalf("round %d: chunk %+v is not in window %d+%d", round, ch, w.off, w.n)
+			for _, s := range w.spans {
+				if s.Offset+s.Length > size {
+					continue // cut off
 				}
+				if s.Offset < w.off || s.Offset+s.Length > end || planned[s.Start] {
+					t.Fatalf("round %d: span %+v is not in window %d+%d, or planned twice", round, s, w.off, w.n)
+				}
+				planned[s.Start] = true
+				chunks += len(c.chunksIn(o, &s))
 			}
 		}
 		cut := 0
-		for _, ch := range im.Tree.Chunks {
-			if int64(ch.Offset)+int64(ch.Length) > size {
+		for _, s := range b.Spans {
+			if s.Offset+s.Length > size {
 				cut++
 			}
 		}
-		if end != size || planned+cut+len(c.res.Defects) != len(im.Tree.Chunks) {
-			t.Fatalf("round %d: windows end at %d of %d; %d chunks, %d planned, %d cut off, %d overlap",
-				round, end, size, len(im.Tree.Chunks), planned, cut, len(c.res.Defects))
+		if end != size || len(planned)+cut != len(b.Spans) || chunks != len(planned) || len(c.res.Defects) != 0 {
+			t.Fatalf("round %d: windows end at %d of %d; %d spans, %d planned with %d chunks, %d cut off", round, end, size, len(b.Spans), len(planned), chunks, cut)
 		}
 	}
 }

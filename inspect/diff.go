@@ -193,10 +193,11 @@ func (s *Stat) share(from, to *index.Tree) {
 	}
 	for digest, c := range distinct(to) {
 		s.ToBytes += int64(c.Size)
-		s.ToStored += int64(c.Length)
+		stored := to.StoredShare(c)
+		s.ToStored += stored
 		if _, ok := have[digest]; ok {
 			s.SharedBytes += int64(c.Size)
-			s.SharedStored += int64(c.Length)
+			s.SharedStored += stored
 		}
 	}
 }

@@ -29,11 +29,16 @@ import (
 type Image struct {
 	Name     string       // the reference or file it was opened by
 	Manifest *image.Image // nil for a bare bootstrap
+	Kind     reader.Kind  // of the index; "" if there is none
+	Trust    reader.Trust // what it takes to believe it
+	Metadata int64        // stored bytes that are fetched before anything is read
 	RAFS     *rafs.Image  // nil if the index has no such tables, or Damage is set
 	Tree     *index.Tree  // nil if Damage is set
-	Damage   error        // why there is no Tree; wraps reader.ErrNotConverted, or what is wrong with the index
+	Damage   error        // why there is no Tree; wraps reader.ErrNoIndex, or what is wrong with the index
 	Source   blob.Source  // of the blobs of Tree and Manifest; not verified
 	Release  func() error // called by Close; may be nil
+
+	repo *image.Repository // nil of a bare bootstrap
 }
 
 // Open opens an image of a repository, which is closed with it. tmp is a
@@ -41,13 +46,18 @@ type Image struct {
 // is damaged, is opened nevertheless: Damage says what is the matter. Errors
 // are only about getting at it.
 func Open(ctx context.Context, repo *image.Repository, m *image.Image, tmp string) (*Image, error) {
-	im := &Image{Name: repo.Ref().String(), Manifest: m, Source: retry.New(repo.Blobs(), retry.Policy{}), Release: repo.Close}
-	im.RAFS, im.Tree, im.Damage = reader.RAFS(ctx, repo, m, tmp)
-	if im.Damage == nil {
+	im := &Image{Name: repo.Ref().String(), Manifest: m, Source: retry.New(repo.Blobs(), retry.Policy{}), Release: repo.Close, repo: repo}
+	raw, err := reader.Fetch(ctx, repo, m, reader.Options{TempDir: tmp})
+	if err == nil {
+		defer raw.Close()
+		im.Kind, im.Trust, im.Metadata = raw.Kind, raw.Trust, raw.Stored
+		im.RAFS, im.Tree, err = raw.Open()
+	}
+	if err == nil {
 		return im, nil
 	}
-	im.Damage = fmt.Errorf("%s: %w", im.Name, im.Damage)
-	if !isDefect(im.Damage) && !errors.Is(im.Damage, reader.ErrNotConverted) {
+	im.Damage = fmt.Errorf("%s: %w", im.Name, err)
+	if !isDefect(im.Damage) && !errors.Is(im.Damage, reader.ErrNoIndex) {
 		return nil, im.Damage
 	}
 	return im, nil

@@ -80,6 +80,7 @@ func openFile(t *testing.T, name string) *Image {
 type builder struct {
 	tree index.Tree
 	data bytes.Buffer
+	blob index.Blob // data's
 	alg  chunk.Algorithm
 	step int // bytes of a chunk
 }
@@ -102,10 +103,27 @@ func (b *builder) file(content []byte, hole func(off int) bool) *index.Inode {
 		}
 		ino.Extents = append(ino.Extents, index.Extent{Off: int64(off), Chunk: uint32(len(b.tree.Chunks))})
 		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: chunk.Sum(b.alg, p), Size: uint32(len(p)),
-			Length: uint32(len(p)), Offset: uint64(b.data.Len())})
+			Offset: b.blob.Append(index.Span{Size: int64(len(p)), Offset: int64(b.data.Len()), Length: int64(len(p))})})
 		b.data.Write(p)
 	}
 	return ino
+}
+
+// batch makes files that are compressed together.
+func (b *builder) batch(files ...[]byte) (all []*index.Inode) {
+	raw := bytes.Join(files, nil)
+	stored, ok := chunk.Zstd.Encode(nil, raw)
+	if !ok {
+		panic("the content of a batch does not become less")
+	}
+	at := b.blob.Append(index.Span{Size: int64(len(raw)), Offset: int64(b.data.Len()), Length: int64(len(stored)), Codec: chunk.Zstd})
+	b.data.Write(stored)
+	for _, p := range files {
+		all = append(all, &index.Inode{Mode: syscall.S_IFREG | 0o644, Size: int64(len(p)), Extents: []index.Extent{{Chunk: uint32(len(b.tree.Chunks))}}})
+		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: chunk.Sum(b.alg, p), Size: uint32(len(p)), Offset: at})
+		at += int64(len(p))
+	}
+	return all
 }
 
 // add gives an inode a name in the root.
@@ -116,6 +134,7 @@ func (b *builder) add(name string, ino *index.Inode) *index.Inode {
 
 func (b *builder) image() *Image {
 	ref := blobtest.Ref(b.data.Bytes())
-	b.tree.Blobs = []index.Blob{{Digest: ref.Digest, Size: ref.Size}}
+	b.blob.Digest, b.blob.Size = ref.Digest, ref.Size
+	b.tree.Blobs = []index.Blob{b.blob}
 	return &Image{Name: "built", Tree: &b.tree, Source: memblob.New(map[string][]byte{ref.Digest: b.data.Bytes()})}
 }

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -14,17 +15,19 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/stream"
 )
 
 // windowSize is how much one request brings: large enough that its way there and
 // back hardly counts, small enough that some of them in memory do not either.
 const windowSize = 4 << 20
 
-// window is a piece of an object, and the chunks that lie wholly in it.
+// window is a piece of an object, and the spans that lie wholly in it.
 type window struct {
 	o      *object
 	off, n int64
-	chunks []int
+	spans  []index.Span
 	data   []byte        // what was read; nil if it could not be
 	done   chan struct{} // closed when data and the chunks' verdicts are there
 }
@@ -58,12 +61,20 @@ func (c *checker) measure(ctx context.Context) error {
 func (c *checker) lack(o *object, off int64, problem string) {
 	d := o.defect(off, problem)
 	d.Length = o.ref.Size - max(0, off)
-	for _, i := range o.chunks {
-		if ch := &c.im.Tree.Chunks[i]; int64(ch.Offset)+int64(ch.Length) > off {
-			d.chunks = append(d.chunks, i)
+	for i := range o.spans {
+		if s := &o.spans[i]; s.Offset+s.Length > off {
+			d.chunks = append(d.chunks, c.chunksIn(o, s)...)
 		}
 	}
 	c.add(d)
+}
+
+// chunksIn returns the chunks that begin in a span.
+func (c *checker) chunksIn(o *object, s *index.Span) []int {
+	find := func(off int64) int {
+		return sort.Search(len(o.chunks), func(i int) bool { return c.im.Tree.Chunks[o.chunks[i]].Offset >= off })
+	}
+	return o.chunks[find(s.Start):find(s.End())]
 }
 
 // length returns how many bytes of an object there are; one more than it
@@ -97,36 +108,28 @@ func length(ctx context.Context, src blob.Source, ref blob.Ref) (int64, error) {
 	return int64(n), err
 }
 
-// plan cuts an object into windows, not through chunks.
+// plan cuts an object into windows, not through spans.
 func (c *checker) plan(o *object) (all []*window) {
 	next := 0
 	for off := int64(0); off < o.size; {
-		end, covered := min(off+windowSize, o.size), off
-		w := &window{o: o, off: off, done: make(chan struct{})}
-		for ; next < len(o.chunks); next++ {
-			ch := &c.im.Tree.Chunks[o.chunks[next]]
-			first, last := int64(ch.Offset), int64(ch.Offset)+int64(ch.Length)
-			if last > o.size {
-				continue // measure has told
-			}
-			if first < off {
-				d := o.defect(first, "the chunk overlaps one before it")
-				d.Length, d.Chunk, d.chunks = int64(ch.Length), ch.Digest.String(), o.chunks[next:next+1]
-				c.add(d)
+		end := min(off+windowSize, o.size)
+		first := next
+		for ; next < len(o.spans); next++ {
+			s := &o.spans[next]
+			if s.Offset+s.Length > o.size { // measure has told
 				continue
 			}
-			if first == off {
-				end = max(end, last) // it alone may be larger than a window
+			if next == first {
+				if s.Offset == off {
+					end = max(end, s.Offset+s.Length) // it alone may be larger than a window
+				}
 			}
-			if last > end {
-				end = min(end, max(first, covered))
+			if s.Offset+s.Length > end {
+				end = min(end, s.Offset)
 				break
 			}
-			covered = max(covered, last)
-			w.chunks = append(w.chunks, o.chunks[next])
 		}
-		w.n = end - off
-		all = append(all, w)
+		all = append(all, &window{o: o, off: off, n: end - off, spans: o.spans[first:next], done: make(chan struct{})})
 		off = end
 	}
 	return all
@@ -199,26 +202,16 @@ func (c *checker) window(ctx context.Context, w *window) error {
 			return err
 		}
 		d := w.o.defect(w.off, err.Error())
-		d.Length, d.chunks = w.n, w.chunks
+		d.Length = w.n
+		for i := range w.spans {
+			d.chunks = append(d.chunks, c.chunksIn(w.o, &w.spans[i])...)
+		}
 		c.add(d)
 		return nil
 	}
-	var data []byte
-	for _, i := range w.chunks {
-		ch := &c.im.Tree.Chunks[i]
-		at := int64(ch.Offset) - w.off
-		if uint32(cap(data)) < ch.Size {
-			data = make([]byte, ch.Size)
-		}
-		data = data[:ch.Size]
-		err := ch.Codec.Decode(data, p[at:at+int64(ch.Length)])
-		if err == nil {
-			err = ch.Digest.Verify(data)
-		}
-		if err != nil {
-			d := w.o.defect(int64(ch.Offset), err.Error())
-			d.Length, d.Chunk, d.chunks = int64(ch.Length), ch.Digest.String(), []int{i}
-			c.add(d)
+	for i := range w.spans {
+		if s := &w.spans[i]; s.Offset+s.Length <= w.off+w.n {
+			c.span(w.o, s, p[s.Offset-w.off:])
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -226,6 +219,43 @@ func (c *checker) window(ctx context.Context, w *window) error {
 	}
 	w.data = p
 	return nil
+}
+
+// span verifies the chunks of a span, whose stored bytes p begins with.
+func (c *checker) span(o *object, s *index.Span, p []byte) {
+	chunks := c.chunksIn(o, s)
+	bad := func(err error, chunks []int) {
+		d := o.defect(s.Offset, err.Error())
+		d.Length, d.chunks = s.Length, chunks
+		if len(chunks) == 1 {
+			d.Chunk = c.im.Tree.Chunks[chunks[0]].Digest.String()
+		}
+		c.add(d)
+	}
+	r, err := stream.NewReader(bytes.NewReader(p), []index.Span{*s}, s.Start, s.End(), nil)
+	if err != nil {
+		bad(err, chunks)
+		return
+	}
+	defer r.Close()
+	for k, i := range chunks {
+		ch := &c.im.Tree.Chunks[i]
+		if ch.Offset < r.Pos() { // two chunks of one content
+			continue
+		}
+		var data []byte
+		err := r.Skip(ch.Offset - r.Pos())
+		if err == nil {
+			data, err = r.Next(int(ch.Size))
+		}
+		if err != nil {
+			bad(err, chunks[k:])
+			return
+		}
+		if err := ch.Digest.Verify(data); err != nil {
+			bad(err, chunks[k:k+1])
+		}
+	}
 }
 
 func fetch(ctx context.Context, src blob.Source, w *window, p []byte) error {

@@ -15,11 +15,15 @@ type Report struct {
 	ManifestDigest string   `json:"manifest_digest,omitempty"` // none of a bare bootstrap
 	Platform       string   `json:"platform,omitempty"`
 	Converted      bool     `json:"converted"`
-	Format         string   `json:"format"` // "rafs-v6" or "oci"
-	Layers         []Layer  `json:"layers"` // of the manifest, lowest first
+	Lazy           bool     `json:"lazy"`                  // it starts before its data is here
+	Format         string   `json:"format"`                // "rafs-v6" or "oci"
+	Index          string   `json:"index,omitempty"`       // kind of the index that tells what is where
+	IndexTrust     string   `json:"index_trust,omitempty"` // what it takes to believe it
+	IndexBytes     int64    `json:"index_bytes,omitempty"` // stored
+	Layers         []Layer  `json:"layers"`                // of the manifest, lowest first
 	LayerBytes     int64    `json:"layer_bytes"`
 	Blobs          []Blob   `json:"blobs"`             // that chunks lie in
-	Content        *Content `json:"content,omitempty"` // if the image is converted
+	Content        *Content `json:"content,omitempty"` // if the image has an index
 }
 
 // Layer is a layer of the manifest.
@@ -72,11 +76,12 @@ const (
 func Inspect(im *Image) *Report {
 	r := &Report{Ref: im.Name, Format: "oci", Layers: []Layer{}, Blobs: []Blob{}}
 	if im.Tree != nil {
-		r.Converted, r.Content = true, &Content{}
+		r.Lazy, r.Content = true, &Content{}
+		r.Index, r.IndexTrust, r.IndexBytes = string(im.Kind), string(im.Trust), im.Metadata
 		r.count(im.Tree)
 	}
 	if im.RAFS != nil {
-		r.Format = "rafs-v6"
+		r.Converted, r.Format = true, "rafs-v6"
 		for i, b := range im.RAFS.Blobs() {
 			o := &r.Blobs[i]
 			o.Compressor, o.Digester = b.Compressor.String(), b.Digester.String()
@@ -104,7 +109,7 @@ func (r *Report) manifest(m *image.Image) {
 		switch {
 		case converted && l.Digest == boot.Digest:
 			role = roleBootstrap
-		case blobs[l.Digest]:
+		case converted && blobs[l.Digest]:
 			role = roleBlob
 		}
 		r.Layers = append(r.Layers, Layer{l.Digest, l.MediaType, l.Size, role})
@@ -154,13 +159,14 @@ func (r *Report) count(t *index.Tree) {
 		ch := &t.Chunks[i]
 		b := &r.Blobs[ch.Blob]
 		b.UsedChunks++
-		b.UsedStored += int64(ch.Length)
+		stored := t.StoredShare(ch)
+		b.UsedStored += stored
 		b.UsedBytes += int64(ch.Size)
 		if !distinct[ch.Digest] {
 			distinct[ch.Digest] = true
 			c.Chunks++
 			c.Unique += int64(ch.Size)
-			c.Stored += int64(ch.Length)
+			c.Stored += stored
 		}
 	}
 }

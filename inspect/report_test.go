@@ -9,6 +9,7 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/reader"
 )
 
 func TestReport(t *testing.T) {
@@ -23,10 +24,12 @@ func TestReport(t *testing.T) {
 	im := b.image()
 	im.Manifest = &image.Image{ManifestDigest: "sha256:m", Platform: image.Platform{OS: "linux", Architecture: "arm64"},
 		Layers: []image.Descriptor{{MediaType: "t", Digest: b.tree.Blobs[0].Digest, Size: 3}, {Digest: "sha256:other", Size: 4}}}
+	im.Kind, im.Trust, im.Metadata = reader.Index, "t", 99
 	got := Inspect(im)
 	want := &Report{
-		Ref: "built", ManifestDigest: "sha256:m", Platform: "linux/arm64", Converted: true, Format: "oci", LayerBytes: 7,
-		Layers: []Layer{{b.tree.Blobs[0].Digest, "t", 3, "blob"}, {"sha256:other", "", 4, "layer"}},
+		Ref: "built", ManifestDigest: "sha256:m", Platform: "linux/arm64", Lazy: true, Format: "oci", LayerBytes: 7,
+		Index: "index", IndexTrust: "t", IndexBytes: 99,
+		Layers: []Layer{{b.tree.Blobs[0].Digest, "t", 3, "layer"}, {"sha256:other", "", 4, "layer"}},
 		Blobs:  []Blob{{Digest: b.tree.Blobs[0].Digest, Size: int64(b.data.Len()), UsedChunks: 3, UsedStored: 10000, UsedBytes: 10000}},
 		Content: &Content{Files: 2, Directories: 2, HardLinks: 1, FileBytes: 20000, HoleBytes: 4096, References: 5, Referenced: 15904,
 			Chunks: 3, Unique: 10000, Stored: 10000},

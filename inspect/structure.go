@@ -104,6 +104,9 @@ func describe(r rafs.ChunkRef) string {
 	if r.Compressed {
 		how = "compressed"
 	}
+	if r.Batch {
+		how += fmt.Sprintf(" batch, %d in it", r.In)
+	}
 	return fmt.Sprintf("%d bytes, %d stored at %d, %s, address %d", r.Size, r.Length, r.Offset, how, r.Addr)
 }
 

@@ -16,8 +16,8 @@ import (
 func TestDocument(t *testing.T) {
 	root := directory()
 	root.Children["hello"] = &index.Inode{Mode: syscall.S_IFREG | 0o644, Size: 6, Extents: []index.Extent{{}}}
-	tree := &index.Tree{Root: root, Blobs: []index.Blob{{Digest: "sha256:" + strings.Repeat("0", 64)}},
-		Chunks: []index.Chunk{{Digest: chunk.Sum(chunk.BLAKE3, []byte("hello\n")), Size: 6, Length: 6, Offset: 512}}}
+	tree := &index.Tree{Root: root, Blobs: []index.Blob{{Digest: "sha256:" + strings.Repeat("0", 64), Spans: []index.Span{{Size: 6, Length: 6, Offset: 512}}}},
+		Chunks: []index.Chunk{{Digest: chunk.Sum(chunk.BLAKE3, []byte("hello\n")), Size: 6}}}
 	dir := filepath.Join(t.TempDir(), "im")
 	if err := Link(t.Context(), tree, openPool(t), dir); err != nil {
 		t.Fatal(err)
@@ -30,7 +30,7 @@ func TestDocument(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range strings.Split(hex.Dump(b), "\n")[mapHeader/16 : (mapHeader+mapRecord)/16] {
+	for _, line := range strings.Split(hex.Dump(b), "\n")[mapHeader/16 : (mapHeader+mapRecord+mapSpan)/16] {
 		if !strings.Contains(string(page), line) {
 			t.Errorf("the page lacks %s", line)
 		}

@@ -17,14 +17,14 @@ import (
 type world struct {
 	tree    *index.Tree
 	content map[chunk.Digest][]byte
-	end     []uint64 // of each blob
+	end     []int64 // of each blob
 	rnd     *rand.Rand
 }
 
 func newWorld(blobs int) *world {
 	w := &world{
 		tree:    &index.Tree{Root: directory()},
-		content: map[chunk.Digest][]byte{}, end: make([]uint64, blobs), rnd: rand.New(rand.NewPCG(3, 4)),
+		content: map[chunk.Digest][]byte{}, end: make([]int64, blobs), rnd: rand.New(rand.NewPCG(3, 4)),
 	}
 	for i := range blobs {
 		w.tree.Blobs = append(w.tree.Blobs, index.Blob{Digest: fmt.Sprintf("sha256:%064x", i)})
@@ -45,9 +45,10 @@ func (w *world) chunk(blob uint32, seed uint64, size int) uint32 {
 	}
 	d := chunk.Sum(chunk.BLAKE3, b)
 	w.content[d] = b
-	stored := uint32(size/2 + 1)
-	w.tree.Chunks = append(w.tree.Chunks, index.Chunk{Digest: d, Size: uint32(size), Codec: chunk.Zstd, Blob: blob, Length: stored, Offset: w.end[blob]})
-	w.end[blob] += uint64(stored)
+	stored := int64(size/2 + 1)
+	start := w.tree.Blobs[blob].Append(index.Span{Size: int64(size), Codec: chunk.Zstd, Length: stored, Offset: w.end[blob]})
+	w.tree.Chunks = append(w.tree.Chunks, index.Chunk{Digest: d, Size: uint32(size), Blob: blob, Offset: start})
+	w.end[blob] += stored
 	return uint32(len(w.tree.Chunks) - 1)
 }
 

@@ -134,7 +134,7 @@ func (pl *placement) write(t *index.Tree, layout *erofs.Layout, dir string) erro
 		flat[s.ID] = s.Flat
 	}
 	for _, b := range t.Blobs {
-		info.Blobs = append(info.Blobs, Blob(b))
+		info.Blobs = append(info.Blobs, Blob{Digest: b.Digest, Size: b.Size})
 	}
 	sum := blake3.New(32, nil)
 	err := writeFile(filepath.Join(dir, "meta"), func(f io.Writer) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -33,7 +34,7 @@ func TestMapRoundTrip(t *testing.T) {
 	}
 	unused := w.chunk(1, 999, 5000)
 	im := w.link(t, p, filepath.Join(t.TempDir(), "im"))
-	if im.Chunks() != 60 || len(im.Segments) != 1 || !slices.Equal(im.Blobs, []Blob{Blob(w.tree.Blobs[0]), Blob(w.tree.Blobs[1]), Blob(w.tree.Blobs[2])}) {
+	if im.Chunks() != 60 || len(im.Segments) != 1 || !sameBlobs(im, w.tree) {
 		t.Fatalf("%d chunks, info %+v", im.Chunks(), im.Info)
 	}
 	byDigest := map[chunk.Digest]index.Chunk{}
@@ -46,7 +47,7 @@ func TestMapRoundTrip(t *testing.T) {
 	for i := range im.Chunks() {
 		c := im.Chunk(i)
 		want := byDigest[c.Digest]
-		got := index.Chunk{Digest: c.Digest, Size: c.Size, Codec: c.Codec, Blob: uint32(c.Blob), Length: c.Length, Offset: uint64(c.Offset)}
+		got := index.Chunk{Digest: c.Digest, Size: c.Size, Blob: uint32(c.Blob), Offset: c.Offset}
 		if got != want {
 			t.Errorf("record %d: %+v, want %+v", i, got, want)
 		}
@@ -70,6 +71,119 @@ func TestMapRoundTrip(t *testing.T) {
 	}
 	if end != im.FlatSize {
 		t.Errorf("flat addresses end at %d, not %d", end, im.FlatSize)
+	}
+}
+
+// sameBlobs tells whether an image has the blobs of a tree, and their spans.
+func sameBlobs(im *Image, t *index.Tree) bool {
+	n := 0
+	for i, b := range t.Blobs {
+		if i >= len(im.Blobs) || im.Blobs[i] != (Blob{b.Digest, b.Size}) || n+len(b.Spans) > im.Spans() {
+			return false
+		}
+		for _, want := range b.Spans {
+			if s, blob := im.Span(n); s != want || blob != i {
+				return false
+			}
+			n++
+		}
+	}
+	return len(im.Blobs) == len(t.Blobs) && im.Spans() == n
+}
+
+// randomSpans gives a blob spans of all kinds, with gaps between their bytes.
+func randomSpans(r *rand.Rand, b *index.Blob, blobs int) {
+	var at int64
+	for n := 1 + r.IntN(40); n > 0; n-- {
+		if r.IntN(3) == 0 {
+			at += r.Int64N(1000)
+		}
+		s := index.Span{Size: 1 + r.Int64N(3000), Offset: at, Codec: chunk.Codec(r.IntN(4))}
+		s.Length = 1 + r.Int64N(s.Size)
+		switch {
+		case s.Codec == chunk.None:
+			s.Length = s.Size
+		case s.Codec == chunk.Zstd && r.IntN(4) == 0:
+			s.Size += chunk.MaxSize // a stream
+		case s.Codec == chunk.Gzip:
+			if len(b.Spans) > 0 && b.Spans[len(b.Spans)-1].Codec == chunk.Gzip && r.IntN(2) == 0 && at == end(b) {
+				s.Bits, s.Offset, s.Length = uint8(1+r.IntN(7)), s.Offset-1, s.Length+1
+			}
+			s.Window = index.Window{Blob: uint32(r.IntN(blobs)), Length: r.Uint32N(20000), Offset: r.Int64N(1 << 40)}
+		}
+		at = s.Offset + s.Length
+		b.Append(s)
+	}
+	b.Size = at + r.Int64N(5)
+}
+
+func end(b *index.Blob) int64 {
+	s := b.Spans[len(b.Spans)-1]
+	return s.Offset + s.Length
+}
+
+// Whatever spans and chunks there are: an image tells of them what the index
+// does.
+func TestSpans(t *testing.T) {
+	for seed := range uint64(15) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		w, p := newWorld(4), openPool(t)
+		for i := range 3 { // the last one has none: it keeps windows only
+			b := &w.tree.Blobs[i]
+			randomSpans(r, b, 4)
+			size := b.StreamSize()
+			for k := range 60 {
+				n := min(1+r.Int64N(1<<(1+r.IntN(14))), size)
+				c := index.Chunk{Size: uint32(n), Blob: uint32(i), Offset: r.Int64N(size - n + 1)}
+				c.Digest = chunk.Sum(chunk.SHA256, fmt.Append(nil, i, k))
+				w.tree.Chunks = append(w.tree.Chunks, c)
+				w.file(fmt.Sprintf("%d.%d", i, k), uint32(len(w.tree.Chunks)-1))
+			}
+		}
+		im := w.link(t, p, filepath.Join(t.TempDir(), "im"))
+		if im.Chunks() != 180 || !sameBlobs(im, w.tree) {
+			t.Fatalf("%d chunks, blobs %v", im.Chunks(), im.Blobs)
+		}
+		for i := range im.Chunks() {
+			c := im.Chunk(i)
+			b := &w.tree.Blobs[c.Blob]
+			cover := b.Cover(c.Offset, c.End())
+			if s, blob := im.Span(c.Span); blob != c.Blob || s != cover[0] {
+				t.Fatalf("record %d: span %d of blob %d is %+v, want %+v", i, c.Span, c.Blob, s, cover[0])
+			}
+			all := im.Stored(c)
+			if off, n := index.Stored(cover, c.Offset, c.End()); all.Offset != off || all.Length != n || all.Blob != c.Blob ||
+				all.Last-all.First != len(cover)-1 || all.First != c.Span || !all.Has(c) {
+				t.Fatalf("record %d: stored %+v, want %d bytes at %d", i, all, n, off)
+			}
+			if len(cover) == 1 && im.StoredShare(c) > cover[0].Length {
+				t.Fatalf("record %d: %d bytes of %+v", i, im.StoredShare(c), cover[0])
+			}
+			last := c
+			for k := i + 1; k < im.Chunks() && im.Chunk(k).Blob == c.Blob; k++ {
+				d := im.Chunk(k)
+				if d.End() <= last.End() {
+					continue
+				}
+				last = d
+				all.Extend(im.Stored(d))
+				cover := b.Cover(c.Offset, d.End())
+				if off, n := index.Stored(cover, c.Offset, d.End()); all.Offset != off || all.Length != n || all.Last-all.First != len(cover)-1 {
+					t.Fatalf("records %d to %d: stored %+v, want %d bytes at %d", i, k, all, n, off)
+				}
+			}
+			for k := range im.Chunks() {
+				d := im.Chunk(k)
+				if d.Blob != c.Blob {
+					continue
+				}
+				at := im.Stored(d)
+				inside := at.First >= all.First && at.Last <= all.Last && at.Offset >= all.Offset && at.Offset+at.Length <= all.Offset+all.Length
+				if all.Has(d) != inside {
+					t.Fatalf("record %d, stored as %+v, in %+v: %v, want %v", k, at, all, all.Has(d), inside)
+				}
+			}
+		}
 	}
 }
 
@@ -171,10 +285,18 @@ func TestFails(t *testing.T) {
 		"blob":           {nil, func(w *world) { w.tree.Chunks[0].Blob = 1 }, index.ErrCorrupt},
 		"size":           {nil, func(w *world) { w.tree.Chunks[0].Size = chunk.MaxSize + 1 }, index.ErrCorrupt},
 		"empty chunk":    {nil, func(w *world) { w.tree.Chunks[0].Size = 0 }, index.ErrCorrupt},
-		"length":         {nil, func(w *world) { w.tree.Chunks[0].Length = math.MaxUint32 }, index.ErrCorrupt},
-		"no length":      {nil, func(w *world) { w.tree.Chunks[0].Length = 0 }, index.ErrCorrupt},
-		"offset":         {nil, func(w *world) { w.tree.Chunks[0].Offset = 1 << 63 }, index.ErrCorrupt},
-		"codec":          {nil, func(w *world) { w.tree.Chunks[0].Codec = 77 }, index.ErrCorrupt},
+		"length":         {nil, func(w *world) { w.tree.Blobs[0].Spans[0].Length = math.MaxUint32 }, index.ErrCorrupt},
+		"no length":      {nil, func(w *world) { w.tree.Blobs[0].Spans[0].Length = 0 }, index.ErrCorrupt},
+		"span offset":    {nil, func(w *world) { w.tree.Blobs[0].Spans[1].Offset = math.MinInt64 }, index.ErrCorrupt},
+		"overlap":        {nil, func(w *world) { w.tree.Blobs[0].Spans[1].Offset-- }, index.ErrCorrupt},
+		"gap":            {nil, func(w *world) { w.tree.Blobs[0].Spans[1].Start++ }, index.ErrCorrupt},
+		"beyond":         {nil, func(w *world) { w.tree.Blobs[0].Size = 100 }, index.ErrCorrupt},
+		"window":         {nil, func(w *world) { w.tree.Blobs[0].Spans[0].Window.Length = 1 }, index.ErrCorrupt},
+		"codec":          {nil, func(w *world) { w.tree.Blobs[0].Spans[0].Codec = 77 }, index.ErrCorrupt},
+		"no spans":       {nil, func(w *world) { w.tree.Blobs[0].Spans = nil }, index.ErrCorrupt},
+		"offset":         {nil, func(w *world) { w.tree.Chunks[0].Offset = -1 }, index.ErrCorrupt},
+		"far offset":     {nil, func(w *world) { w.tree.Chunks[0].Offset = math.MaxInt64 }, index.ErrCorrupt},
+		"out of stream":  {nil, func(w *world) { w.tree.Chunks[1].Offset++ }, index.ErrCorrupt},
 		"algorithm":      {nil, func(w *world) { w.tree.Chunks[0].Digest.Algorithm = 0 }, index.ErrCorrupt},
 		"two sizes":      {nil, func(w *world) { w.tree.Chunks[1].Digest = w.tree.Chunks[0].Digest }, index.ErrCorrupt},
 		"too many blobs": {nil, func(w *world) { w.tree.Blobs = make([]index.Blob, maxBlobs+1) }, index.ErrLimit},

@@ -19,17 +19,21 @@ import (
 // It is mapped, not read, so that a node's memory does not grow with its
 // images; little-endian:
 //
-//	header    64 B   magic "SHALEMAP", count u32, zeros [20],
+//	header    64 B   magic "SHALEMAP", count u32, spans u32, zeros [16],
 //	                 BLAKE3 of the file info [32]
 //	records   64 B   x count, in order of flat address:
-//	                 flat u64, blob offset u64, stored length u32, size u32,
-//	                 blob u16, codec u8, digest algorithm u8, flags u8, zeros,
-//	                 digest sum [32]
+//	                 flat u64, stream offset u64, size u32, span u32, blob u16,
+//	                 digest algorithm u8, flags u8, zeros [4], digest sum [32]
+//	spans     64 B   x spans, in order of blobs and of their streams:
+//	                 start u64, size u64, blob offset u64, stored length u64,
+//	                 window offset u64, window length u32, blob u16,
+//	                 window blob u16, codec u8, bits u8, zeros [14]
 //	checksum  32 B   BLAKE3 of all of the above
 const (
 	mapMagic  = "SHALEMAP"
 	mapHeader = 64
 	mapRecord = 64
+	mapSpan   = 64
 	mapSum    = 32
 	infoSumAt = 32
 
@@ -38,10 +42,6 @@ const (
 	flagNext = 1
 
 	maxBlobs = 1 << 16 // a record has 16 bits for the blob
-
-	// maxLength bounds the stored bytes of a chunk. The worst that zstd and LZ4
-	// make of 16 MiB is 64 KiB more.
-	maxLength = chunk.MaxSize + chunk.MaxSize/64
 )
 
 // Chunk is one record of the map.
@@ -49,29 +49,14 @@ type Chunk struct {
 	Flat   int64 // flat address of the first byte
 	Size   uint32
 	Digest chunk.Digest
-	Codec  chunk.Codec
-	Blob   int // position in Info.Blobs
-	Offset int64
-	Length uint32 // stored bytes
-	Next   bool   // continues the file of the record before
+	Blob   int   // position in Info.Blobs
+	Offset int64 // in the blob's stream
+	Span   int   // the first that has it: Image.Span
+	Next   bool  // continues the file of the record before
 }
 
-// checkStored refuses chunks that nobody could fetch or decode.
-func checkStored(d chunk.Digest, codec chunk.Codec, size, length uint32, offset uint64) error {
-	switch {
-	case d.Algorithm != chunk.BLAKE3 && d.Algorithm != chunk.SHA256:
-		return fmt.Errorf("%w: digest %s", index.ErrCorrupt, d)
-	case codec > chunk.LZ4:
-		return fmt.Errorf("%w: %s", index.ErrCorrupt, codec)
-	case size == 0 || size > chunk.MaxSize:
-		return fmt.Errorf("%w: size %d, want 1 to %d", index.ErrCorrupt, size, chunk.MaxSize)
-	case length == 0 || length > maxLength:
-		return fmt.Errorf("%w: %d stored bytes, want 1 to %d", index.ErrCorrupt, length, maxLength)
-	case offset > math.MaxInt64-maxLength:
-		return fmt.Errorf("%w: blob offset %d", index.ErrCorrupt, offset)
-	}
-	return nil
-}
+// End is the offset in the blob's stream behind the chunk.
+func (c *Chunk) End() int64 { return c.Offset + int64(c.Size) }
 
 // order returns the used chunks by flat address, of equal chunks one, and the
 // records that continue the file of the record before them.
@@ -108,12 +93,21 @@ func (pl *placement) order(flat map[uint32]int64) (order []uint32, next []bool) 
 
 func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64, infoSum [32]byte) error {
 	order, next := pl.order(flat)
+	base := make([]int, len(t.Blobs)+1) // number of a blob's first span
+	for i := range t.Blobs {
+		base[i+1] = base[i] + len(t.Blobs[i].Spans)
+	}
+	spans := base[len(t.Blobs)]
+	if spans > math.MaxUint32 {
+		return fmt.Errorf("link: %w: %d spans", index.ErrLimit, spans)
+	}
 	sum := blake3.New(mapSum, nil)
 	w := bufio.NewWriterSize(io.MultiWriter(f, sum), 256<<10)
 	le := binary.LittleEndian
 	var head [mapHeader]byte
 	copy(head[:], mapMagic)
 	le.PutUint32(head[8:], uint32(len(order)))
+	le.PutUint32(head[12:], uint32(spans))
 	copy(head[infoSumAt:], infoSum[:])
 	w.Write(head[:]) // an error comes back from Flush
 	for i, x := range order {
@@ -123,17 +117,31 @@ func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64,
 			r  [mapRecord]byte
 		)
 		le.PutUint64(r[0:], uint64(flat[at.segment]+at.off))
-		le.PutUint64(r[8:], c.Offset)
-		le.PutUint32(r[16:], c.Length)
-		le.PutUint32(r[20:], c.Size)
+		le.PutUint64(r[8:], uint64(c.Offset))
+		le.PutUint32(r[16:], c.Size)
+		le.PutUint32(r[20:], uint32(base[c.Blob]+t.Blobs[c.Blob].Find(c.Offset)))
 		le.PutUint16(r[24:], uint16(c.Blob))
-		r[26] = byte(c.Codec)
-		r[27] = byte(c.Digest.Algorithm)
+		r[26] = byte(c.Digest.Algorithm)
 		if next[i] {
-			r[28] = flagNext
+			r[27] = flagNext
 		}
 		copy(r[32:], c.Digest.Sum[:])
 		w.Write(r[:])
+	}
+	for b := range t.Blobs {
+		for _, s := range t.Blobs[b].Spans {
+			var r [mapSpan]byte
+			le.PutUint64(r[0:], uint64(s.Start))
+			le.PutUint64(r[8:], uint64(s.Size))
+			le.PutUint64(r[16:], uint64(s.Offset))
+			le.PutUint64(r[24:], uint64(s.Length))
+			le.PutUint64(r[32:], uint64(s.Window.Offset))
+			le.PutUint32(r[40:], s.Window.Length)
+			le.PutUint16(r[44:], uint16(b))
+			le.PutUint16(r[46:], uint16(s.Window.Blob))
+			r[48], r[49] = byte(s.Codec), s.Bits
+			w.Write(r[:])
+		}
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -143,53 +151,74 @@ func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64,
 }
 
 // parseMap checks a map against its checksum and its info, which have to agree,
-// and everything that later use relies on. It returns the records.
-func parseMap(b []byte, info *Info, infoSum [32]byte) ([]byte, error) {
-	bad := func(off int64, format string, args ...any) error {
-		return index.Errorf(index.ErrCorrupt, "map", off, format, args...)
+// and everything that later use relies on. It returns the records and the spans.
+func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans []byte, _ error) {
+	bad := func(off int64, format string, args ...any) ([]byte, []byte, error) {
+		return nil, nil, index.Errorf(index.ErrCorrupt, "map", off, format, args...)
 	}
 	if len(b) < mapHeader+mapSum || string(b[:8]) != mapMagic {
-		return nil, bad(0, "not a map %q", mapMagic)
+		return bad(0, "not a map %q", mapMagic)
 	}
 	body := b[:len(b)-mapSum]
 	if blake3.Sum256(body) != [32]byte(b[len(body):]) {
-		return nil, bad(int64(len(body)), "checksum does not match")
+		return bad(int64(len(body)), "checksum does not match")
 	}
 	if [32]byte(b[infoSumAt:]) != infoSum {
-		return nil, bad(infoSumAt, "it belongs to another info file")
+		return bad(infoSumAt, "it belongs to another info file")
 	}
-	n := int64(binary.LittleEndian.Uint32(b[8:]))
-	if want := mapHeader + n*mapRecord + mapSum; want != int64(len(b)) {
-		return nil, bad(8, "%d records make %d bytes, file has %d", n, want, len(b))
+	le := binary.LittleEndian
+	n, m := int64(le.Uint32(b[8:])), int64(le.Uint32(b[12:]))
+	if want := mapHeader + n*mapRecord + m*mapSpan + mapSum; want != int64(len(b)) {
+		return bad(8, "%d records and %d spans make %d bytes, file has %d", n, m, want, len(b))
+	}
+	records, spans = body[mapHeader:mapHeader+n*mapRecord], body[mapHeader+n*mapRecord:]
+	t := index.Tree{Blobs: make([]index.Blob, len(info.Blobs))}
+	first := make([]int, len(info.Blobs)) // number of a blob's first span
+	for i, at := range info.Blobs {
+		t.Blobs[i] = index.Blob{Digest: at.Digest, Size: at.Size}
+	}
+	last := 0
+	for i := range int(m) {
+		s, blob := decodeSpan(spans[i*mapSpan:])
+		if blob >= len(t.Blobs) || blob < last {
+			return bad(mapHeader+n*mapRecord+int64(i)*mapSpan, "span in blob %d of %d, after one in %d", blob, len(t.Blobs), last)
+		}
+		if len(t.Blobs[blob].Spans) == 0 {
+			first[blob] = i
+		}
+		last = blob
+		t.Blobs[blob].Spans = append(t.Blobs[blob].Spans, s)
+	}
+	if err := t.CheckSpans(); err != nil {
+		return nil, nil, &index.Error{Name: "map", Offset: mapHeader + n*mapRecord, Err: err}
 	}
 	var (
-		records  = body[mapHeader:]
 		end      int64 // of the chunk before, rounded up to granules
 		segments = info.Segments
 	)
 	for i := range n {
 		off := mapHeader + i*mapRecord
 		r := records[i*mapRecord : (i+1)*mapRecord]
-		flat := binary.LittleEndian.Uint64(r)
+		flat := le.Uint64(r)
 		c := decodeChunk(r)
-		if err := checkStored(c.Digest, c.Codec, c.Size, c.Length, uint64(c.Offset)); err != nil {
-			return nil, &index.Error{Name: "map", Offset: off, Err: err}
+		if err := t.CheckChunk(&index.Chunk{Digest: c.Digest, Size: c.Size, Blob: uint32(c.Blob), Offset: c.Offset}); err != nil {
+			return nil, nil, &index.Error{Name: "map", Offset: off, Err: err}
 		}
-		if c.Blob >= len(info.Blobs) {
-			return nil, bad(off+24, "chunk in blob %d of %d", c.Blob, len(info.Blobs))
+		if want := first[c.Blob] + t.Blobs[c.Blob].Find(c.Offset); c.Span != want {
+			return bad(off+20, "chunk in span %d, want %d", c.Span, want)
 		}
 		if flat > uint64(info.FlatSize) || c.Flat < end || c.Flat%chunk.Block != 0 {
-			return nil, bad(off, "chunk at flat address %d, after %d of %d", flat, end, info.FlatSize)
+			return bad(off, "chunk at flat address %d, after %d of %d", flat, end, info.FlatSize)
 		}
 		end = c.Flat + (int64(c.Size)+chunk.Block-1)&^(chunk.Block-1)
 		for len(segments) > 0 && c.Flat >= segments[0].Flat+segments[0].Size {
 			segments = segments[1:]
 		}
 		if len(segments) == 0 || c.Flat < segments[0].Flat || end > segments[0].Flat+segments[0].Size {
-			return nil, bad(off, "chunk at flat addresses %d to %d is in no segment", c.Flat, end)
+			return bad(off, "chunk at flat addresses %d to %d is in no segment", c.Flat, end)
 		}
 	}
-	return records, nil
+	return records, spans, nil
 }
 
 func decodeChunk(r []byte) Chunk {
@@ -197,11 +226,24 @@ func decodeChunk(r []byte) Chunk {
 	return Chunk{
 		Flat:   int64(le.Uint64(r[0:])),
 		Offset: int64(le.Uint64(r[8:])),
-		Length: le.Uint32(r[16:]),
-		Size:   le.Uint32(r[20:]),
+		Size:   le.Uint32(r[16:]),
+		Span:   int(le.Uint32(r[20:])),
 		Blob:   int(le.Uint16(r[24:])),
-		Codec:  chunk.Codec(r[26]),
-		Digest: chunk.Digest{Algorithm: chunk.Algorithm(r[27]), Sum: [32]byte(r[32:])},
-		Next:   r[28]&flagNext != 0,
+		Digest: chunk.Digest{Algorithm: chunk.Algorithm(r[26]), Sum: [32]byte(r[32:])},
+		Next:   r[27]&flagNext != 0,
 	}
+}
+
+// decodeSpan returns a span and the blob it is in.
+func decodeSpan(r []byte) (index.Span, int) {
+	le := binary.LittleEndian
+	return index.Span{
+		Start:  int64(le.Uint64(r[0:])),
+		Size:   int64(le.Uint64(r[8:])),
+		Offset: int64(le.Uint64(r[16:])),
+		Length: int64(le.Uint64(r[24:])),
+		Window: index.Window{Offset: int64(le.Uint64(r[32:])), Length: le.Uint32(r[40:]), Blob: uint32(le.Uint16(r[46:]))},
+		Codec:  chunk.Codec(r[48]),
+		Bits:   r[49],
+	}, int(le.Uint16(r[44:]))
 }

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	infoVersion = 1
+	infoVersion = 2
 	maxInfo     = 32 << 20 // bytes of the file info
 )
 
@@ -96,6 +96,7 @@ type Image struct {
 	Dir     string
 	meta    *os.File
 	records []byte // in a mapping that ends with the Image
+	spans   []byte // likewise
 }
 
 // Open opens a linked image and checks info and map as a whole; meta only for
@@ -136,7 +137,7 @@ func Open(dir string) (_ *Image, err error) {
 	// It goes when nothing refers to the Image any more: however late
 	// somebody asks a closed Image, there is no unmapped memory to meet.
 	runtime.AddCleanup(im, func(b []byte) { _ = unix.Munmap(b) }, b)
-	if im.records, err = parseMap(b, &im.Info, blake3.Sum256(js)); err != nil {
+	if im.records, im.spans, err = parseMap(b, &im.Info, blake3.Sum256(js)); err != nil {
 		return fail("", err)
 	}
 	return im, nil
@@ -165,7 +166,7 @@ func mapFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st.Size() < mapHeader+mapSum || st.Size() > mapHeader+mapRecord<<32+mapSum {
+	if st.Size() < mapHeader+mapSum || st.Size() > mapHeader+(mapRecord+mapSpan)<<32+mapSum {
 		return nil, index.Errorf(index.ErrCorrupt, path, 0, "a map cannot have %d bytes", st.Size())
 	}
 	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
@@ -202,6 +203,59 @@ func (im *Image) Chunk(i int) Chunk {
 	c := decodeChunk(im.records[i*mapRecord : (i+1)*mapRecord])
 	runtime.KeepAlive(im)
 	return c
+}
+
+// Spans is the number of spans in the map.
+func (im *Image) Spans() int { return len(im.spans) / mapSpan }
+
+// Span returns span i of the map and the blob it is in.
+func (im *Image) Span(i int) (index.Span, int) {
+	s, blob := decodeSpan(im.spans[i*mapSpan : (i+1)*mapSpan])
+	runtime.KeepAlive(im)
+	return s, blob
+}
+
+// Stored are the stored bytes of a blob that some chunks are decoded from.
+type Stored struct {
+	Blob           int
+	Offset, Length int64
+	First, Last    int   // spans
+	from, to       int64 // what they decode to, in the blob's stream
+}
+
+// Stored returns the stored bytes that a chunk is decoded from.
+func (im *Image) Stored(c Chunk) Stored {
+	first, _ := im.Span(c.Span)
+	last, n := first, c.Span
+	for last.End() < c.End() {
+		n++
+		last, _ = im.Span(n)
+	}
+	s := Stored{Blob: c.Blob, First: c.Span, Last: n, from: first.Start, to: last.End()}
+	if first.Codec == chunk.None {
+		s.from = c.Offset
+	}
+	if last.Codec == chunk.None {
+		s.to = c.End()
+	}
+	s.Offset, s.Length = index.Stored([]index.Span{first, last}, c.Offset, c.End())
+	return s
+}
+
+// StoredShare is how many stored bytes a chunk costs, about: its share of those
+// it is decoded from.
+func (im *Image) StoredShare(c Chunk) int64 {
+	first, _ := im.Span(c.Span)
+	return int64(float64(first.Length) * (float64(c.Size) / float64(first.Size)))
+}
+
+// Has tells whether a chunk of the same blob is decoded from these bytes.
+func (s *Stored) Has(c Chunk) bool { return c.Offset >= s.from && c.End() <= s.to }
+
+// Extend adds bytes that end further behind, and all before them.
+func (s *Stored) Extend(t Stored) {
+	s.Length = t.Offset + t.Length - s.Offset
+	s.Last, s.to = t.Last, t.to
 }
 
 // Find returns the first record whose chunk ends behind the flat address;

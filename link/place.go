@@ -31,6 +31,12 @@ type placement struct {
 // ranged request.
 func allocate(t *index.Tree, p *pool.Pool) (*placement, error) {
 	pl := &placement{places: make([]place, len(t.Chunks))}
+	if len(t.Blobs) > maxBlobs {
+		return nil, fmt.Errorf("link: %w: %d blobs, more than %d", index.ErrLimit, len(t.Blobs), maxBlobs)
+	}
+	if err := t.CheckSpans(); err != nil {
+		return nil, fmt.Errorf("link: %w", err)
+	}
 	if err := pl.findUsed(t); err != nil {
 		return nil, err
 	}
@@ -47,8 +53,8 @@ func allocate(t *index.Tree, p *pool.Pool) (*placement, error) {
 			continue
 		}
 		c := &t.Chunks[i]
-		if err := checkChunk(c, len(t.Blobs)); err != nil {
-			return nil, fmt.Errorf("link: chunk %d of the index: %w", i, err)
+		if err := t.CheckChunk(c); err != nil {
+			return nil, fmt.Errorf("link: %w", err)
 		}
 		used = append(used, uint32(i))
 		wanted = append(wanted, pool.Entry{Digest: c.Digest, Size: c.Size})
@@ -119,15 +125,4 @@ func (pl *placement) findUsed(t *index.Tree) error {
 		}
 		return nil
 	})
-}
-
-// checkChunk refuses what the map cannot say, and what nobody could decode.
-func checkChunk(c *index.Chunk, blobs int) error {
-	if blobs > maxBlobs {
-		return fmt.Errorf("%w: %d blobs, more than %d", index.ErrLimit, blobs, maxBlobs)
-	}
-	if int64(c.Blob) >= int64(blobs) {
-		return fmt.Errorf("%w: it lies in blob %d of %d", index.ErrCorrupt, c.Blob, blobs)
-	}
-	return checkStored(c.Digest, c.Codec, c.Size, c.Length, c.Offset)
 }

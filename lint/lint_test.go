@@ -20,9 +20,10 @@ const module = "github.com/shale-image/shale/"
 var layers = [][]string{
 	{"chunk"},
 	{"index", "blob"},
-	{"erofs", "index/layer", "blob/internal", "blob/retry", "blob/count", "content", "pool"},
-	{"blob/memblob", "blob/dirblob", "blob/httpblob"},
-	{"blob/blobtest", "index/rafs", "image", "export", "link"},
+	{"erofs", "index/zran", "index/artifact", "blob/internal", "blob/retry", "blob/count", "pool"},
+	{"index/layer", "index/stream", "blob/memblob", "blob/dirblob", "blob/httpblob"},
+	{"blob/blobtest", "index/rafs", "index/scan", "index/estargz", "content", "image", "link"},
+	{"export", "index/zstdchunked"},
 	{"reader", "fill", "mount/fusedev"},
 	{"convert", "inspect", "mount", "runtime", "config"},
 	{"daemon"},

@@ -166,6 +166,7 @@ func (p *Pool) Segment(id uint32) (*Segment, bool) {
 // whether their bytes are here yet or not: for each of wanted it sets Off and
 // returns the segment, or nil if there is none. A chunk whose size differs
 // from what the caller knows is another chunk: one of the two indexes lied.
+// Of several places of a chunk it is the first that has the bytes, if any does.
 //
 // Looking up many at once is what makes it fast: they are sorted, and compared
 // with each segment's table from its beginning to its end.
@@ -184,10 +185,16 @@ func (p *Pool) Lookup(wanted []Entry) []*Segment {
 				e  Entry
 				ok bool
 			)
-			if e, ok, at = s.table.find(&wanted[x], at); ok && e.Size == wanted[x].Size {
-				found[x], wanted[x].Off = s, e.Off
-			} else {
+			if e, ok, at = s.table.find(&wanted[x], at); !ok || e.Size != wanted[x].Size {
 				rest = append(rest, x)
+				continue
+			}
+			here := s.Present(e.Off, int64(e.Size))
+			if here || found[x] == nil {
+				found[x], wanted[x].Off = s, e.Off
+			}
+			if !here {
+				rest = append(rest, x) // perhaps another has it
 			}
 		}
 		missing = rest
@@ -208,27 +215,19 @@ func (p *Pool) Create(entries []Entry) (*Segment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pool: new segment: %w", err)
 	}
-	var (
-		b  []byte
-		id uint32
-	)
-	for salt := uint32(0); ; salt++ { // two segments may have the same 32 bits
-		if b, err = encodeTable(entries, size, salt); err != nil {
-			return nil, fmt.Errorf("pool: new segment: %w", err)
-		}
-		id = tableID(b)
-		_, err := os.Lstat(filepath.Join(p.dir, segmentName(id)))
-		if errors.Is(err, os.ErrNotExist) {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
+	b, id, err := p.newTable(entries, size)
+	if err != nil {
+		return nil, err
 	}
 	dir := filepath.Join(p.dir, segmentName(id))
 	if err := createSegment(dir, b, size, id); err != nil {
 		return nil, noSpace(err)
 	}
+	return p.enter(dir, id)
+}
+
+// enter opens a segment that has just been made.
+func (p *Pool) enter(dir string, id uint32) (*Segment, error) {
 	open := openSegment
 	if p.tablesOnly {
 		open = openTableOnly
@@ -239,6 +238,24 @@ func (p *Pool) Create(entries []Entry) (*Segment, error) {
 	}
 	p.add(s)
 	return s, nil
+}
+
+// newTable encodes the table of a new segment, with an ID that no other has.
+// The caller holds creating.
+func (p *Pool) newTable(entries []Entry, size int64) (b []byte, id uint32, err error) {
+	for salt := uint32(0); ; salt++ { // two segments may have the same 32 bits
+		if b, err = encodeTable(entries, size, salt); err != nil {
+			return nil, 0, fmt.Errorf("pool: new segment: %w", err)
+		}
+		id = tableID(b)
+		_, err := os.Lstat(filepath.Join(p.dir, segmentName(id)))
+		if errors.Is(err, os.ErrNotExist) {
+			return b, id, nil
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+	}
 }
 
 // place gives the entries their addresses, one after the other, and returns

@@ -210,7 +210,7 @@ func (s *Segment) close() error {
 	if s.data != nil {
 		errs = append(errs, s.data.Close())
 	}
-	if s.presence != nil {
+	if s.presence != nil && s.presence.file != nil {
 		errs = append(errs, s.presence.file.Close())
 	}
 	return errors.Join(errs...)

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+
+	"github.com/shale-image/shale/chunk"
 )
 
 // OpenTables opens a pool that another process has open, to plan with its
-// addresses for it: only Lookup, Create, Remove, Exclusive and Close may be
-// called. The other process holds Exclusive meanwhile, and calls Load
+// addresses for it: only Lookup, Create, Build, Remove, Exclusive and Close may
+// be called, and Segment.Present, which tells what was there when it was opened. The other process holds Exclusive meanwhile, and calls Load
 // afterwards. What is damaged or half there is passed over and left alone.
 func OpenTables(dir string) (*Pool, error) {
 	root, err := openFormat(dir)
@@ -62,5 +65,29 @@ func openTableOnly(dir string, id uint32) (*Segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Segment{ID: id, dir: dir, table: t, Size: t.size}, nil
+	s := &Segment{ID: id, dir: dir, table: t, Size: t.size}
+	if s.presence, err = s.snapshot(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+// snapshot reads what of a segment that another process has open is present.
+// What another boot has left behind and that process has not looked at is not.
+func (s *Segment) snapshot() (*presence, error) {
+	granules := s.Size / chunk.Block
+	p := &presence{segment: s.ID, granules: granules, live: make([]atomic.Uint64, words(granules)), durable: make(bitmap, words(granules))}
+	boot, err := bootID()
+	if err != nil {
+		return p, err
+	}
+	b, err := os.ReadFile(filepath.Join(s.dir, "present"))
+	if err != nil || int64(len(b)) != presenceSize(granules) {
+		return p, err
+	}
+	doubt := make(bitmap, len(p.live))
+	for w := range p.live {
+		p.accept(b[pageSize+w*recSize:], int64(w), string(b[bootOff:bootOff+bootLen]) == boot, doubt)
+	}
+	return p, nil
 }

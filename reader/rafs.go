@@ -2,6 +2,7 @@ package reader
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
@@ -12,10 +13,13 @@ import (
 // rafs.Image only what is in memory may be used (Blobs, Flags, ...): its file
 // is closed.
 func RAFS(ctx context.Context, repo *image.Repository, img *image.Image, tmp string) (*rafs.Image, *index.Tree, error) {
-	raw, err := Fetch(ctx, repo, img, tmp)
+	if _, ok := Bootstrap(img); !ok {
+		return nil, nil, fmt.Errorf("%s: not a Nydus image: %w", img.ManifestDigest, ErrNoIndex)
+	}
+	raw, err := Fetch(ctx, repo, img, Options{TempDir: tmp})
 	if err != nil {
 		return nil, nil, err
 	}
 	defer raw.Close()
-	return raw.read()
+	return raw.rafs()
 }

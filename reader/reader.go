@@ -34,12 +34,21 @@ const (
 // maxBootstrap bounds the metadata of one image, uncompressed.
 const maxBootstrap = 1 << 30
 
-// ErrNotConverted says that an image is an ordinary one.
-var ErrNotConverted = errors.New("the image is not converted (shale convert makes a form that starts lazily)")
+// ErrNoIndex says that nothing tells what is where in an image but its layers.
+var ErrNoIndex = errors.New("the image has no index (shale index makes one, shale convert a form that has its own)")
+
+// Kind is how an image says what is where in it.
+type Kind string
+
+// The kinds.
+const (
+	Nydus Kind = "nydus" // a bootstrap among its layers
+	Index Kind = "index" // an artifact beside it, or a file of this node
+)
 
 // Tree reads the index of an image. tmp is a directory for a scratch file.
 func Tree(ctx context.Context, repo *image.Repository, img *image.Image, tmp string) (*index.Tree, error) {
-	raw, err := Fetch(ctx, repo, img, tmp)
+	raw, err := Fetch(ctx, repo, img, Options{TempDir: tmp})
 	if err != nil {
 		return nil, err
 	}
@@ -51,27 +60,44 @@ func Tree(ctx context.Context, repo *image.Repository, img *image.Image, tmp str
 // to be read: bytes from a registry, once their digest is right, are still
 // somebody else's.
 type Raw struct {
-	Name   string             // for errors: the digest of what the index was in
-	Size   int64              // of File
-	Layers []image.Descriptor // of the image
-	File   *os.File           `json:"-"` // without a name
+	Kind     Kind
+	Trust    Trust              // what it takes to believe it
+	Name     string             // for errors: the digest of what the index was in
+	Manifest string             // digest of the image's
+	Size     int64              // of File
+	Stored   int64              // bytes that were fetched for it
+	Layers   []image.Descriptor // of the image
+	Side     image.Descriptor   // of Index: what lies beside the layers, if anything
+	File     *os.File           `json:"-"` // without a name
 }
 
-// Fetch fetches the index of an image, verified, into a scratch file in tmp.
-// The caller closes it.
-func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, tmp string) (*Raw, error) {
+// Options say where an index may come from.
+type Options struct {
+	TempDir string // for a scratch file
+	Trust   Trust  // default Repository
+}
+
+// Fetch fetches the index of an image, verified, into a scratch file. The caller
+// closes it.
+func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Options) (*Raw, error) {
+	raw := &Raw{Kind: Nydus, Trust: Bound, Manifest: img.ManifestDigest, Layers: img.Layers}
 	boot, ok := Bootstrap(img)
 	if !ok {
-		return nil, fmt.Errorf("%s: %w", img.ManifestDigest, ErrNotConverted)
+		if err := raw.fetchIndex(ctx, repo, img, o); err != nil {
+			return nil, err
+		}
+		return raw, nil
 	}
 	if v := boot.Annotations[NydusFSVersion]; v != "" && v != "6" {
 		return nil, fmt.Errorf("%s: RAFS version %s: %w", boot.Digest, v, index.ErrUnsupported)
 	}
-	f, size, err := spoolBootstrap(ctx, repo, boot, tmp)
+	var err error
+	raw.Name, raw.Stored = boot.Digest, boot.Size
+	raw.File, raw.Size, err = spoolBootstrap(ctx, repo, boot, o.TempDir)
 	if err != nil {
 		return nil, err
 	}
-	return &Raw{Name: boot.Digest, Size: size, Layers: img.Layers, File: f}, nil
+	return raw, nil
 }
 
 // Close gives up the scratch file.
@@ -79,11 +105,25 @@ func (r *Raw) Close() error { return r.File.Close() }
 
 // Tree reads the index.
 func (r *Raw) Tree() (*index.Tree, error) {
-	_, t, err := r.read()
+	_, t, err := r.Open()
 	return t, err
 }
 
-func (r *Raw) read() (*rafs.Image, *index.Tree, error) {
+// Open is Tree for tools that also look at the tables of a Nydus bootstrap; of
+// other images there are none. Of the rafs.Image only what is in memory may be
+// used (Blobs, Flags, ...) once the Raw is closed.
+func (r *Raw) Open() (*rafs.Image, *index.Tree, error) {
+	switch r.Kind {
+	case Nydus:
+		return r.rafs()
+	case Index:
+		t, err := r.artifact()
+		return nil, t, err
+	}
+	return nil, nil, fmt.Errorf("index of kind %q: %w", r.Kind, index.ErrUnsupported)
+}
+
+func (r *Raw) rafs() (*rafs.Image, *index.Tree, error) {
 	b, err := rafs.Open(r.File, r.Size, r.Name)
 	if err != nil {
 		return nil, nil, err

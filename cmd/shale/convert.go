@@ -14,6 +14,7 @@ import (
 	"github.com/shale-image/shale/convert"
 	"github.com/shale-image/shale/convert/source"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index/rafs"
 	"github.com/shale-image/shale/reader"
 )
 
@@ -22,9 +23,9 @@ const allPlatforms = "all"
 
 // conversion is what the flags of convert say.
 type conversion struct {
-	g                                               *globals
-	platform, compressor, chunkSize, dict, prefetch string
-	quiet                                           bool
+	g                                                          *globals
+	platform, compressor, chunkSize, batchSize, dict, prefetch string
+	quiet                                                      bool
 }
 
 func newConvert(g *globals) *cobra.Command {
@@ -79,6 +80,7 @@ fetched first, directories with all that is below them.`,
 	f.StringVar(&c.platform, "platform", "", "platform to convert, or all (default: this node's)")
 	f.StringVar(&c.compressor, "compressor", "zstd", "zstd, lz4 or none")
 	f.StringVar(&c.chunkSize, "chunk-size", defaultChunkSize(), "4K to 16M; what is cut alike is shared")
+	f.StringVar(&c.batchSize, "batch-size", fmt.Sprintf("%dK", convert.DefaultBatchSize>>10), "small files compressed together, up to 16M; 0: each alone")
 	f.StringVar(&c.dict, "chunk-dict", "", "converted image whose chunks are referred to")
 	f.StringVar(&c.prefetch, "prefetch", "", "file with paths to fetch first, one a line")
 	_ = cmd.MarkFlagFilename("prefetch")
@@ -118,7 +120,7 @@ func (c *conversion) run(ctx context.Context, from, to string) (*convert.Result,
 			return nil, none, err
 		}
 		defer repo.Close()
-		if o.Dict, err = convert.OpenDict(ctx, repo, o.Platform); errors.Is(err, reader.ErrNotConverted) {
+		if o.Dict, err = convert.OpenDict(ctx, repo, o.Platform); errors.Is(err, reader.ErrNoIndex) {
 			return nil, none, usageError{fmt.Errorf("--chunk-dict: %w", err)}
 		} else if err != nil {
 			return nil, none, err
@@ -157,6 +159,10 @@ func (c *conversion) options() (o convert.Options, err error) {
 		return o, usageError{fmt.Errorf("--chunk-size %q: want a power of two from 4K to 16M", c.chunkSize)}
 	}
 	o.ChunkSize = uint32(n)
+	if n, err = parseSize(c.batchSize); err != nil || n > rafs.MaxChunkSize {
+		return o, usageError{fmt.Errorf("--batch-size %q: want at most 16M", c.batchSize)}
+	}
+	o.BatchSize = max(1, uint32(n))
 	if c.platform != "" && c.platform != allPlatforms {
 		if o.Platform, err = image.ParsePlatform(c.platform); err != nil {
 			return o, usageError{err}

@@ -15,6 +15,7 @@ import (
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/reader"
 )
 
 const defaultRoot = "/var/lib/shale"
@@ -23,6 +24,8 @@ const defaultRoot = "/var/lib/shale"
 type globals struct {
 	root string
 	json bool
+
+	indexTrust string
 }
 
 func (g *globals) flags(cmd *cobra.Command) {
@@ -38,6 +41,11 @@ func (g *globals) jsonFlag(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&g.json, "json", false, "print the result as JSON")
 }
 
+// trustFlag adds --index-trust to a verb that may pull.
+func (g *globals) trustFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&g.indexTrust, "index-trust", "", "whose index of an unconverted image is believed: local, bound or repository (default: the node's configuration, or repository)")
+}
+
 func (g *globals) client() *daemon.Client { return &daemon.Client{Root: g.root, Start: true} }
 
 // source says which image a verb means, with the caller's credentials for it.
@@ -46,11 +54,14 @@ func (g *globals) source(ref, platform string) (daemon.Source, error) {
 	if err != nil {
 		return daemon.Source{}, err
 	}
+	if _, err := reader.ParseTrust(g.indexTrust); err != nil {
+		return daemon.Source{}, usageError{err}
+	}
 	cred, err := image.ResolveCredentials(r)
 	if err != nil {
 		return daemon.Source{}, err
 	}
-	return daemon.Source{Ref: r.String(), Platform: platform, Credentials: cred}, nil
+	return daemon.Source{Ref: r.String(), Platform: platform, Credentials: cred, IndexTrust: g.indexTrust}, nil
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -17,12 +17,14 @@ func newInspect(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect REF",
 		Short: "What an image consists of: layers, blobs, chunks, sizes",
-		Long: `Show what an image consists of. Only its manifest and its index are fetched. Of an
-image that is not converted that is the layers.
+		Long: `Show what an image consists of, and how it starts. Only its manifest and its index
+are fetched.
 
 --json prints an object; all sizes are bytes:
   ref, manifest_digest, platform, layer_bytes
-  converted  whether the image starts lazily;  format  "rafs-v6" or "oci"
+  converted  whether it brings its index along;  format  "rafs-v6" or "oci"
+  lazy       whether it starts before its data is here, by which index
+             (nydus, index), of index_bytes, at what index_trust
   layers[]   digest, media_type, size, role ("layer", "blob", "bootstrap")
   blobs[]    digest, size, compressor, digester, chunk_size, chunks (in the
              blob), used_chunks (by files), used_stored, used_bytes
@@ -39,7 +41,7 @@ image that is not converted that is the layers.
 				return err
 			}
 			defer im.Close()
-			if im.Damage != nil && !errors.Is(im.Damage, reader.ErrNotConverted) {
+			if im.Damage != nil && !errors.Is(im.Damage, reader.ErrNoIndex) {
 				return im.Damage
 			}
 			r := inspect.Inspect(im)
@@ -54,6 +56,17 @@ image that is not converted that is the layers.
 	return cmd
 }
 
+// starts tells which path an image takes to its first start.
+func starts(r *inspect.Report) string {
+	switch {
+	case r.Converted:
+		return fmt.Sprintf("lazily, by its own index of %s", size(r.IndexBytes))
+	case r.Lazy:
+		return fmt.Sprintf("lazily, as it is, by an index of %s (--index-trust %s)", size(r.IndexBytes), r.IndexTrust)
+	}
+	return "when all of it has been read, once; shale index --push or shale convert make it start lazily"
+}
+
 func printReport(w io.Writer, r *inspect.Report) error {
 	fmt.Fprintln(w, quote(r.Ref))
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -66,11 +79,8 @@ func printReport(w io.Writer, r *inspect.Report) error {
 	if r.Platform != "" {
 		row("platform", "%s", r.Platform)
 	}
-	if r.Converted {
-		row("format", "%s", r.Format)
-	} else {
-		row("format", "%s, not converted: shale convert makes a form that starts lazily", r.Format)
-	}
+	row("format", "%s", r.Format)
+	row("starts", "%s", starts(r))
 	if c := r.Content; c != nil {
 		row("files", "%d files, %d directories, %d symbolic links, %d others, %d hard links",
 			c.Files, c.Directories, c.Symlinks, c.Others, c.HardLinks)

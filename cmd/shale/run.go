@@ -73,6 +73,7 @@ code is 130.`,
 	f.Float64Var(&r.cpus, "cpus", 0, "limit in processors (1.5)")
 	f.BoolVar(&r.readOnly, "read-only", false, "no writes to the root file system")
 	f.StringVar(&r.platform, "platform", "", "platform of the image (default: this node's)")
+	g.trustFlag(cmd)
 	faceFlag(cmd, &r.face)
 	f.StringVar(&r.runtime, "runtime", "", "OCI runtime (default: crun, else runc)")
 	return cmd

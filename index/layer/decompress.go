@@ -7,10 +7,10 @@ import (
 	"io"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/zran"
 )
 
 // Compression is how a layer is compressed as a whole.
@@ -63,6 +63,10 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 // Malformed data is an error that wraps index.ErrCorrupt, a passed limit one
 // that wraps index.ErrLimit; errors of r are returned as they are.
 func (l Limits) Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
+	return l.decompress(r, nil)
+}
+
+func (l Limits) decompress(r io.Reader, m *Marks) (io.ReadCloser, Compression, error) {
 	l = l.withDefaults()
 	src := &source{r: r}
 	br := bufio.NewReaderSize(src, 64<<10)
@@ -70,14 +74,15 @@ func (l Limits) Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	if err != nil && err != io.EOF {
 		return nil, None, err
 	}
-	in := &inflater{src: src, lim: l}
+	in := &inflater{src: src, lim: l, marks: m}
 	switch {
 	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
 		in.kind = Gzip
-		z, err := gzip.NewReader(br)
-		if err != nil {
-			return nil, Gzip, in.explain(err)
+		var o zran.Options
+		if m != nil {
+			o = zran.Options{Span: m.Every, Checkpoint: m.checkpoint}
 		}
+		z := zran.NewReader(br, o)
 		in.r, in.close = z, func() { z.Close() }
 	case len(magic) == 4 && (string(magic) == "\x28\xb5\x2f\xfd" || magic[0]&0xf0 == 0x50 && string(magic[1:]) == "\x2a\x4d\x18"):
 		in.kind = Zstd
@@ -89,8 +94,14 @@ func (l Limits) Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 			return nil, Zstd, in.explain(err)
 		}
 		in.r, in.close = z, z.Close
+		if m != nil {
+			in.r = &frames{src: bufio.NewReader(br), d: z, m: m}
+		}
 	default:
-		return io.NopCloser(br), None, nil
+		if m == nil {
+			return io.NopCloser(br), None, nil
+		}
+		in.kind, in.r, in.close = None, br, func() {}
 	}
 	return readAhead(in), in.kind, nil
 }
@@ -119,7 +130,8 @@ type inflater struct {
 	close func()
 	kind  Compression
 	lim   Limits
-	n     int64 // bytes produced
+	marks *Marks // to be kept, if any
+	n     int64  // bytes produced
 }
 
 func (i *inflater) Read(p []byte) (int, error) {
@@ -130,6 +142,9 @@ func (i *inflater) Read(p []byte) (int, error) {
 	}
 	if i.n > expansionSlack && (i.n-expansionSlack)/i.lim.Expansion > i.src.n {
 		return 0, index.Errorf(index.ErrLimit, i.kind.String(), i.src.n, "%d bytes uncompressed, more than %d for each compressed one (Expansion)", i.n, i.lim.Expansion)
+	}
+	if err == io.EOF && i.marks != nil {
+		i.marks.end(i.kind, i.n, i.src.n)
 	}
 	if err != nil && err != io.EOF {
 		err = i.explain(err)

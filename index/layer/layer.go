@@ -96,33 +96,34 @@ type Entry struct {
 // Limits bounds what a layer may make its reader do. In a zero or negative
 // field the default applies.
 type Limits struct {
-	// Entries is the number of headers in an archive. Default 4,194,304.
-	Entries int
+	// Entries is the number of headers in an archive. Default 10,000,000.
+	Entries int `json:"entries,omitempty"`
 
 	// HeaderBytes is the size of all extended headers of one entry: pax
-	// records, long names, sparse maps. Default 8 MiB.
-	HeaderBytes int64
+	// records, long names, sparse maps. Default 1 MiB.
+	HeaderBytes int64 `json:"header_bytes,omitempty"`
 
 	// XattrBytes is the size of one file's extended attributes, names and
-	// values. Default 128 KiB. (One value has at most 64 KiB in Linux.)
-	XattrBytes int64
+	// values. Default 64 KiB, which is what Linux lets one value have.
+	XattrBytes int64 `json:"xattr_bytes,omitempty"`
 
 	// MetadataBytes is what names, link targets, extended attributes and
 	// fragments of all entries together may take. Default 1 GiB.
-	MetadataBytes int64
+	MetadataBytes int64 `json:"metadata_bytes,omitempty"`
 
-	// FileSize is the size of one file, holes included. Default 1 TiB.
-	FileSize int64
+	// FileSize is the size of one file, holes included. Default 16 TiB.
+	FileSize int64 `json:"file_bytes,omitempty"`
 
 	// StreamBytes is the size of the uncompressed archive. Default 1 TiB.
-	StreamBytes int64
+	StreamBytes int64 `json:"stream_bytes,omitempty"`
 
 	// Expansion is how many bytes each compressed byte may stand for, once
-	// 256 MiB have been produced. Default 1100: gzip cannot pass that, zstd can.
-	Expansion int64
+	// 256 MiB have been produced. Default 1,000: about what gzip makes of
+	// nothing but zeros.
+	Expansion int64 `json:"expansion,omitempty"`
 
 	// Window is the largest zstd window, which is memory needed. Default 128 MiB.
-	Window int64
+	Window int64 `json:"zstd_window,omitempty"`
 }
 
 // DefaultLimits returns the defaults.
@@ -130,18 +131,18 @@ func DefaultLimits() Limits { return Limits{}.withDefaults() }
 
 func (l Limits) withDefaults() Limits {
 	if l.Entries <= 0 {
-		l.Entries = 4 << 20
+		l.Entries = 10_000_000
 	}
 	for _, f := range []struct {
 		field *int64
 		value int64
 	}{
-		{&l.HeaderBytes, 8 << 20},
-		{&l.XattrBytes, 128 << 10},
+		{&l.HeaderBytes, 1 << 20},
+		{&l.XattrBytes, 64 << 10},
 		{&l.MetadataBytes, 1 << 30},
-		{&l.FileSize, 1 << 40},
+		{&l.FileSize, 16 << 40},
 		{&l.StreamBytes, 1 << 40},
-		{&l.Expansion, 1100},
+		{&l.Expansion, 1000},
 		{&l.Window, 128 << 20},
 	} {
 		if *f.field <= 0 {

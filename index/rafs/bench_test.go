@@ -19,6 +19,7 @@ func large(t testing.TB, files int) (*index.Tree, []BlobInfo, BlobOptions) {
 	tr := &index.Tree{Root: dir(0o755, nil), Blobs: make([]index.Blob, 1)}
 	b := BlobInfo{ID: fmt.Sprintf("%064x", 1), ChunkSize: o.ChunkSize, Compressor: o.Compressor, Digester: o.Digester, Features: featuresWritten}
 	rnd := rand.New(rand.NewPCG(1, 2))
+	var stream int64
 	var d *index.Inode
 	for i := range files {
 		if i%50 == 0 {
@@ -33,10 +34,8 @@ func large(t testing.TB, files int) (*index.Tree, []BlobInfo, BlobOptions) {
 				size = 1 + rnd.Uint32N(o.ChunkSize)
 			}
 			r := ChunkRef{Index: b.ChunkCount, Length: (size + 1) / 2, Size: size, Compressed: size > 1, Offset: uint64(b.Size), Addr: b.Span}
-			c := index.Chunk{Size: size, Length: r.Length, Offset: r.Offset, Digest: chunk.Digest{Algorithm: chunk.BLAKE3}}
-			if r.Compressed {
-				c.Codec = chunk.Zstd
-			}
+			c := index.Chunk{Size: size, Offset: stream, Digest: chunk.Digest{Algorithm: chunk.BLAKE3}}
+			stream += int64(size)
 			binary.LittleEndian.PutUint64(c.Digest.Sum[:], rnd.Uint64())
 			ino.Extents = append(ino.Extents, index.Extent{Off: ino.Size, Chunk: uint32(len(tr.Chunks))})
 			ino.Size += int64(size)

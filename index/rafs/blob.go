@@ -1,6 +1,7 @@
 package rafs
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -24,14 +25,26 @@ type BlobOptions struct {
 }
 
 // ChunkRef is one chunk as its blob knows it: its index, its stored bytes and
-// its address.
+// its address. Chunks of a batch have the same stored bytes.
 type ChunkRef struct {
 	Index      uint32 // in the blob, from 0
 	Length     uint32 // stored bytes
 	Size       uint32 // bytes of the content
 	Compressed bool
+	Batch      bool
+	In         uint32 // of a batch's content: where this chunk's begins
 	Offset     uint64 // of the first stored byte in the blob
 	Addr       uint64 // of the content in the blob's address space; a multiple of 4 KiB
+}
+
+// follows tells whether c lies in the batch that the chunk before it began.
+func (c *ChunkRef) follows(before *ChunkRef) bool {
+	return c.Batch && before.Batch && c.Offset == before.Offset
+}
+
+// compare is the order of chunks in a blob.
+func (c *ChunkRef) compare(d *ChunkRef) int {
+	return cmp.Or(cmp.Compare(c.Offset, d.Offset), cmp.Compare(c.In, d.In))
 }
 
 // BlobInfo describes a blob: what the bootstrap's blob table says of it.
@@ -51,9 +64,58 @@ type BlobInfo struct {
 	TOCSize    uint32 // bytes of the table of contents with its tar header; 0 if there is none
 	TOCDigest  [32]byte
 
-	// Chunks lists chunks by ascending Offset: all that the blob has
-	// (BlobWriter, ReadBlobMeta), or all that the image uses (Image.Blobs).
+	// Chunks lists chunks by ascending Offset, those of a batch by In: all that
+	// the blob has (BlobWriter, ReadBlobMeta), or all that the image lists
+	// (Image.Blobs).
 	Chunks []ChunkRef
+}
+
+// Spans returns the spans of the stream that Chunks make, one for each batch
+// and each chunk in none, and where in it the chunks begin.
+func (b *BlobInfo) Spans() (spans []index.Span, offsets []int64) {
+	offsets = make([]int64, len(b.Chunks))
+	n := 0
+	for i := range b.Chunks {
+		if i == 0 || !b.Chunks[i].follows(&b.Chunks[i-1]) {
+			n++
+		}
+	}
+	spans = make([]index.Span, 0, n)
+	var end int64
+	for i := range b.Chunks {
+		c := &b.Chunks[i]
+		if i == 0 || !c.follows(&b.Chunks[i-1]) {
+			codec := chunk.None
+			if c.Compressed {
+				codec = b.Compressor
+			}
+			spans = append(spans, index.Span{Start: end, Offset: int64(c.Offset), Length: int64(c.Length), Codec: codec})
+		}
+		s := &spans[len(spans)-1]
+		offsets[i] = s.Start + int64(c.In)
+		s.Size = max(s.Size, int64(c.In)+int64(c.Size))
+		end = s.End()
+	}
+	return spans, offsets
+}
+
+// batches is how many batches there are.
+func (b *BlobInfo) batches() (n uint64) {
+	for i := range b.Chunks {
+		if c := &b.Chunks[i]; c.Batch && (i == 0 || !c.follows(&b.Chunks[i-1])) {
+			n++
+		}
+	}
+	return n
+}
+
+// infoFits tells whether the chunk info has a size that it can have.
+func (b *BlobInfo) infoFits() bool {
+	n := uint64(b.ChunkCount) * uint64(b.infoEntry())
+	if b.Features&FeatureBatch == 0 {
+		return b.InfoSize == n
+	}
+	return b.InfoSize >= n && (b.InfoSize-n)%batchSize == 0 && (b.InfoSize-n)/batchSize <= uint64(b.ChunkCount)
 }
 
 // Digest returns the ID as manifests write it, or "" if the ID is only the
@@ -110,37 +172,83 @@ func (o BlobOptions) check() error {
 // chunks); the caller starts another blob then. An error of the underlying
 // writer is final.
 func (b *BlobWriter) Add(size uint32, d chunk.Digest, codec chunk.Codec, stored []byte) (ChunkRef, error) {
-	if b.err != nil {
-		return ChunkRef{}, b.err
-	}
-	c := ChunkRef{
-		Index: uint32(len(b.chunks)), Length: uint32(len(stored)), Size: size,
-		Compressed: codec != chunk.None, Offset: b.off, Addr: b.addr,
+	if err := b.check(size, d, 1, len(stored)); err != nil {
+		return ChunkRef{}, err
 	}
 	switch {
-	case size == 0 || size > b.o.ChunkSize:
-		return ChunkRef{}, fmt.Errorf("chunk of %d bytes, want 1 to %d", size, b.o.ChunkSize)
-	case d.Algorithm != b.o.Digester:
-		return ChunkRef{}, fmt.Errorf("chunk digest %v, want %v", d.Algorithm, b.o.Digester)
-	case codec != chunk.None && codec != b.o.Compressor:
-		return ChunkRef{}, fmt.Errorf("chunk stored as %v in a blob of %v", codec, b.o.Compressor)
 	case codec == chunk.None && len(stored) != int(size):
 		return ChunkRef{}, fmt.Errorf("chunk of %d bytes stored as %d", size, len(stored))
+	case codec != chunk.None && codec != b.o.Compressor:
+		return ChunkRef{}, fmt.Errorf("chunk stored as %v in a blob of %v", codec, b.o.Compressor)
 	case codec != chunk.None && (len(stored) == 0 || len(stored) >= int(size)):
 		// Chunk info tells compressed chunks by their being smaller.
 		return ChunkRef{}, fmt.Errorf("chunk of %d bytes compressed to %d, want less", size, len(stored))
-	case len(b.chunks) == MaxChunks:
-		return ChunkRef{}, fmt.Errorf("%w: more than %d chunks in a blob", index.ErrLimit, MaxChunks)
-	case b.off+uint64(len(stored)) > maxBlobSize/2:
-		return ChunkRef{}, fmt.Errorf("%w: more than %d bytes in a blob", index.ErrLimit, uint64(maxBlobSize/2))
 	}
+	off := b.off
 	if err := b.write(stored); err != nil {
 		return ChunkRef{}, err
 	}
-	b.addr += roundUp(uint64(size))
+	c := ChunkRef{Length: uint32(len(stored)), Size: size, Compressed: codec != chunk.None, Offset: off}
+	return b.list(c, d), nil
+}
+
+// Piece is a chunk of a batch.
+type Piece struct {
+	Size   uint32
+	Digest chunk.Digest
+}
+
+// AddBatch appends chunks whose contents, one behind the other, were compressed
+// together, by the writer's compressor, to the stored bytes. A batch has at most
+// MaxChunkSize bytes of content. Errors are those of Add.
+func (b *BlobWriter) AddBatch(pieces []Piece, stored []byte) ([]ChunkRef, error) {
+	var size uint64
+	for _, p := range pieces {
+		if err := b.check(p.Size, p.Digest, len(pieces), len(stored)); err != nil {
+			return nil, err
+		}
+		size += uint64(p.Size)
+	}
+	if size > MaxChunkSize || len(stored) == 0 || uint64(len(stored)) >= size || b.o.Compressor == chunk.None {
+		return nil, fmt.Errorf("batch of %d bytes, at most %d are possible, compressed to %d by %v", size, MaxChunkSize, len(stored), b.o.Compressor)
+	}
+	off := b.off
+	if err := b.write(stored); err != nil {
+		return nil, err
+	}
+	refs := make([]ChunkRef, len(pieces))
+	in := uint32(0)
+	for i, p := range pieces {
+		refs[i] = b.list(ChunkRef{Length: uint32(len(stored)), Size: p.Size, Compressed: true, Batch: true, In: in, Offset: off}, p.Digest)
+		in += p.Size
+	}
+	return refs, nil
+}
+
+// check tells what forbids another n chunks, of which this is one.
+func (b *BlobWriter) check(size uint32, d chunk.Digest, n, stored int) error {
+	switch {
+	case b.err != nil:
+		return b.err
+	case size == 0 || size > b.o.ChunkSize:
+		return fmt.Errorf("chunk of %d bytes, want 1 to %d", size, b.o.ChunkSize)
+	case d.Algorithm != b.o.Digester:
+		return fmt.Errorf("chunk digest %v, want %v", d.Algorithm, b.o.Digester)
+	case len(b.chunks)+n > MaxChunks:
+		return fmt.Errorf("%w: more than %d chunks in a blob", index.ErrLimit, MaxChunks)
+	case b.off+uint64(stored) > maxBlobSize/2:
+		return fmt.Errorf("%w: more than %d bytes in a blob", index.ErrLimit, uint64(maxBlobSize/2))
+	}
+	return nil
+}
+
+// list enters a chunk that was written, at the next address.
+func (b *BlobWriter) list(c ChunkRef, d chunk.Digest) ChunkRef {
+	c.Index, c.Addr = uint32(len(b.chunks)), b.addr
+	b.addr += roundUp(uint64(c.Size))
 	b.chunks = append(b.chunks, c)
 	b.digests = append(b.digests, d.Sum[:]...)
-	return c, nil
+	return c
 }
 
 // AddZeros appends a whole chunk of zeros, which WriteBootstrap puts into the
@@ -188,7 +296,10 @@ func (b *BlobWriter) Close() (BlobInfo, error) {
 		ChunkSize: b.o.ChunkSize, ChunkCount: uint32(len(b.chunks)),
 		Compressor: b.o.Compressor, Digester: b.o.Digester,
 		Features: featuresWritten, Span: b.addr, Chunks: b.chunks,
-		InfoCodec: b.o.Compressor, InfoSize: uint64(len(b.chunks)) * infoV1Size,
+		InfoCodec: b.o.Compressor,
+	}
+	if info.batches() > 0 {
+		info.Features |= FeatureChunkInfoV2 | FeatureBatch
 	}
 	var toc []byte
 	part := func(name string, codec chunk.Codec, sum [32]byte, off, stored, size uint64) {
@@ -200,10 +311,8 @@ func (b *BlobWriter) Close() (BlobInfo, error) {
 	b.write(tarHeader(tocBlob, data))
 	part(tocBlob, chunk.None, [32]byte(b.h.Sum(nil)), 0, data, b.addr)
 
-	raw := make([]byte, 0, info.InfoSize)
-	for i := range b.chunks {
-		raw = appendInfoV1(raw, &b.chunks[i])
-	}
+	raw := info.encodeInfo()
+	info.InfoSize = uint64(len(raw))
 	stored, ok := info.InfoCodec.Encode(nil, raw)
 	if !ok {
 		info.InfoCodec, stored = chunk.None, raw

@@ -10,7 +10,6 @@ import (
 	"math/bits"
 	"slices"
 
-	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/erofs"
 	"github.com/shale-image/shale/index"
 )
@@ -22,15 +21,17 @@ const flatAlign = 512 << 10 / blockSize
 // minBootstrap is what Nydus reads before it knows the format.
 const minBootstrap = 8192
 
-// chunkFlagCompressed and chunkFlagCRC are flags of the chunk table we know.
+// The flags of the chunk table we know.
 const (
 	chunkFlagCompressed = 0x1
+	chunkFlagBatch      = 0x8
 	chunkFlagCRC        = 0x10
 )
 
 // WriteBootstrap writes the bootstrap of t, whose Blobs blobs parallels:
-// t.Chunks[i] lies in blobs[t.Chunks[i].Blob], and at its Offset there must be
-// a ChunkRef that agrees with it. o is what the image says of itself; all
+// t.Chunks[i] lies in blobs[t.Chunks[i].Blob], and at its Offset in the stream
+// (BlobInfo.Spans) there must be a ChunkRef that agrees with it. t must have all
+// chunks of the batches it uses. o is what the image says of itself; all
 // blobs have its ChunkSize and Digester.
 //
 // Files must be cut at multiples of the chunk size. Whole chunks may be
@@ -111,24 +112,24 @@ func (b *bootstrap) check() error {
 
 // locate finds each chunk of the tree in its blob.
 func (b *bootstrap) locate() error {
+	offsets := make([][]int64, len(b.blobs)) // of chunks in the streams
+	for i := range b.blobs {
+		_, offsets[i] = b.blobs[i].Spans()
+	}
 	b.refs = make([]ChunkRef, len(b.tree.Chunks))
 	for i, c := range b.tree.Chunks {
 		if int(c.Blob) >= len(b.blobs) {
 			return fmt.Errorf("chunk %d is in blob %d of %d", i, c.Blob, len(b.blobs))
 		}
 		s := &b.blobs[c.Blob]
-		at, ok := slices.BinarySearchFunc(s.Chunks, c.Offset, func(r ChunkRef, off uint64) int { return cmp.Compare(r.Offset, off) })
+		at, ok := slices.BinarySearch(offsets[c.Blob], c.Offset)
 		if !ok {
-			return fmt.Errorf("chunk %d: no chunk at offset %d of blob %s", i, c.Offset, s.ID)
+			return fmt.Errorf("chunk %d: no chunk at %d of the stream of blob %s", i, c.Offset, s.ID)
 		}
 		r := s.Chunks[at]
-		want := chunk.None
-		if r.Compressed {
-			want = s.Compressor
-		}
-		if r.Length != c.Length || r.Size != c.Size || want != c.Codec || c.Digest.Algorithm != s.Digester {
-			return fmt.Errorf("chunk %d at offset %d of blob %s: %d bytes of %d, %v, %v; the blob has %d of %d, %v, %v",
-				i, c.Offset, s.ID, c.Length, c.Size, c.Codec, c.Digest.Algorithm, r.Length, r.Size, want, s.Digester)
+		if r.Size != c.Size || c.Digest.Algorithm != s.Digester {
+			return fmt.Errorf("chunk %d at %d of the stream of blob %s: %d bytes, %v; the blob has %d, %v",
+				i, c.Offset, s.ID, c.Size, c.Digest.Algorithm, r.Size, s.Digester)
 		}
 		if r.Index >= MaxChunks || r.Addr%blockSize != 0 || r.Addr+uint64(r.Size) > s.Span {
 			return fmt.Errorf("chunk %d of blob %s: index %d, address %d", i, s.ID, r.Index, r.Addr)
@@ -167,11 +168,15 @@ func (b *bootstrap) walk() error {
 		}
 		return nil
 	})
-	if err != nil || filler == nil {
+	if err != nil {
 		return err
 	}
-	if !seen[filler.zeros] {
+	if filler != nil && !seen[filler.zeros] {
+		seen[filler.zeros] = true
 		b.used = append(b.used, used{filler.zeros, 0})
+	}
+	if err := b.completeBatches(seen); err != nil || filler == nil {
+		return err
 	}
 	if err := filler.fill(); err != nil {
 		return err
@@ -180,6 +185,49 @@ func (b *bootstrap) walk() error {
 	for i, ino := range b.prefetch {
 		if b.prefetch[i] = filler.done[ino]; b.prefetch[i] == nil {
 			b.prefetch[i] = ino // which the layout will say is not in the tree
+		}
+	}
+	return nil
+}
+
+// completeBatches also lists what no file uses of batches that files use: how
+// much a batch decodes to is told by its last chunk.
+func (b *bootstrap) completeBatches(seen []bool) error {
+	type batch struct {
+		blob   uint32
+		offset uint64
+	}
+	missing := map[batch]int{} // chunks of a used batch that are not listed
+	for _, u := range b.used {
+		if r := &b.refs[u.chunk]; r.Batch {
+			missing[batch{b.tree.Chunks[u.chunk].Blob, r.Offset}] = 0
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	for i := range b.blobs {
+		for _, r := range b.blobs[i].Chunks {
+			at := batch{uint32(i), r.Offset}
+			if n, ok := missing[at]; ok {
+				missing[at] = n + 1
+			}
+		}
+	}
+	for i, s := range seen {
+		at := batch{b.tree.Chunks[i].Blob, b.refs[i].Offset}
+		n, ok := missing[at]
+		if !ok {
+			continue
+		}
+		missing[at] = n - 1
+		if !s {
+			b.used = append(b.used, used{uint32(i), 0})
+		}
+	}
+	for at, n := range missing {
+		if n != 0 {
+			return fmt.Errorf("the tree has %d chunks less than the batch at offset %d of blob %s", n, at.offset, b.blobs[at.blob].ID)
 		}
 	}
 	return nil
@@ -337,11 +385,13 @@ func (h *headWriter) Write(p []byte) (int, error) {
 }
 
 // appendChunks appends the chunk table, in order of digests as nydus-image
-// has it.
+// has it. Of a chunk in a batch it tells what otherwise the blob alone does: the
+// stored bytes of the batch, and, where there can be no checksum, where in it
+// the chunk begins.
 //
 //	 0 digest[32]      40 u32 stored bytes    56 u64 address
 //	32 u32 blob        44 u32 bytes           64 u64 offset in a file
-//	36 u32 flags       48 u64 offset          72 u32 index, u32 crc32
+//	36 u32 flags       48 u64 offset          72 u32 index, u32 crc32 or offset in the batch
 func (b *bootstrap) appendChunks(dst []byte) []byte {
 	chunks := b.tree.Chunks
 	slices.SortFunc(b.used, func(x, y used) int {
@@ -359,6 +409,9 @@ func (b *bootstrap) appendChunks(dst []byte) []byte {
 		if r.Compressed {
 			flags = chunkFlagCompressed
 		}
+		if r.Batch {
+			flags |= chunkFlagBatch
+		}
 		dst = append(dst, c.Digest.Sum[:]...)
 		dst = le.AppendUint32(dst, c.Blob)
 		dst = le.AppendUint32(dst, flags)
@@ -368,7 +421,7 @@ func (b *bootstrap) appendChunks(dst []byte) []byte {
 		dst = le.AppendUint64(dst, r.Addr)
 		dst = le.AppendUint64(dst, uint64(u.off))
 		dst = le.AppendUint32(dst, r.Index)
-		dst = le.AppendUint32(dst, 0)
+		dst = le.AppendUint32(dst, r.In)
 	}
 	return dst
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
@@ -14,9 +15,15 @@ import (
 	"github.com/shale-image/shale/index"
 )
 
+// stored is a chunk and where it is stored, whatever else the blob has.
+type stored struct {
+	index.Chunk // Offset in the span
+	span        index.Span
+}
+
 // readAll reads an image as a suspicious client does: every file by its
 // chunks, and every chunk verified. cache has chunks verified before.
-func readAll(boot, blob []byte, cache map[index.Chunk][]byte) (map[string]string, error) {
+func readAll(boot, blob []byte, cache map[stored][]byte) (map[string]string, error) {
 	im, err := Open(bytes.NewReader(boot), int64(len(boot)), "boot")
 	if err != nil {
 		return nil, err
@@ -33,21 +40,22 @@ func readAll(boot, blob []byte, cache map[index.Chunk][]byte) (map[string]string
 		p := make([]byte, min(ino.Size, 1<<20))
 		for _, e := range ino.Extents {
 			c := tr.Chunks[e.Chunk]
-			if e.Off+int64(c.Size) > int64(len(p)) || c.Offset+uint64(c.Length) > uint64(len(blob)) {
+			if e.Off+int64(c.Size) > int64(len(p)) {
 				return fmt.Errorf("%w: %s: chunk out of range", index.ErrCorrupt, path)
 			}
-			part := p[e.Off:][:c.Size]
-			if known, ok := cache[c]; ok {
-				copy(part, known)
-				continue
+			at := stored{c, span(tr, c)}
+			at.span.Start, at.Offset = 0, at.Offset-at.span.Start
+			part, ok := cache[at]
+			if !ok {
+				if part, err = decode(tr, c, blob); err != nil {
+					return err
+				}
+				if err := c.Digest.Verify(part); err != nil {
+					return err
+				}
+				cache[at] = part
 			}
-			if err := c.Codec.Decode(part, blob[c.Offset:][:c.Length]); err != nil {
-				return err
-			}
-			if err := c.Digest.Verify(part); err != nil {
-				return err
-			}
-			cache[c] = part
+			copy(p[e.Off:], part)
 		}
 		files[path] = string(p)
 		return nil
@@ -75,12 +83,19 @@ func flips(p []byte, from, to int, f func(what string, p []byte)) {
 	}
 }
 
+// allSources are the golden images and ours with batches.
+func allSources(t testing.TB) map[string][2][]byte {
+	m := sources(t)
+	maps.Copy(m, batchSources(t))
+	return m
+}
+
 func TestFlippedBootstrap(t *testing.T) {
-	for name, s := range sources(t) {
+	for name, s := range allSources(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			im := open(t, s[0])
-			cache := map[index.Chunk][]byte{}
+			cache := map[stored][]byte{}
 			want, err := readAll(s[0], s[1], cache)
 			if err != nil {
 				t.Fatal(err)
@@ -136,7 +151,7 @@ func readBlob(p []byte, b *BlobInfo) (map[string]string, error) {
 }
 
 func TestFlippedBlob(t *testing.T) {
-	for name, s := range sources(t) {
+	for name, s := range allSources(t) {
 		if name == "lz4" {
 			continue // it has no table of contents
 		}
@@ -212,7 +227,7 @@ func TestRefusesByName(t *testing.T) {
 		{blob + 72, 1 << 30, 4, index.ErrCorrupt, "chunks"},
 		{blob + 76, algGzip, 4, index.ErrUnsupported, "gzip"},
 		{blob + 84, FeatureAligned | FeatureZran, 4, index.ErrUnsupported, "zran"},
-		{blob + 84, FeatureAligned | FeatureBatch, 4, index.ErrUnsupported, "batch"},
+		{blob + 84, FeatureAligned | FeatureBatch, 4, index.ErrCorrupt, "batches"},
 		{blob + 84, FeatureAligned | FeatureSeparate, 4, index.ErrUnsupported, "separate"},
 		{blob + 84, FeatureAligned | 1<<20, 4, index.ErrUnsupported, "unknown"},
 		{blob + 84, FeatureTOC, 4, index.ErrUnsupported, "aligned"},
@@ -276,9 +291,13 @@ func TestChunkInfoForms(t *testing.T) {
 		if got := decodeInfoV1(appendInfoV1(nil, &c)); got != c {
 			t.Errorf("V1: %+v, want %+v", got, c)
 		}
-		got, flags := decodeInfoV2(infoV2(c))
-		if got != c && c.Length < MaxChunkSize || flags&^infoCompressed != 0 {
-			t.Errorf("V2: %+v, want %+v", got, c)
+		got, batch, flags := decodeInfoV2(appendInfoV2(nil, &c, 7))
+		if got != c || batch != 0 || flags&^infoCompressed != 0 {
+			t.Errorf("V2: %+v, batch %d, flags %#x, want %+v", got, batch, flags, c)
+		}
+		c.Batch, c.In, c.Length = true, 0xfedcba, 0 // the stored bytes are the batch's
+		if got, batch, flags = decodeInfoV2(appendInfoV2(nil, &c, 0xabcdef)); got != c || batch != 0xabcdef || flags&^infoCompressed != infoBatch {
+			t.Errorf("V2: %+v, batch %#x, flags %#x, want %+v", got, batch, flags, c)
 		}
 	}
 	// The first chunk of the v2.2 fixture: 16931 bytes at address 0, stored as
@@ -289,16 +308,6 @@ func TestChunkInfoForms(t *testing.T) {
 	}
 }
 
-func infoV2(c ChunkRef) []byte {
-	u := uint64(c.Size-1)<<32 | c.Addr>>12
-	if c.Compressed {
-		u |= infoCompressed << 56
-	}
-	p := binary.LittleEndian.AppendUint64(nil, u)
-	p = binary.LittleEndian.AppendUint64(p, uint64(c.Length)<<40|c.Offset)
-	return append(p, make([]byte, 8)...)
-}
-
 // TestBlobMetaV2 reads the 24-byte form, as older data blobs have it.
 func TestBlobMetaV2(t *testing.T) {
 	b := BlobInfo{Features: FeatureAligned | FeatureChunkInfoV2 | FeatureCapTarTOC, ChunkCount: 2, Span: 12288,
@@ -306,7 +315,7 @@ func TestBlobMetaV2(t *testing.T) {
 	want := []ChunkRef{{Index: 0, Size: 8192, Length: 900, Compressed: true}, {Index: 1, Size: 4096, Length: 4096, Offset: 900, Addr: 8192}}
 	p := make([]byte, 5000)
 	for _, c := range want {
-		p = append(p, infoV2(c)...)
+		p = appendInfoV2(p, &c, 0)
 	}
 	p = append(p, encodeHeader(&b)...)
 	read := func() (*BlobInfo, error) { return ReadBlobMeta(bytes.NewReader(p), int64(len(p)), "blob", &b) }
@@ -315,10 +324,15 @@ func TestBlobMetaV2(t *testing.T) {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 	p[5007] |= infoBatch
-	if _, err := read(); !errors.Is(err, index.ErrUnsupported) {
-		t.Errorf("batch chunk: %v", err)
+	if _, err := read(); !errors.Is(err, index.ErrCorrupt) {
+		t.Errorf("chunk of a batch, of which there are none: %v", err)
 	}
-	p[5007] &^= infoBatch | infoCompressed
+	p[5007] ^= infoBatch | infoEncrypted
+	if _, err := read(); !errors.Is(err, index.ErrUnsupported) {
+		t.Errorf("encrypted chunk: %v", err)
+	}
+	p[5007] &^= infoEncrypted
+	p[5007] &^= infoCompressed
 	if _, err := read(); !errors.Is(err, index.ErrCorrupt) {
 		t.Errorf("chunk of 900 bytes, 8192 stored: %v", err)
 	}
@@ -334,7 +348,7 @@ func TestTarHeader(t *testing.T) {
 }
 
 func FuzzBootstrap(f *testing.F) {
-	for _, s := range sources(f) {
+	for _, s := range allSources(f) {
 		f.Add(s[0])
 	}
 	for _, n := range []string{"batch", "enc", "zran", "tarfs"} {
@@ -349,12 +363,20 @@ func FuzzBootstrap(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if err := tr.CheckSpans(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range tr.Chunks {
+			if err := tr.CheckChunk(&tr.Chunks[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
 		WriteBootstrap(io.Discard, tr, im.Blobs(), BlobOptions{im.ChunkSize(), im.Compressor(), im.Digester()})
 	})
 }
 
 func FuzzTOC(f *testing.F) {
-	for _, s := range sources(f) {
+	for _, s := range allSources(f) {
 		f.Add(s[1][max(0, len(s[1])-9000):])
 	}
 	f.Fuzz(func(t *testing.T, p []byte) { readBlob(p, nil) })

@@ -90,7 +90,7 @@ const (
 	FeatureTOC           = 1 << 29
 	FeatureCapTarTOC     = 1 << 30 // made by nydus-image 2.2 or later
 
-	featuresKnown = FeatureAligned | FeatureInlinedMeta | FeatureChunkInfoV2 | FeatureInlineDigests |
+	featuresKnown = FeatureAligned | FeatureInlinedMeta | FeatureChunkInfoV2 | FeatureInlineDigests | FeatureBatch |
 		FeatureTarHeader | FeatureTOC | FeatureCapTarTOC
 	featuresWritten = FeatureAligned | FeatureInlineDigests | FeatureTarHeader | FeatureTOC | FeatureCapTarTOC
 )
@@ -103,7 +103,6 @@ var refusedFeatures = []struct {
 	{FeatureZran, "zran (chunks of a gzip layer)"},
 	{FeatureSeparate, "separate (data and chunk info in two blobs)"},
 	{FeatureTarfs, "tarfs"},
-	{FeatureBatch, "batch (several chunks compressed as one)"},
 	{FeatureEncrypted, "encryption"},
 	{FeatureChunkDict, "chunk dictionary"},
 	{FeatureExternal, "external blob"},
@@ -118,6 +117,9 @@ func checkFeatures(f uint32, name string, off int64) error {
 	}
 	if u := f &^ featuresKnown; u != 0 {
 		return index.Errorf(index.ErrUnsupported, name, off, "unknown blob features %#x", u)
+	}
+	if f&FeatureBatch != 0 && f&FeatureChunkInfoV2 == 0 {
+		return index.Errorf(index.ErrCorrupt, name, off, "blob with batches and chunk info that cannot tell them")
 	}
 	if f&FeatureAligned == 0 {
 		return index.Errorf(index.ErrUnsupported, name, off, "blob without the feature aligned")
@@ -322,7 +324,7 @@ func decodeBlob(p []byte, idx int, name string, off int64) (b BlobInfo, err erro
 		return corrupt(96, "addresses to %d, at most %d are possible", b.Span, uint64(maxAddress))
 	case b.InfoLength > b.InfoSize || b.InfoOffset > maxBlobSize || b.InfoLength > maxBlobSize:
 		return corrupt(112, "chunk info of %d bytes, %d stored at %d", b.InfoSize, b.InfoLength, b.InfoOffset)
-	case b.InfoSize != uint64(b.ChunkCount)*uint64(b.infoEntry()):
+	case !b.infoFits():
 		return corrupt(128, "chunk info of %d bytes, want %d for each of %d chunks", b.InfoSize, b.infoEntry(), b.ChunkCount)
 	}
 	return b, nil

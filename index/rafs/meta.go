@@ -17,13 +17,14 @@ const (
 	headerSize  = 4096
 	infoV1Size  = 16
 	infoV2Size  = 24
+	batchSize   = 40
 )
 
 // encodeHeader makes the header that follows the chunk info.
 //
-//	 0 u32 magic          16 u64 info offset         40 u64 zran offset
-//	 4 u32 features       24 u64 info stored size    48 u64 zran size
-//	 8 u32 info codec     32 u64 info size           56 u32 zran entries
+//	 0 u32 magic          16 u64 info offset         40 u64 offset of batches in the info
+//	 4 u32 features       24 u64 info stored size    48 u64 bytes of batches
+//	 8 u32 info codec     32 u64 info size           56 u32 batches
 //	12 u32 chunks                                  4092 u32 magic
 func encodeHeader(b *BlobInfo) []byte {
 	p := make([]byte, headerSize)
@@ -36,8 +37,41 @@ func encodeHeader(b *BlobInfo) []byte {
 	le.PutUint64(p[16:], b.InfoOffset)
 	le.PutUint64(p[24:], b.InfoLength)
 	le.PutUint64(p[32:], b.InfoSize)
+	if n := b.batches(); n > 0 {
+		le.PutUint64(p[40:], b.InfoSize-n*batchSize)
+		le.PutUint64(p[48:], n*batchSize)
+		le.PutUint32(p[56:], uint32(n))
+	}
 	le.PutUint32(p[headerSize-4:], headerMagic)
 	return p
+}
+
+// encodeInfo makes the chunk info: an entry a chunk, and one a batch behind
+// them.
+//
+//	0 u32 stored bytes of the batch    4 u32 bytes of its content    8 zeros
+func (b *BlobInfo) encodeInfo() []byte {
+	raw := make([]byte, 0, len(b.Chunks)*infoV2Size)
+	if b.Features&FeatureBatch == 0 {
+		for i := range b.Chunks {
+			raw = appendInfoV1(raw, &b.Chunks[i])
+		}
+		return raw
+	}
+	var batches []byte
+	n := uint32(0)
+	le := binary.LittleEndian
+	for i := range b.Chunks {
+		c := &b.Chunks[i]
+		raw = appendInfoV2(raw, c, n)
+		if c.Batch && (i+1 == len(b.Chunks) || !b.Chunks[i+1].follows(c)) {
+			batches = le.AppendUint32(batches, c.Length)
+			batches = le.AppendUint32(batches, c.In+c.Size)
+			batches = append(batches, make([]byte, batchSize-8)...)
+			n++
+		}
+	}
+	return append(raw, batches...)
 }
 
 // appendInfoV1 appends the 16-byte form of c: two words, the first of the
@@ -73,21 +107,47 @@ const (
 	infoCRC        = 16
 )
 
-// decodeInfoV2 reads the 24-byte form: only the size of the content is stored
-// minus one. The third word is a checksum or belongs to forms we refuse.
+// appendInfoV2 appends the 24-byte form of c: only the size of the content is
+// stored minus one. The third word tells where in which batch a chunk lies; the
+// stored bytes are those of the batch, and not told here. If the chunk is in no
+// batch, it is zero or a checksum.
 //
-//	63   56 55    32 31            0     63    40 39      0
-//	flags   size     address / 4096      length   offset
-func decodeInfoV2(p []byte) (c ChunkRef, flags byte) {
-	u, s := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
+//	63   56 55    32 31            0     63    40 39      0     63   32 31     0
+//	flags   size     address / 4096      length   offset        batch   offset in it
+func appendInfoV2(dst []byte, c *ChunkRef, batch uint32) []byte {
+	var flags, data uint64
+	if c.Compressed {
+		flags = infoCompressed
+	}
+	length := uint64(c.Length)
+	if c.Batch {
+		flags |= infoBatch
+		length = 0
+		data = uint64(batch)<<32 | uint64(c.In)
+	}
+	le := binary.LittleEndian
+	dst = le.AppendUint64(dst, flags<<56|uint64(c.Size-1)<<32|c.Addr/blockSize)
+	dst = le.AppendUint64(dst, length<<40|c.Offset)
+	return le.AppendUint64(dst, data)
+}
+
+// decodeInfoV2 reads what appendInfoV2 writes, where a batch is only told by
+// its number.
+func decodeInfoV2(p []byte) (c ChunkRef, batch uint32, flags byte) {
+	le := binary.LittleEndian
+	u, s, data := le.Uint64(p), le.Uint64(p[8:]), le.Uint64(p[16:])
 	flags = byte(u >> 56)
-	return ChunkRef{
+	c = ChunkRef{
 		Size:       uint32(u>>32&0xffffff) + 1,
 		Addr:       u & 0xffffffff << 12,
 		Length:     uint32(s >> 40),
 		Offset:     s & 0xffffffffff,
 		Compressed: flags&infoCompressed != 0,
-	}, flags
+	}
+	if flags&infoBatch != 0 {
+		c.Batch, c.In, batch = true, uint32(data), uint32(data>>32)
+	}
+	return c, batch, flags
 }
 
 // ReadBlobMeta reads the chunk info of a blob of size bytes; name is for
@@ -175,8 +235,15 @@ func (b *BlobInfo) readHeader(r io.ReaderAt, size int64, name string, known bool
 	case le.Uint64(h[16:]) != b.InfoOffset || le.Uint64(h[24:]) != b.InfoLength || le.Uint64(h[32:]) != b.InfoSize:
 		return corrupt(16, "chunk info at %d, %d bytes of %d; want %d, %d of %d",
 			le.Uint64(h[16:]), le.Uint64(h[24:]), le.Uint64(h[32:]), b.InfoOffset, b.InfoLength, b.InfoSize)
-	case b.InfoSize != uint64(count)*uint64(b.infoEntry()):
+	case !b.infoFits():
 		return corrupt(32, "chunk info of %d bytes, want %d for each of %d chunks", b.InfoSize, b.infoEntry(), count)
+	}
+	if b.Features&FeatureBatch != 0 {
+		n := uint64(count) * uint64(b.infoEntry())
+		if le.Uint64(h[40:]) != n || le.Uint64(h[48:]) != b.InfoSize-n || uint64(le.Uint32(h[56:]))*batchSize != b.InfoSize-n {
+			return corrupt(40, "%d batches of %d bytes at %d of the chunk info, want %d bytes at %d",
+				le.Uint32(h[56:]), le.Uint64(h[48:]), le.Uint64(h[40:]), b.InfoSize-n, n)
+		}
 	}
 	return nil
 }
@@ -184,26 +251,51 @@ func (b *BlobInfo) readHeader(r io.ReaderAt, size int64, name string, known bool
 // decodeInfo fills in Chunks and, where unknown, Span.
 func (b *BlobInfo) decodeInfo(p []byte, name string) error {
 	step := b.infoEntry()
+	p, batches := p[:int(b.ChunkCount)*step], p[int(b.ChunkCount)*step:]
 	b.Chunks = make([]ChunkRef, 0, len(p)/step)
 	var end, addr uint64
+	var unit, content uint32 // stored bytes and content of the chunk, or its batch
+	last := int64(-1)        // batch
 	for i := 0; len(p) > 0; i, p = i+1, p[step:] {
 		var c ChunkRef
+		corrupt := func(format string, args ...any) error {
+			return index.Errorf(index.ErrCorrupt, name, int64(b.InfoOffset), "chunk %d: "+format, append([]any{i}, args...)...)
+		}
+		batch := uint32(0)
 		if step == infoV1Size {
 			c = decodeInfoV1(p)
 		} else {
 			var flags byte
-			if c, flags = decodeInfoV2(p); flags&^(infoCompressed|infoCRC) != 0 {
-				return index.Errorf(index.ErrUnsupported, name, int64(b.InfoOffset), "flags %#x of chunk %d (batch, zran or encryption)", flags, i)
+			if c, batch, flags = decodeInfoV2(p); flags&^(infoCompressed|infoCRC|infoBatch) != 0 {
+				return index.Errorf(index.ErrUnsupported, name, int64(b.InfoOffset), "flags %#x of chunk %d (zran or encryption)", flags, i)
 			}
 		}
 		c.Index = uint32(i)
-		if c.Length == 0 || c.Length > c.Size || c.Compressed != (c.Length < c.Size) ||
-			c.Offset < end || c.Addr < addr || c.Addr%blockSize != 0 ||
-			c.Offset+uint64(c.Length) > b.InfoOffset || b.Span != 0 && c.Addr+uint64(c.Size) > b.Span {
-			return index.Errorf(index.ErrCorrupt, name, int64(b.InfoOffset), "chunk %d: %d bytes at %d for %d bytes at address %d; chunk before ends at %d and %d",
-				i, c.Length, c.Offset, c.Size, c.Addr, end, addr)
+		unit, content = c.Length, c.Size
+		if c.Batch {
+			if int(batch) >= len(batches)/batchSize || int64(batch) != last && int64(batch) != last+1 {
+				return corrupt("in batch %d, after batch %d of %d", batch, last, len(batches)/batchSize)
+			}
+			le := binary.LittleEndian
+			unit, content = le.Uint32(batches[batch*batchSize:]), le.Uint32(batches[batch*batchSize+4:])
+			if content > MaxChunkSize || c.In > content || c.Size > content-c.In {
+				return corrupt("%d bytes at %d of a batch of %d", c.Size, c.In, content)
+			}
+			c.Length, c.Compressed = unit, unit != content
+			if int64(batch) == last {
+				before := &b.Chunks[len(b.Chunks)-1]
+				if !c.follows(before) || c.In < before.In+before.Size {
+					return corrupt("%d bytes at %d of batch %d, behind %d bytes at %d", c.Size, c.In, batch, before.Size, before.In)
+				}
+				end = c.Offset
+			}
+			last = int64(batch)
 		}
-		end, addr = c.Offset+uint64(c.Length), c.Addr+roundUp(uint64(c.Size))
+		if unit == 0 || unit > content || c.Compressed != (unit < content) || c.Offset < end || c.Addr < addr || c.Addr%blockSize != 0 ||
+			c.Offset+uint64(unit) > b.InfoOffset || b.Span != 0 && c.Addr+uint64(c.Size) > b.Span {
+			return corrupt("%d bytes at %d for %d bytes at address %d; chunk before ends at %d and %d", unit, c.Offset, content, c.Addr, end, addr)
+		}
+		end, addr = c.Offset+uint64(unit), c.Addr+roundUp(uint64(c.Size))
 		b.Chunks = append(b.Chunks, c)
 	}
 	if b.Span == 0 {
@@ -213,8 +305,8 @@ func (b *BlobInfo) decodeInfo(p []byte, name string) error {
 }
 
 // maxPart bounds what is decoded into memory at once: the chunk info of a full
-// blob is 384 MiB.
-const maxPart = infoV2Size * MaxChunks
+// blob is 384 MiB, and batches of one chunk each make it 1 GiB.
+const maxPart = (infoV2Size + batchSize) * MaxChunks
 
 // readStored reads and decodes length bytes at off, which are size bytes
 // decoded. The caller has checked that they lie in the file.

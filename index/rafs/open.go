@@ -3,6 +3,7 @@ package rafs
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"slices"
 
@@ -19,7 +20,8 @@ type Image struct {
 	ext      extSuper
 	blobs    []BlobInfo
 	chunks   []index.Chunk
-	places   []place // of chunks, by key
+	spans    [][]index.Span // by blob
+	places   []place        // of chunks, by key
 	digester chunk.Algorithm
 	codec    chunk.Codec
 	prefetch []uint32
@@ -241,11 +243,13 @@ func (im *Image) readChunks(r io.ReaderAt) error {
 	im.chunks = make([]index.Chunk, n)
 	im.places = make([]place, n)
 	counts := make([]int, len(im.blobs))
+	refs := make([]ChunkRef, n)
 	for i := range n {
 		ref, err := im.decodeChunk(p[i*chunkEntrySize:], &im.chunks[i], base+int64(i)*chunkEntrySize)
 		if err != nil {
 			return err
 		}
+		refs[i] = ref
 		counts[im.chunks[i].Blob]++
 		im.places[i] = place{placeKey(im.chunks[i].Blob, uint32(ref.Addr/blockSize)), ref.Index, uint32(i)}
 	}
@@ -257,13 +261,49 @@ func (im *Image) readChunks(r io.ReaderAt) error {
 		if i > 0 && at.key == im.places[i-1].key {
 			return index.Errorf(index.ErrCorrupt, im.name, base+int64(at.chunk)*chunkEntrySize, "second chunk at block %d of blob %d", uint32(at.key), at.key>>32)
 		}
-		c := &im.chunks[at.chunk]
-		b := &im.blobs[c.Blob]
-		b.Chunks = append(b.Chunks, ChunkRef{Index: at.index, Length: c.Length, Size: c.Size,
-			Compressed: c.Codec != chunk.None, Offset: c.Offset, Addr: (at.key & 0xffffffff) * blockSize})
 	}
+	order := make([]uint32, n) // chunks as their blobs have them
+	for i := range order {
+		order[i] = uint32(i)
+	}
+	slices.SortFunc(order, func(x, y uint32) int {
+		return cmp.Or(cmp.Compare(im.chunks[x].Blob, im.chunks[y].Blob), refs[x].compare(&refs[y]))
+	})
+	for _, x := range order {
+		b := &im.blobs[im.chunks[x].Blob]
+		if k := len(b.Chunks); k > 0 {
+			if err := b.Chunks[k-1].before(&refs[x]); err != nil {
+				return index.Errorf(index.ErrCorrupt, im.name, base+int64(x)*chunkEntrySize, "%v", err)
+			}
+		}
+		b.Chunks = append(b.Chunks, refs[x])
+	}
+	im.spans = make([][]index.Span, len(im.blobs))
 	for i := range im.blobs {
-		slices.SortFunc(im.blobs[i].Chunks, func(a, b ChunkRef) int { return cmp.Compare(a.Offset, b.Offset) })
+		spans, offsets := im.blobs[i].Spans()
+		for _, s := range spans { // a batch that is not compressed
+			if s.Codec == chunk.None && s.Length != s.Size {
+				return index.Errorf(index.ErrCorrupt, im.name, base, "batch of %d bytes, %d stored at %d of blob %d", s.Size, s.Length, s.Offset, i)
+			}
+		}
+		im.spans[i] = spans
+		for _, off := range offsets {
+			im.chunks[order[0]].Offset = off
+			order = order[1:]
+		}
+	}
+	return nil
+}
+
+// before tells what is wrong with two chunks of a blob that follow each other.
+func (c *ChunkRef) before(next *ChunkRef) error {
+	switch {
+	case next.follows(c):
+		if next.Length != c.Length || next.Compressed != c.Compressed || next.In < c.In+c.Size {
+			return fmt.Errorf("%d bytes at %d of a batch stored in %d, behind %d bytes at %d of one in %d", next.Size, next.In, next.Length, c.Size, c.In, c.Length)
+		}
+	case next.Offset < c.Offset+uint64(c.Length):
+		return fmt.Errorf("stored bytes at %d, the chunk before has %d at %d", next.Offset, c.Length, c.Offset)
 	}
 	return nil
 }
@@ -277,20 +317,26 @@ func (im *Image) decodeChunk(p []byte, c *index.Chunk, off int64) (ref ChunkRef,
 	}
 	b := &im.blobs[n]
 	flags := le.Uint32(p[36:])
-	if u := flags &^ (chunkFlagCompressed | chunkFlagCRC); u != 0 {
-		return ref, index.Errorf(index.ErrUnsupported, im.name, off+36, "flags %#x of a chunk (hole, encryption or batch)", u)
+	if u := flags &^ (chunkFlagCompressed | chunkFlagBatch | chunkFlagCRC); u != 0 {
+		return ref, index.Errorf(index.ErrUnsupported, im.name, off+36, "flags %#x of a chunk (hole or encryption)", u)
 	}
 	ref = ChunkRef{Length: le.Uint32(p[40:]), Size: le.Uint32(p[44:]), Offset: le.Uint64(p[48:]), Addr: le.Uint64(p[56:]), Index: le.Uint32(p[72:])}
-	*c = index.Chunk{Digest: chunk.Digest{Algorithm: b.Digester, Sum: [32]byte(p)}, Size: ref.Size, Blob: n, Length: ref.Length, Offset: ref.Offset}
-	if flags&chunkFlagCompressed != 0 {
-		c.Codec = b.Compressor
-		ref.Compressed = true
+	*c = index.Chunk{Digest: chunk.Digest{Algorithm: b.Digester, Sum: [32]byte(p)}, Size: ref.Size, Blob: n}
+	ref.Compressed = flags&chunkFlagCompressed != 0 && b.Compressor != chunk.None
+	most := ref.Size // stored bytes
+	if flags&chunkFlagBatch != 0 {
+		ref.Batch, ref.In, most = true, le.Uint32(p[76:]), MaxChunkSize
+		if b.Features&FeatureBatch == 0 || ref.In > MaxChunkSize-ref.Size {
+			return ref, index.Errorf(index.ErrCorrupt, im.name, off+36, "chunk of %d bytes at %d of a batch, in blob %d with features %#x", ref.Size, ref.In, n, b.Features)
+		}
 	}
 	switch {
+	case ref.Length == 0 && b.Features&FeatureBatch != 0: // as nydus-image has it
+		return ref, index.Errorf(index.ErrUnsupported, im.name, off+40, "batches that only the blob tells of")
 	case ref.Index >= b.ChunkCount:
 		return ref, index.Errorf(index.ErrCorrupt, im.name, off+72, "chunk %d of %d in blob %d", ref.Index, b.ChunkCount, n)
-	case ref.Size == 0 || ref.Size > im.ext.chunkSize || ref.Length == 0 || ref.Length > ref.Size || c.Codec == chunk.None && ref.Length != ref.Size:
-		return ref, index.Errorf(index.ErrCorrupt, im.name, off+40, "chunk of %d bytes, %d stored as %v; chunk size %d", ref.Size, ref.Length, c.Codec, im.ext.chunkSize)
+	case ref.Size == 0 || ref.Size > im.ext.chunkSize || ref.Length == 0 || ref.Length > most || !ref.Compressed && !ref.Batch && ref.Length != ref.Size:
+		return ref, index.Errorf(index.ErrCorrupt, im.name, off+40, "chunk of %d bytes, %d stored, compressed %v; chunk size %d", ref.Size, ref.Length, ref.Compressed, im.ext.chunkSize)
 	case ref.Offset > uint64(b.Size) || uint64(ref.Length) > uint64(b.Size)-ref.Offset:
 		return ref, index.Errorf(index.ErrCorrupt, im.name, off+48, "chunk of %d stored bytes at %d in blob %d of %d", ref.Length, ref.Offset, n, b.Size)
 	case ref.Addr%blockSize != 0 || ref.Addr > b.Span || uint64(ref.Size) > b.Span-ref.Addr:

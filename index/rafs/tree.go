@@ -26,6 +26,7 @@ func (im *Image) Tree() (*index.Tree, error) {
 	t.Blobs = make([]index.Blob, len(im.blobs))
 	for i := range im.blobs {
 		t.Blobs[i].Digest = im.blobs[i].Digest()
+		t.Blobs[i].Spans = im.spans[i]
 		if t.Blobs[i].Digest != "" {
 			t.Blobs[i].Size = im.blobs[i].Size
 		}

@@ -71,13 +71,10 @@ func devices(t *testing.T, im *Image, tr *index.Tree, blobs [][]byte) (paths []s
 		if err := f.Truncate(int64(b.Span)); err != nil {
 			t.Fatal(err)
 		}
-		for _, r := range b.Chunks {
-			p := make([]byte, r.Size)
-			codec := chunk.None
-			if r.Compressed {
-				codec = b.Compressor
-			}
-			if err := codec.Decode(p, blobs[i][r.Offset:][:r.Length]); err != nil {
+		_, offsets := b.Spans()
+		for k, r := range b.Chunks {
+			p, err := decode(tr, index.Chunk{Size: r.Size, Blob: uint32(i), Offset: offsets[k]}, blobs[i])
+			if err != nil {
 				t.Fatal(err)
 			}
 			if _, err := f.WriteAt(p, int64(r.Addr)); err != nil {
@@ -190,9 +187,11 @@ func contents(t *testing.T, tr *index.Tree, blobs [][]byte) map[*index.Inode][]b
 		m[ino] = make([]byte, max(ino.Size, 0))
 		for _, e := range ino.Extents {
 			c := tr.Chunks[e.Chunk]
-			if err := c.Codec.Decode(m[ino][e.Off:][:c.Size], blobs[c.Blob][c.Offset:][:c.Length]); err != nil {
+			p, err := decode(tr, c, blobs[c.Blob])
+			if err != nil {
 				t.Fatalf("%s: %v", path, err)
 			}
+			copy(m[ino][e.Off:], p)
 		}
 		return nil
 	})
@@ -200,7 +199,7 @@ func contents(t *testing.T, tr *index.Tree, blobs [][]byte) map[*index.Inode][]b
 }
 
 func TestKernelMountsOurs(t *testing.T) {
-	options(func(o BlobOptions) {
+	options(func(o kind) {
 		t.Run(o.String(), func(t *testing.T) {
 			w := sample(t, o)
 			compare(t, mountKernel(t, w.save(t), devices(t, open(t, w.boot), w.tree, w.blobs)), w.tree, w.content)
@@ -221,7 +220,7 @@ func TestKernelAgrees(t *testing.T) {
 
 func TestNydusImageChecks(t *testing.T) {
 	check := tool(t, "nydus-image")
-	options(func(o BlobOptions) {
+	options(func(o kind) {
 		t.Run(o.String(), func(t *testing.T) {
 			boot := sample(t, o).save(t)
 			out, err := exec.Command(check, "check", "--bootstrap", boot, "--blob-dir", filepath.Dir(boot), "--verbose").CombinedOutput()
@@ -250,7 +249,7 @@ func TestNydusdServes(t *testing.T) {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip(err)
 	}
-	options(func(o BlobOptions) {
+	options(func(o kind) {
 		t.Run(o.String(), func(t *testing.T) {
 			w := sample(t, o)
 			boot, dir, work := w.save(t), t.TempDir(), t.TempDir()

@@ -27,16 +27,25 @@ type written struct {
 type builder struct {
 	t       testing.TB
 	o       BlobOptions
+	batch   int // bytes of small files that are compressed together; 0: none are
 	out     []*bytes.Buffer
 	w       []*BlobWriter
+	own     [][]uint32 // chunks of the tree, by blob and as it has them
+	open    []batch    // by blob
 	known   map[chunk.Digest]uint32
 	tree    *index.Tree
 	content map[*index.Inode][]byte
 }
 
+// batch is one that is being filled.
+type batch struct {
+	pieces []Piece
+	raw    []byte
+}
+
 func newBuilder(t testing.TB, o BlobOptions, blobs int) *builder {
 	b := &builder{t: t, o: o, known: map[chunk.Digest]uint32{}, content: map[*index.Inode][]byte{},
-		tree: &index.Tree{Root: dir(0o755, nil)}}
+		tree: &index.Tree{Root: dir(0o755, nil)}, own: make([][]uint32, blobs), open: make([]batch, blobs)}
 	for range blobs {
 		b.out = append(b.out, new(bytes.Buffer))
 		b.w = append(b.w, NewBlobWriter(b.out[len(b.out)-1], o))
@@ -61,17 +70,68 @@ func (b *builder) chunk(blob int, p []byte) uint32 {
 	if !ok {
 		codec, stored = chunk.None, p
 	}
-	r, err := b.w[blob].Add(uint32(len(p)), d, codec, stored)
+	if _, err := b.w[blob].Add(uint32(len(p)), d, codec, stored); err != nil {
+		b.t.Fatal(err)
+	}
+	return b.add(blob, Piece{uint32(len(p)), d})
+}
+
+// small adds a chunk to the batch of a blob.
+func (b *builder) small(blob int, p []byte) uint32 {
+	d := chunk.Sum(b.o.Digester, p)
+	if at, ok := b.known[d]; ok {
+		return at
+	}
+	open := &b.open[blob]
+	if len(open.raw)+len(p) > b.batch {
+		b.flush(blob)
+	}
+	open.pieces, open.raw = append(open.pieces, Piece{uint32(len(p)), d}), append(open.raw, p...)
+	at := uint32(len(b.tree.Chunks))
+	b.known[d] = at
+	b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: d, Size: uint32(len(p)), Blob: uint32(blob)})
+	return at
+}
+
+// flush writes a batch, a single chunk as such.
+func (b *builder) flush(blob int) {
+	b.t.Helper()
+	open := b.open[blob]
+	b.open[blob] = batch{}
+	stored, ok := b.o.Compressor.Encode(nil, open.raw)
+	var err error
+	switch {
+	case len(open.pieces) == 0:
+		return
+	case ok && len(open.pieces) > 1:
+		_, err = b.w[blob].AddBatch(open.pieces, stored)
+	default:
+		raw := open.raw
+		for _, p := range open.pieces {
+			codec, part := chunk.None, raw[:p.Size]
+			if ok {
+				codec, part = b.o.Compressor, stored
+			}
+			if _, e := b.w[blob].Add(p.Size, p.Digest, codec, part); e != nil {
+				err = e
+			}
+			raw = raw[p.Size:]
+		}
+	}
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return b.add(blob, r, d, codec)
+	for _, p := range open.pieces {
+		b.own[blob] = append(b.own[blob], b.known[p.Digest])
+	}
 }
 
-func (b *builder) add(blob int, r ChunkRef, d chunk.Digest, codec chunk.Codec) uint32 {
+// add enters a chunk that a blob has now.
+func (b *builder) add(blob int, p Piece) uint32 {
 	at := uint32(len(b.tree.Chunks))
-	b.known[d] = at
-	b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: d, Size: r.Size, Codec: codec, Blob: uint32(blob), Length: r.Length, Offset: r.Offset})
+	b.known[p.Digest] = at
+	b.own[blob] = append(b.own[blob], at)
+	b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: p.Digest, Size: p.Size, Blob: uint32(blob)})
 	return at
 }
 
@@ -84,7 +144,13 @@ func (b *builder) file(blob int, p []byte) *index.Inode {
 		if len(part) == step && bytes.Count(part, []byte{0}) == step {
 			continue
 		}
-		ino.Extents = append(ino.Extents, index.Extent{Off: int64(off), Chunk: b.chunk(blob, part)})
+		at := uint32(0)
+		if len(p) < step && b.batch > 0 { // as convert does
+			at = b.small(blob, part)
+		} else {
+			at = b.chunk(blob, part)
+		}
+		ino.Extents = append(ino.Extents, index.Extent{Off: int64(off), Chunk: at})
 	}
 	b.content[ino] = p
 	return ino
@@ -92,12 +158,15 @@ func (b *builder) file(blob int, p []byte) *index.Inode {
 
 func (b *builder) finish() *written {
 	b.t.Helper()
+	for i := range b.w {
+		b.flush(i)
+	}
 	if NeedsZeros(b.tree) {
-		r, d, codec, err := b.w[0].AddZeros()
+		r, d, _, err := b.w[0].AddZeros()
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		b.add(0, r, d, codec)
+		b.add(0, Piece{r.Size, d})
 	}
 	w := &written{tree: b.tree, content: b.content}
 	for i := range b.w {
@@ -107,7 +176,11 @@ func (b *builder) finish() *written {
 		}
 		w.infos = append(w.infos, info)
 		w.blobs = append(w.blobs, b.out[i].Bytes())
-		b.tree.Blobs = append(b.tree.Blobs, index.Blob{Digest: info.Digest(), Size: info.Size})
+		spans, offsets := info.Spans()
+		for k, n := range b.own[i] {
+			b.tree.Chunks[n].Offset = offsets[k]
+		}
+		b.tree.Blobs = append(b.tree.Blobs, index.Blob{Digest: info.Digest(), Size: info.Size, Spans: spans})
 	}
 	var boot bytes.Buffer
 	if err := WriteBootstrap(&boot, b.tree, w.infos, b.o); err != nil {
@@ -118,8 +191,9 @@ func (b *builder) finish() *written {
 }
 
 // sample makes an image with everything a tree may have, in two blobs.
-func sample(t testing.TB, o BlobOptions) *written {
-	b := newBuilder(t, o, 2)
+func sample(t testing.TB, o kind) *written {
+	b := newBuilder(t, o.BlobOptions, 2)
+	b.batch = o.batch
 	rnd := rand.NewChaCha8([32]byte{1})
 	noise := make([]byte, 3*int(o.ChunkSize)+1234)
 	rnd.Read(noise)
@@ -135,6 +209,9 @@ func sample(t testing.TB, o BlobOptions) *written {
 	owned.UID, owned.GID, owned.Mode = 1000, 70000, syscall.S_IFREG|0o4755
 	tail := make([]byte, 2*int(o.ChunkSize)) // ends in a whole hole
 	copy(tail, "head")
+	if o.batch > 0 { // files use the batch, but not this
+		b.small(1, []byte("unused content\n"))
+	}
 	many := map[string]*index.Inode{}
 	for i := range 400 {
 		many[fmt.Sprintf("name-%04d", i)] = b.file(i%2, fmt.Appendf(nil, "content %d\n", i%50))
@@ -153,22 +230,35 @@ func sample(t testing.TB, o BlobOptions) *written {
 	return b.finish()
 }
 
-func options(f func(BlobOptions)) {
-	for _, codec := range []chunk.Codec{chunk.None, chunk.Zstd, chunk.LZ4} {
-		for _, d := range []chunk.Algorithm{chunk.BLAKE3, chunk.SHA256} {
-			f(BlobOptions{ChunkSize: 16 << 10, Compressor: codec, Digester: d})
-		}
-	}
-	f(BlobOptions{ChunkSize: MinChunkSize, Compressor: chunk.Zstd, Digester: chunk.BLAKE3})
-	f(BlobOptions{ChunkSize: 1 << 20, Compressor: chunk.Zstd, Digester: chunk.SHA256})
+// kind is a kind of image.
+type kind struct {
+	BlobOptions
+	batch int
 }
 
-func (o BlobOptions) String() string {
-	return fmt.Sprintf("%v-%v-%d", o.Compressor, o.Digester, o.ChunkSize)
+func options(f func(kind)) {
+	for _, codec := range []chunk.Codec{chunk.None, chunk.Zstd, chunk.LZ4} {
+		for _, d := range []chunk.Algorithm{chunk.BLAKE3, chunk.SHA256} {
+			f(kind{BlobOptions{ChunkSize: 16 << 10, Compressor: codec, Digester: d}, 0})
+		}
+	}
+	f(kind{BlobOptions{ChunkSize: MinChunkSize, Compressor: chunk.Zstd, Digester: chunk.BLAKE3}, 0})
+	f(kind{BlobOptions{ChunkSize: 1 << 20, Compressor: chunk.Zstd, Digester: chunk.SHA256}, 0})
+	f(kind{BlobOptions{ChunkSize: 16 << 10, Compressor: chunk.Zstd, Digester: chunk.BLAKE3}, 100})
+	f(kind{BlobOptions{ChunkSize: 16 << 10, Compressor: chunk.LZ4, Digester: chunk.SHA256}, 1000})
+	f(kind{BlobOptions{ChunkSize: 128 << 10, Compressor: chunk.Zstd, Digester: chunk.BLAKE3}, 256 << 10})
+}
+
+func (o kind) String() string {
+	s := fmt.Sprintf("%v-%v-%d", o.Compressor, o.Digester, o.ChunkSize)
+	if o.batch > 0 {
+		s += fmt.Sprintf("-batch-%d", o.batch)
+	}
+	return s
 }
 
 func TestRoundTrip(t *testing.T) {
-	options(func(o BlobOptions) {
+	options(func(o kind) {
 		t.Run(o.String(), func(t *testing.T) {
 			t.Parallel()
 			w := sample(t, o)
@@ -183,7 +273,7 @@ func TestRoundTrip(t *testing.T) {
 			for i := range w.blobs {
 				sub := *im
 				sub.blobs = im.blobs[i : i+1]
-				part := &index.Tree{Root: tr.Root}
+				part := &index.Tree{Root: tr.Root, Blobs: tr.Blobs}
 				for _, c := range tr.Chunks {
 					if int(c.Blob) == i {
 						part.Chunks = append(part.Chunks, c)
@@ -194,7 +284,7 @@ func TestRoundTrip(t *testing.T) {
 
 			// What was read is enough to write it again, the same.
 			var again bytes.Buffer
-			if err := WriteBootstrap(&again, tr, im.Blobs(), o); err != nil {
+			if err := WriteBootstrap(&again, tr, im.Blobs(), o.BlobOptions); err != nil {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(again.Bytes(), w.boot) {
@@ -250,7 +340,7 @@ func TestWriteRefuses(t *testing.T) {
 		"vast hole": {func(w *written) {
 			r := ChunkRef{Index: 2, Length: 4096, Size: 4096, Offset: 5000, Addr: 8192}
 			w.infos[0].Chunks, w.infos[0].Span = append(w.infos[0].Chunks, r), 12288
-			w.tree.Chunks = append(w.tree.Chunks, index.Chunk{Digest: zeroDigest(o.Digester, 4096), Size: 4096, Length: 4096, Offset: 5000})
+			w.tree.Chunks = append(w.tree.Chunks, index.Chunk{Digest: zeroDigest(o.Digester, 4096), Size: 4096, Offset: 4101})
 			w.tree.Root.Children["f"].Size = 1 << 60
 			w.tree.Root.Children["f"].Extents = nil
 		}, index.ErrLimit, "holes"},
@@ -261,8 +351,8 @@ func TestWriteRefuses(t *testing.T) {
 			w.tree.Blobs = make([]index.Blob, 255)
 		}, index.ErrLimit, "254"},
 		"index": {func(w *written) { w.infos[0].Chunks[0].Index = MaxChunks }, nil, "index"},
-		"other": {func(w *written) { w.tree.Chunks[0].Offset++ }, nil, "no chunk at offset"},
-		"size":  {func(w *written) { w.tree.Chunks[0].Length++ }, nil, "the blob has"},
+		"other": {func(w *written) { w.tree.Chunks[0].Offset++ }, nil, "no chunk at 1 of the stream"},
+		"size":  {func(w *written) { w.tree.Chunks[0].Size-- }, nil, "the blob has"},
 		"id":    {func(w *written) { w.infos[0].ID = "x" }, nil, "want 64 hex"},
 		"range": {func(w *written) { w.tree.Root.Children["f"].Extents[0].Chunk = 9 }, index.ErrCorrupt, "chunk 9"},
 	} {

@@ -64,7 +64,7 @@ func open(dir string) (*node, error) {
 func (n *node) close() error { return errors.Join(n.fill.Close(), n.pool.Close()) }
 
 func (n *node) image() mount.Image {
-	missing, _ := n.fill.Missing()
+	missing := n.fill.Missing().Chunks
 	im := mount.Image{Meta: filepath.Join(n.linked.Dir, "meta"), Content: n.fill, Complete: missing == 0}
 	for _, s := range n.linked.Segments {
 		segment, _ := n.pool.Segment(s.ID)

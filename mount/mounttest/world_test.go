@@ -185,7 +185,8 @@ func indexOf(files []file) (tree *index.Tree, blobs [][]byte) {
 		}
 	}
 	for _, b := range blobs {
-		tree.Blobs = append(tree.Blobs, index.Blob{Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(b)), Size: int64(len(b))})
+		tree.Blobs = append(tree.Blobs, index.Blob{Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(b)), Size: int64(len(b)),
+			Spans: []index.Span{{Size: int64(len(b)), Length: int64(len(b))}}})
 	}
 	return tree, blobs
 }
@@ -221,8 +222,7 @@ func inodeOf(tree *index.Tree, blobs [][]byte, f file) *index.Inode {
 		}
 		ino.Extents = append(ino.Extents, index.Extent{Off: int64(off), Chunk: uint32(len(tree.Chunks))})
 		tree.Chunks = append(tree.Chunks, index.Chunk{
-			Digest: chunk.Sum(chunk.BLAKE3, p), Size: uint32(len(p)), Codec: chunk.None,
-			Blob: uint32(blob), Offset: uint64(len(blobs[blob])), Length: uint32(len(p)),
+			Digest: chunk.Sum(chunk.BLAKE3, p), Size: uint32(len(p)), Blob: uint32(blob), Offset: int64(len(blobs[blob])),
 		})
 		blobs[blob] = append(blobs[blob], p...)
 	}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index/layer"
+	"github.com/shale-image/shale/reader"
+)
+
+// indexed is what `shale index` prints as JSON.
+type indexed struct {
+	Ref            string `json:"ref"`
+	ManifestDigest string `json:"manifest_digest"`
+	IndexDigest    string `json:"index_digest"`
+	IndexBytes     int64  `json:"index_bytes"`
+	SideBytes      int64  `json:"side_bytes"`
+	LayerBytes     int64  `json:"layer_bytes"`
+	Artifact       string `json:"artifact,omitempty"` // digest of what was pushed
+}
+
+func newIndex(g *globals) *cobra.Command {
+	var (
+		platform    string
+		push, quiet bool
+	)
+	cmd := &cobra.Command{
+		Use:   "index REF",
+		Short: "Make the index of an image as it is, so that it starts lazily",
+		Long: `Read the layers of an image once, and make its index: what lies where in them.
+The image stays what it is. With --push the index is pushed beside it, as an OCI
+artifact that refers to it; every node that pulls the image then starts it
+lazily. The same image gives the same index. Layers are tar, tar+gzip or
+tar+zstd. With --json: {ref, manifest_digest, index_digest, index_bytes,
+side_bytes, layer_bytes, artifact}; side_bytes lie beside the layers and are
+fetched with the data they serve.`,
+		Example: `  shale index --push registry.example/app:1
+  shale index oci:./layout:app`,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			var p image.Platform
+			if platform != "" {
+				var err error
+				if p, err = image.ParsePlatform(platform); err != nil {
+					return usageError{err}
+				}
+			}
+			repo, err := g.repository(cmd.Context(), a[0])
+			if err != nil {
+				return err
+			}
+			defer repo.Close()
+			if push && !repo.Ref().Writable() {
+				return usageError{fmt.Errorf("--push: %s: archives are only read", a[0])}
+			}
+			img, err := repo.Resolve(cmd.Context(), p)
+			if err != nil {
+				return err
+			}
+			if _, ok := reader.Bootstrap(img); ok {
+				return usageError{errors.New("the image is converted: it brings its index along")}
+			}
+			made, err := makeIndex(cmd.Context(), repo, img, !quiet && !g.json)
+			if err != nil {
+				return err
+			}
+			defer made.Close()
+			out := indexed{Ref: repo.Ref().String(), ManifestDigest: img.ManifestDigest, IndexDigest: reader.IndexDigest(made.Encoded),
+				IndexBytes: int64(len(made.Encoded)), SideBytes: made.Side.Size}
+			for _, l := range img.Layers {
+				out.LayerBytes += l.Size
+			}
+			if push {
+				if out.Artifact, err = reader.Push(cmd.Context(), repo, img, made); err != nil {
+					return err
+				}
+			}
+			if g.json {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s of index for %s of layers, %s beside them\n", out.IndexDigest, size(out.IndexBytes), size(out.LayerBytes), size(out.SideBytes))
+			if push {
+				fmt.Fprintf(cmd.OutOrStdout(), "pushed as %s\n", out.Artifact)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
+	f.BoolVar(&push, "push", false, "push the index beside the image")
+	f.BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	g.jsonFlag(cmd)
+	return cmd
+}
+
+// makeIndex makes the index of an image from here, without the service.
+func makeIndex(ctx context.Context, repo *image.Repository, img *image.Image, show bool) (*reader.Made, error) {
+	step := func(int) {}
+	if show {
+		p := newProgress()
+		defer p.end()
+		var done atomic.Int64
+		var total int64
+		for _, l := range img.Layers {
+			total += l.Size
+		}
+		step = func(n int) { p.step("read", done.Add(int64(n)), total) }
+	}
+	return reader.Make(ctx, reader.Job{
+		Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, TempDir: os.TempDir(), Limits: layer.Limits{},
+		Open: func(ctx context.Context, n int) (io.ReadCloser, error) {
+			r, err := repo.Blob(ctx, img.Layers[n])
+			if err != nil {
+				return nil, err
+			}
+			return &stepped{r, step}, nil
+		},
+	})
+}
+
+// stepped tells of what is read.
+type stepped struct {
+	io.ReadCloser
+	step func(int)
+}
+
+func (s *stepped) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	s.step(n)
+	return n, err
+}

@@ -1,0 +1,193 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/pool"
+	"github.com/shale-image/shale/reader"
+)
+
+// An image without an index is read once, from its first layer to its last: the
+// content goes straight into the pool, and the index is kept beside the image,
+// as if it had come from its repository.
+
+// Files of such an image. What lies beside its layers, if anything does, is one
+// file in sideDir, named by its digest as package dirblob has it.
+const (
+	indexFile = "index"
+	sideDir   = "side"
+)
+
+// scanOrder is what to read, with a descriptor for each layer.
+type scanOrder struct {
+	Job  reader.Job `json:"job"`
+	Pool string     `json:"pool"` // directory
+	Dir  string     `json:"dir"`  // for the files
+}
+
+// scanner is the process that reads layers.
+func scanner() (err error) {
+	var o scanOrder
+	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
+		return err
+	}
+	p, err := pool.OpenTables(o.Pool)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	b, err := p.Build()
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	o.Job.Open = func(_ context.Context, n int) (io.ReadCloser, error) {
+		return os.NewFile(uintptr(firstFile+n), o.Job.Layers[n].Digest), nil
+	}
+	o.Job.Keep, o.Job.TempDir = b.Add, o.Dir
+	made, err := reader.Make(ctx, o.Job)
+	if err != nil {
+		return errors.Join(err, b.Abort())
+	}
+	defer made.Close()
+	if _, err := b.Commit(); err != nil {
+		return err
+	}
+	if err := keepSide(filepath.Join(o.Dir, sideDir), made); err != nil {
+		return err
+	}
+	return renameio.WriteFile(filepath.Join(o.Dir, indexFile), made.Encoded, 0o600)
+}
+
+func keepSide(dir string, made *reader.Made) error {
+	if made.Side.Size == 0 {
+		return nil
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	_, hex, _ := strings.Cut(made.Side.Digest, ":")
+	f, err := renameio.NewPendingFile(filepath.Join(dir, hex), renameio.WithPermissions(0o600))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	side, err := made.OpenSide()
+	if err != nil {
+		return err
+	}
+	defer side.Close()
+	if _, err := io.Copy(f, side); err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
+}
+
+// scan has the layers of an image read, and returns its index, whose files are
+// in dir. The caller closes it.
+func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Image, dir string, progress func(Progress)) (*reader.Raw, error) {
+	var ours, theirs []*os.File
+	defer func() {
+		for _, f := range append(ours, theirs...) {
+			f.Close()
+		}
+	}()
+	var total int64
+	for _, l := range img.Layers {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		ours, theirs = append(ours, w), append(theirs, r)
+		total += l.Size
+	}
+	var done atomic.Int64
+	o := scanOrder{Job: reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Limits: s.limits()}, Pool: s.poolDir, Dir: dir}
+	g, gctx := errgroup.WithContext(ctx)
+	var copied error
+	g.Go(func() error {
+		layers, lctx := errgroup.WithContext(gctx)
+		layers.SetLimit(reader.Parallel)
+		for n, l := range img.Layers {
+			layers.Go(func() error {
+				defer ours[n].Close()
+				if err := lctx.Err(); err != nil {
+					return err
+				}
+				body, err := repo.Blob(lctx, l)
+				if err != nil {
+					return err
+				}
+				defer body.Close()
+				_, err = io.Copy(ours[n], &counter{body, func(m int) { progress(Progress{Done: done.Add(int64(m)), Total: total}) }})
+				if errors.Is(err, syscall.EPIPE) {
+					return nil // it says itself why it reads no more
+				}
+				return err
+			})
+		}
+		copied = layers.Wait()
+		return copied
+	})
+	g.Go(func() error {
+		err := child(gctx, "shale-scanner", o, theirs...)
+		for _, f := range theirs { // or a copy to nobody would wait for ever
+			f.Close()
+		}
+		return err
+	})
+	err := g.Wait()
+	if copied != nil && ctx.Err() == nil && !errors.Is(copied, context.Canceled) {
+		err = copied // the other saw layers that are cut off
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.localIndex(img.ManifestDigest, img.Layers)
+}
+
+// localIndex opens the index that this node has made of an image.
+func (s *store) localIndex(manifest string, layers []image.Descriptor) (*reader.Raw, error) {
+	dir := s.path(manifest)
+	f, err := os.Open(filepath.Join(dir, indexFile))
+	if err != nil {
+		return nil, err
+	}
+	var side image.Descriptor
+	if names, err := os.ReadDir(filepath.Join(dir, sideDir)); err == nil && len(names) == 1 {
+		if st, err := names[0].Info(); err == nil {
+			side = image.Descriptor{Digest: "sha256:" + names[0].Name(), Size: st.Size()}
+		}
+	}
+	raw, err := reader.LocalIndex(manifest, layers, f, side)
+	if err != nil {
+		f.Close()
+	}
+	return raw, err
+}
+
+// counter tells of what is read.
+type counter struct {
+	io.Reader
+	tell func(int)
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.tell(n)
+	return n, err
+}

@@ -1,0 +1,115 @@
+// Package artifact is the index of an image that is not converted: a portable
+// encoding of an index.Tree whose chunks lie in the image's own layers, so that
+// who mounts the image need not read them. It is small: 0.4% of the layers.
+//
+// An index is fetched whole, before anything else. It has no content of files,
+// and neither the windows that decoding a gzip layer from its middle needs:
+// those are in a blob beside it and fetched when they are.
+//
+//	+--------+--------------+------------------------+--------+
+//	| header | sums         | zstd frames            | BLAKE3 |
+//	|        | of the       | sections: the tree as  | of all |
+//	|        | chunks       | columns of numbers     | before |
+//	+--------+--------------+------------------------+--------+
+//	0        24             24 + 32 x chunks
+//
+// docs/formats/index.md describes each field. The package knows no registry and
+// no layer: what it encodes others have read, and what is in the layers it
+// believes.
+package artifact
+
+import "github.com/shale-image/shale/index"
+
+// Info is what an index tells besides the tree.
+type Info struct {
+	// Manifest is the digest of the image's manifest, "sha256:<64 hex digits>".
+	// An index is good for no other image.
+	Manifest string
+
+	// DiffIDs are the digests of the layers' uncompressed archives, of the
+	// first blobs in order: Blobs[i] is a layer, and its stream has the digest
+	// DiffIDs[i]. Blobs behind them are what lies beside the layers: windows.
+	DiffIDs []string
+}
+
+// Limits bounds what an index may make its reader do. In a zero or negative
+// field the default applies. Memory is bounded besides by the index's own size:
+// its frames may decode to no more than 1 MiB and 64 times the index.
+type Limits struct {
+	// Entries is the number of names. Default 10,000,000.
+	Entries int
+
+	// XattrBytes is the size of one file's extended attributes, names and
+	// values. Default 64 KiB.
+	XattrBytes int64
+
+	// FileSize is the size of one file, holes included. Default 16 TiB.
+	FileSize int64
+
+	// Bytes is the size of what is compressed, decoded, and 16 for each extent
+	// of a file. Default 1 GiB.
+	Bytes int64
+
+	// Chunks and Spans are the numbers of those. Default 16,777,216 each.
+	Chunks, Spans int
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.Entries <= 0 {
+		l.Entries = 10_000_000
+	}
+	if l.XattrBytes <= 0 {
+		l.XattrBytes = 64 << 10
+	}
+	if l.FileSize <= 0 {
+		l.FileSize = 16 << 40
+	}
+	l.FileSize = min(l.FileSize, 1<<62) // sums must not overflow
+	if l.Bytes <= 0 {
+		l.Bytes = 1 << 30
+	}
+	if l.Chunks <= 0 {
+		l.Chunks = 1 << 24
+	}
+	if l.Spans <= 0 {
+		l.Spans = 1 << 24
+	}
+	return l
+}
+
+// Encode makes the index of an image. It depends on the tree alone, not on the
+// numbers of its chunks: those no file refers to are left out, equal ones (the
+// same content in the same place) are one, and the rest are in the order of
+// their blobs and streams. The tree is not changed.
+//
+// What Decode would refuse by its default limits, Encode does, with the same
+// errors: it reads back what it wrote.
+func Encode(t *index.Tree, info Info) ([]byte, error) {
+	e := &encoder{t: t}
+	if err := e.encode(info); err != nil {
+		return nil, err
+	}
+	p := seal(e.sums(), e.content()...)
+	if err := e.verify(p, info); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Decode reads what Encode wrote. The name is that of the index in errors, which
+// wrap index.ErrCorrupt, index.ErrLimit (and name the limit), or
+// index.ErrUnsupported, and tell the offset in p or in the content of the frames.
+// It is safe for any bytes, and what it returns keeps none of p: a tree whose
+// chunks and spans are sound (index.Tree.CheckChunk, CheckSpans), whose files'
+// extents follow each other at multiples of 4 KiB and end within the file, and
+// whose names a file system takes.
+//
+// Inodes with equal extended attributes share them: replace them, do not change
+// them in place.
+func Decode(p []byte, name string, lim Limits) (*index.Tree, Info, error) {
+	d := &decoder{name: name, lim: lim.withDefaults(), tree: new(index.Tree)}
+	if err := d.decode(p); err != nil {
+		return nil, Info{}, err
+	}
+	return d.tree, d.info, nil
+}

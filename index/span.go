@@ -1,0 +1,170 @@
+package index
+
+import (
+	"fmt"
+	"math"
+	"sort"
+
+	"github.com/shale-image/shale/chunk"
+)
+
+// Blob is an object of the image's repository. What it stores decodes to a
+// stream, from which chunks are cut: the content of a RAFS blob, the tar archive
+// of a layer. A blob that only keeps windows has no stream.
+type Blob struct {
+	Digest string // as in the manifest: "sha256:<64 hex digits>"
+	Size   int64  // bytes of the whole object; 0 if the index does not tell
+	Spans  []Span // in order; their Starts leave no gap in the stream
+}
+
+// Span is a run of a blob's stored bytes that can be decoded without those
+// before it: a chunk or batch of a RAFS blob, a frame of a zstd layer, what lies
+// between two checkpoints of a gzip layer, all of an archive that is not
+// compressed. Chunks may lie in several.
+type Span struct {
+	Start  int64 // offset in the stream of what it decodes to
+	Size   int64 // bytes it decodes to
+	Offset int64 // of the first stored byte
+	Length int64 // stored bytes
+	Codec  chunk.Codec
+	Bits   uint8  // chunk.Gzip: how many bits of the first byte belong to the span before
+	Window Window // chunk.Gzip: what decoding needs besides
+}
+
+// Window is the content before a span that decoding it may refer to, at most
+// 32 KiB, zstd-compressed in a blob. The zero Window says that none is needed.
+type Window struct {
+	Blob   uint32 // position in Tree.Blobs
+	Length uint32 // stored bytes
+	Offset int64  // of the first of them in the blob
+}
+
+// End is the offset in the stream behind the span.
+func (s *Span) End() int64 { return s.Start + s.Size }
+
+// Whole tells whether the span is decoded as one piece in memory.
+func (s *Span) Whole() bool {
+	return (s.Codec == chunk.Zstd || s.Codec == chunk.LZ4) && s.Size <= chunk.MaxSize
+}
+
+// StreamSize is the size of the stream in bytes.
+func (b *Blob) StreamSize() int64 {
+	if len(b.Spans) == 0 {
+		return 0
+	}
+	return b.Spans[len(b.Spans)-1].End()
+}
+
+// Append adds a span at the end of the stream, and returns its Start.
+func (b *Blob) Append(s Span) int64 {
+	s.Start = b.StreamSize()
+	b.Spans = append(b.Spans, s)
+	return s.Start
+}
+
+// Find returns the position of the span that has offset off of the stream,
+// len(b.Spans) if none has.
+func (b *Blob) Find(off int64) int {
+	return sort.Search(len(b.Spans), func(i int) bool { return b.Spans[i].End() > off })
+}
+
+// Cover returns the spans that have the stream's bytes [from, to).
+func (b *Blob) Cover(from, to int64) []Span {
+	lo := b.Find(from)
+	hi := lo
+	for hi < len(b.Spans) && b.Spans[hi].Start < to {
+		hi++
+	}
+	return b.Spans[lo:hi]
+}
+
+// Stored returns the stored bytes that the stream's bytes [from, to), which
+// spans have, are decoded from.
+func Stored(spans []Span, from, to int64) (off, length int64) {
+	first, last := &spans[0], &spans[len(spans)-1]
+	off = first.Offset
+	end := last.Offset + last.Length
+	if first.Codec == chunk.None {
+		off += from - first.Start
+	}
+	if last.Codec == chunk.None {
+		end = last.Offset + to - last.Start
+	}
+	return off, end - off
+}
+
+// maxStored bounds the stored bytes of a span that is decoded in memory: the
+// worst that zstd and LZ4 make of 16 MiB is 64 KiB more.
+const maxStored = chunk.MaxSize + chunk.MaxSize/64
+
+// maxWindow bounds the stored bytes of a window.
+const maxWindow = 33 << 10
+
+// StoredShare is how many stored bytes a chunk costs: its share of the spans it
+// lies in.
+func (t *Tree) StoredShare(c *Chunk) (n int64) {
+	for _, s := range t.Blobs[c.Blob].Cover(c.Offset, c.End()) {
+		part := min(s.End(), c.End()) - max(s.Start, c.Offset)
+		n += int64(float64(s.Length) * (float64(part) / float64(s.Size)))
+	}
+	return n
+}
+
+// CheckSpans refuses spans that nobody could fetch or decode. The error wraps
+// ErrCorrupt.
+func (t *Tree) CheckSpans() error {
+	for n := range t.Blobs {
+		b := &t.Blobs[n]
+		var start, stored int64
+		for i := range b.Spans {
+			s := &b.Spans[i]
+			if err := s.check(start, stored, b.Size, t.Blobs); err != nil {
+				return fmt.Errorf("%w: span %d of blob %s: %v", ErrCorrupt, i, b.Digest, err)
+			}
+			start, stored = s.End(), s.Offset+s.Length
+		}
+	}
+	return nil
+}
+
+// CheckChunk refuses a chunk that is in no span. The error wraps ErrCorrupt.
+func (t *Tree) CheckChunk(c *Chunk) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: chunk %s: "+format, append([]any{ErrCorrupt, c.Digest}, args...)...)
+	}
+	switch {
+	case c.Digest.Algorithm != chunk.BLAKE3 && c.Digest.Algorithm != chunk.SHA256:
+		return bad("unknown digest")
+	case c.Size == 0 || c.Size > chunk.MaxSize:
+		return bad("%d bytes, want 1 to %d", c.Size, chunk.MaxSize)
+	case int64(c.Blob) >= int64(len(t.Blobs)):
+		return bad("it lies in blob %d of %d", c.Blob, len(t.Blobs))
+	}
+	if end := t.Blobs[c.Blob].StreamSize(); c.Offset < 0 || c.Offset > end-int64(c.Size) {
+		return bad("%d bytes at %d of a stream of %d in blob %s", c.Size, c.Offset, end, t.Blobs[c.Blob].Digest)
+	}
+	return nil
+}
+
+// check is CheckSpans for one span, where those before it end at start and
+// stored. A byte that two gzip spans share belongs to both.
+func (s *Span) check(start, stored, size int64, blobs []Blob) error {
+	if s.Bits > 0 {
+		stored--
+	}
+	switch {
+	case s.Start != start || s.Size <= 0 || s.Start > math.MaxInt64-s.Size:
+		return fmt.Errorf("%d bytes at %d of the stream, want them at %d", s.Size, s.Start, start)
+	case s.Offset < max(0, stored) || s.Length <= 0 || s.Offset > math.MaxInt64-s.Length || size > 0 && s.Offset+s.Length > size:
+		return fmt.Errorf("%d stored bytes at %d of %d, those before end at %d", s.Length, s.Offset, size, stored)
+	case s.Codec == chunk.None && s.Length != s.Size, s.Whole() && s.Length > maxStored, s.Codec == chunk.LZ4 && !s.Whole():
+		return fmt.Errorf("%d bytes stored as %d, %v", s.Size, s.Length, s.Codec)
+	case s.Codec > chunk.Gzip:
+		return fmt.Errorf("%v", s.Codec)
+	case s.Codec != chunk.Gzip && (s.Bits > 0 || s.Window != Window{}), s.Bits > 7:
+		return fmt.Errorf("%v with %d bits and a window of %d bytes", s.Codec, s.Bits, s.Window.Length)
+	case s.Window.Length > maxWindow || s.Window.Offset < 0 || int64(s.Window.Blob) >= int64(len(blobs)):
+		return fmt.Errorf("a window of %d bytes at %d of blob %d of %d", s.Window.Length, s.Window.Offset, s.Window.Blob, len(blobs))
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package stream
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"go.uber.org/goleak"
+
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/zran"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// layout is a blob, what it stores and its stream.
+type layout struct {
+	index.Blob
+	stored, plain []byte
+	windows       map[int64][]byte // by the Start of spans
+}
+
+// text is n bytes that compress by half and more, and that the seed decides.
+func text(seed uint64, n int) []byte {
+	r := rand.New(rand.NewPCG(seed, 1))
+	p := make([]byte, (n+15)&^15)
+	for i := 0; i < len(p); i += 16 {
+		binary.LittleEndian.PutUint32(p[i:], r.Uint32())
+	}
+	return p[:n]
+}
+
+func (l *layout) gap(n int) { l.stored = append(l.stored, text(uint64(n), n)...) }
+
+func (l *layout) add(codec chunk.Codec, plain, stored []byte) {
+	l.Append(index.Span{Size: int64(len(plain)), Offset: int64(len(l.stored)), Length: int64(len(stored)), Codec: codec})
+	l.stored, l.plain = append(l.stored, stored...), append(l.plain, plain...)
+}
+
+// piece adds a span as None, Zstd or LZ4.
+func (l *layout) piece(codec chunk.Codec, plain []byte) {
+	stored, ok := codec.Encode(nil, plain)
+	if !ok {
+		codec, stored = chunk.None, plain
+	}
+	l.add(codec, plain, stored)
+}
+
+// big is a zstd frame of several blocks that is larger than what is decoded in
+// memory.
+var big = sync.OnceValues(func() (plain, frame []byte) {
+	plain = bytes.Repeat(text(99, 1<<20), 17)[:17<<20-77]
+	return plain, frame17(plain)
+})
+
+func frame17(plain []byte) []byte {
+	var b bytes.Buffer
+	w, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(4<<20))
+	if err != nil {
+		panic(err)
+	}
+	w.Write(plain)
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
+
+// gzip adds members of a gzip file, with a span for each checkpoint.
+func (l *layout) gzip(step int, members ...[]byte) {
+	var b bytes.Buffer
+	for _, p := range members {
+		w := gzip.NewWriter(&b)
+		w.Write(p)
+		w.Close()
+	}
+	var cps []zran.Checkpoint
+	var windows [][]byte
+	z := zran.NewReader(bytes.NewReader(b.Bytes()), zran.Options{Span: int64(step), Checkpoint: func(cp zran.Checkpoint, window []byte) error {
+		cps, windows = append(cps, cp), append(windows, bytes.Clone(window))
+		return nil
+	}})
+	plain, err := io.ReadAll(z)
+	if err != nil {
+		panic(err)
+	}
+	z.Close()
+	base := int64(len(l.stored))
+	for i, cp := range cps {
+		size, end := int64(len(plain))-cp.Out, int64(b.Len())
+		if i+1 < len(cps) {
+			size, end = cps[i+1].Out-cp.Out, cps[i+1].In
+			if cps[i+1].Bits > 0 {
+				end++
+			}
+		}
+		if size == 0 { // the last one, at the end of the stream
+			break
+		}
+		s := index.Span{Size: size, Offset: base + cp.In, Length: end - cp.In, Codec: chunk.Gzip, Bits: cp.Bits}
+		if !cp.Member {
+			s.Window.Length = 1 // there is one
+		}
+		l.windows[l.Append(s)] = windows[i]
+	}
+	l.stored, l.plain = append(l.stored, b.Bytes()...), append(l.plain, plain...)
+}
+
+// random makes a layout of n pieces.
+func random(r *rand.Rand, n int) *layout {
+	l := &layout{windows: map[int64][]byte{}}
+	for range n {
+		if r.IntN(3) == 0 {
+			l.gap(r.IntN(1 << (1 + r.IntN(14))))
+		}
+		size := 1 + r.IntN(1<<(1+r.IntN(17)))
+		switch k := r.IntN(40); {
+		case k == 0 && r.IntN(4) == 0:
+			p, f := big()
+			l.add(chunk.Zstd, p, f)
+		case k < 6:
+			l.gzip(1+r.IntN(1<<16), text(r.Uint64(), size), text(r.Uint64(), 1+r.IntN(1<<17)))
+		case k < 18:
+			l.piece(chunk.Zstd, text(r.Uint64(), size))
+		case k < 28:
+			l.piece(chunk.LZ4, bytes.Repeat(text(r.Uint64(), 1+size/9), 9))
+		default:
+			l.piece(chunk.None, text(r.Uint64(), size))
+		}
+	}
+	l.Size = int64(len(l.stored))
+	return l
+}
+
+// check fails the test unless the layout is one that link takes.
+func (l *layout) check(t testing.TB) *layout {
+	t.Helper()
+	tree := index.Tree{Blobs: []index.Blob{l.Blob}}
+	if err := tree.CheckSpans(); err != nil {
+		t.Fatal(err)
+	}
+	if l.StreamSize() != int64(len(l.plain)) {
+		t.Fatalf("stream of %d bytes, want %d", l.StreamSize(), len(l.plain))
+	}
+	return l
+}
+
+// open opens a part of the stream, whose stored bytes change may replace.
+func (l *layout) open(from, to int64, change func(body []byte) io.Reader) (*Reader, error) {
+	spans := l.Cover(from, to)
+	off, n := index.Stored(spans, from, to)
+	p := l.stored[off : off+n : off+n]
+	body := io.Reader(bytes.NewReader(p))
+	if change != nil {
+		body = change(p)
+	}
+	var window []byte
+	if spans[0].Window.Length > 0 {
+		window = l.windows[spans[0].Start]
+	}
+	return NewReader(body, spans, from, to, window)
+}

@@ -1,0 +1,332 @@
+// Package stream decodes the stream of a blob (index.Blob) from its stored
+// bytes: span after span, in bounded memory.
+package stream
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/zran"
+)
+
+// A Reader decodes part of a stream. It is not safe for concurrent use.
+type Reader struct {
+	body  io.Reader
+	spans []index.Span // not entered yet
+	pos   int64        // in the stream
+	at    int64        // in the blob, of the next byte of body
+
+	// What is entered: one span, or those of gzip that need what is before them.
+	end    int64     // where it ends in the stream; nothing is entered if pos is there
+	whole  []byte    // all of it, if it was decoded as one piece
+	in     io.Reader // otherwise: what is left of it
+	stored *section  // that it is decoded from
+	free   func()    // if there is a decoder to give back
+	window []byte    // of the first span
+
+	err error // of what is neither decoded nor passed over; sticks
+	mem *memory
+}
+
+// memory is what Readers use again and again.
+type memory struct{ stored, data, join []byte }
+
+var memories = sync.Pool{New: func() any { return new(memory) }}
+
+// NewReader decodes the stream's bytes [from, to), which spans cover
+// (index.Blob.Cover), from body: the stored bytes that index.Stored tells, and
+// the window of the first span, decompressed, if it has one. Close the Reader;
+// body is the caller's.
+func NewReader(body io.Reader, spans []index.Span, from, to int64, window []byte) (*Reader, error) {
+	if len(spans) == 0 || from < spans[0].Start || from >= spans[0].End() || from >= to || to > spans[len(spans)-1].End() {
+		return nil, fmt.Errorf("%w: the stream's bytes %d to %d are in no span", chunk.ErrCorrupt, from, to)
+	}
+	r := &Reader{body: body, spans: spans, pos: spans[0].Start, window: window, mem: memories.Get().(*memory)}
+	r.at, _ = index.Stored(spans, from, to)
+	r.end = r.pos
+	if spans[0].Codec == chunk.None || spans[0].Whole() {
+		r.pos, r.end = from, from
+	}
+	if err := r.Skip(from - r.pos); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Close releases what the Reader holds. What Next returned is no longer valid.
+func (r *Reader) Close() {
+	r.release()
+	if r.mem != nil {
+		memories.Put(r.mem)
+		r.mem = nil
+	}
+}
+
+// Memory is how many bytes a Reader of spans may hold.
+func Memory(spans []index.Span) (n int64) {
+	for i := range spans {
+		m := int64(512 << 10)
+		if s := &spans[i]; s.Whole() {
+			m = s.Length + s.Size
+		}
+		n = max(n, m)
+	}
+	return n
+}
+
+// Pos is the offset in the stream of what Next returns.
+func (r *Reader) Pos() int64 { return r.pos }
+
+// Next returns the next n bytes of the stream, valid until the next call. If
+// the stored bytes cannot be decoded the error wraps chunk.ErrCorrupt, if they
+// end early io.ErrUnexpectedEOF; errors of the body are passed on. A span that
+// was decoded as one piece in vain is passed over: if Pos is behind it, reading
+// may go on there.
+func (r *Reader) Next(n int) ([]byte, error) {
+	if err := r.enter(); err != nil {
+		return nil, err
+	}
+	if r.whole != nil && r.pos+int64(n) <= r.end {
+		at := len(r.whole) - int(r.end-r.pos)
+		r.pos += int64(n)
+		return r.whole[at : at+n : at+n], nil
+	}
+	p := grow(&r.mem.join, n)
+	for got := 0; got < n; {
+		m, err := r.read(p[got:])
+		if got += m; err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Skip passes over n bytes of the stream. Spans that need not be decoded for
+// it are not.
+func (r *Reader) Skip(n int64) error {
+	for to := r.pos + n; r.pos < to; {
+		if r.pos == r.end && len(r.spans) > 0 && r.spans[0].End() <= to && r.spans[0].Codec != chunk.Gzip {
+			if err := r.left(); err != nil {
+				return err
+			}
+			r.pos, r.end = r.spans[0].End(), r.spans[0].End()
+			r.spans = r.spans[1:]
+			continue
+		}
+		if err := r.enter(); err != nil {
+			return err
+		}
+		m := min(to, r.end) - r.pos
+		if r.whole == nil {
+			if k, err := io.CopyN(io.Discard, r.in, m); err != nil {
+				r.pos += k
+				r.err = unexpected(err)
+				return r.err
+			}
+		}
+		r.pos += m
+	}
+	return nil
+}
+
+func (r *Reader) read(p []byte) (n int, err error) {
+	if err := r.enter(); err != nil {
+		return 0, err
+	}
+	p = p[:min(int64(len(p)), r.end-r.pos)]
+	if r.whole != nil {
+		n = copy(p, r.whole[len(r.whole)-int(r.end-r.pos):])
+	} else {
+		n, r.err = io.ReadFull(r.in, p)
+		r.err = unexpected(r.err)
+	}
+	r.pos += int64(n)
+	return n, r.err
+}
+
+// left ends what was entered: body goes on behind it.
+func (r *Reader) left() error {
+	if r.err == nil && r.stored != nil {
+		_, r.err = io.CopyN(io.Discard, r.stored, r.stored.N)
+		r.err = unexpected(r.err)
+	}
+	r.release()
+	return r.err
+}
+
+// release gives up what was entered.
+func (r *Reader) release() {
+	if r.free != nil {
+		r.free()
+	}
+	r.free, r.stored, r.in, r.whole = nil, nil, nil, nil
+}
+
+// enter begins the next span unless the reader is in one.
+func (r *Reader) enter() error {
+	if r.err != nil || r.pos < r.end {
+		return r.err
+	}
+	if err := r.left(); err != nil {
+		return err
+	}
+	if len(r.spans) == 0 {
+		return io.ErrUnexpectedEOF
+	}
+	first, last := &r.spans[0], &r.spans[0]
+	for n := 1; n < len(r.spans) && first.Codec == chunk.Gzip && r.spans[n].Codec == chunk.Gzip && r.spans[n].Offset <= last.Offset+last.Length; n++ {
+		last = &r.spans[n]
+	}
+	off, length := first.Offset, last.Offset+last.Length-first.Offset
+	if first.Codec == chunk.None { // perhaps only its end
+		off += r.pos - first.Start
+		length -= r.pos - first.Start
+	}
+	if _, err := io.CopyN(io.Discard, r.body, off-r.at); err != nil {
+		r.err = unexpected(err)
+		return r.err
+	}
+	r.at, r.end = off+length, last.End()
+	for r.spans[0].Start != last.Start {
+		r.spans = r.spans[1:]
+	}
+	r.spans = r.spans[1:]
+	err := r.open(first, length)
+	if r.pos < r.end {
+		r.err = err
+	}
+	return err
+}
+
+// open begins to decode what has length stored bytes, all of them next in body.
+func (r *Reader) open(s *index.Span, length int64) error {
+	if s.Whole() {
+		stored := grow(&r.mem.stored, int(length))
+		if _, err := io.ReadFull(r.body, stored); err != nil {
+			return unexpected(err)
+		}
+		data := grow(&r.mem.data, int(s.Size))
+		if err := s.Codec.Decode(data, stored); err != nil && !begins(s, data, stored) {
+			r.pos = r.end // what follows is none the worse
+			return err
+		}
+		r.whole = data
+		return nil
+	}
+	in := &section{LimitedReader: io.LimitedReader{R: r.body, N: length}}
+	r.stored = in
+	switch s.Codec {
+	case chunk.None:
+		r.in = in
+	case chunk.Zstd:
+		d := decoders.Get().(*zstd.Decoder)
+		r.free = func() {
+			_ = d.Reset(nil)
+			decoders.Put(d)
+		}
+		if err := d.Reset(in); err != nil {
+			return err
+		}
+		r.in = decoded{d, in}
+	case chunk.Gzip:
+		cp := zran.Checkpoint{In: s.Offset, Out: s.Start, Bits: s.Bits, Member: s.Window.Length == 0}
+		if !cp.Member && r.window == nil {
+			return fmt.Errorf("%w: no window for the span at offset %d", chunk.ErrCorrupt, s.Offset)
+		}
+		z, err := zran.Resume(in, cp, r.window)
+		if err != nil {
+			return err
+		}
+		r.free = func() { _ = z.Close() }
+		r.in = decoded{z, in}
+		r.window = nil // it is that of one span
+	default:
+		return fmt.Errorf("stream of %v: %w", s.Codec, errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// begins decodes a span that decodes to more than the stream has of it, as in
+// layers whose frames also hold what lies between files.
+func begins(s *index.Span, data, stored []byte) bool {
+	if s.Codec != chunk.Zstd {
+		return false
+	}
+	d := decoders.Get().(*zstd.Decoder)
+	defer decoders.Put(d)
+	err := d.Reset(bytes.NewReader(stored))
+	if err == nil {
+		_, err = io.ReadFull(d, data)
+	}
+	return err == nil
+}
+
+// maxWindow bounds the memory of a zstd stream.
+const maxWindow = 128 << 20
+
+var decoders = sync.Pool{New: func() any {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return d
+}}
+
+// section is the part of a body that belongs to what is decoded.
+type section struct {
+	io.LimitedReader
+	err error // of the body
+}
+
+func (s *section) Read(p []byte) (int, error) {
+	n, err := s.LimitedReader.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// decoded is what a decoder makes of a section. An error that is not the
+// body's is the stream's.
+type decoded struct {
+	io.Reader
+	s *section
+}
+
+func (d decoded) Read(p []byte) (int, error) {
+	n, err := d.Reader.Read(p)
+	switch {
+	case err == nil:
+	case d.s.err != nil:
+		err = d.s.err
+	case d.s.N > 0 && (err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF)): // the body's end
+		err = io.ErrUnexpectedEOF
+	case err == io.EOF: // who reads on wants more
+		err = fmt.Errorf("%w: the stream ends early", chunk.ErrCorrupt)
+	case !errors.Is(err, chunk.ErrCorrupt):
+		err = fmt.Errorf("%w: %w", chunk.ErrCorrupt, err)
+	}
+	return n, err
+}
+
+func grow(b *[]byte, n int) []byte {
+	if cap(*b) < n {
+		*b = make([]byte, n)
+	}
+	return (*b)[:n]
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,430 @@
+package stream
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/iotest"
+
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+)
+
+// walk reads [from, to) in steps, some of which it skips, and fails the test
+// unless it is the stream.
+func (l *layout) walk(t testing.TB, r *rand.Rand, from, to int64) {
+	t.Helper()
+	in, err := l.open(from, to, func(p []byte) io.Reader {
+		if r.IntN(4) == 0 {
+			n := min(len(p), 1<<15)
+			return io.MultiReader(iotest.OneByteReader(bytes.NewReader(p[:n])), bytes.NewReader(p[n:]))
+		}
+		return bytes.NewReader(p)
+	})
+	if err != nil {
+		t.Fatalf("%d to %d: %v", from, to, err)
+	}
+	defer in.Close()
+	for pos := from; pos < to; {
+		if in.Pos() != pos {
+			t.Fatalf("at %d, want %d", in.Pos(), pos)
+		}
+		n := min(to-pos, 1+r.Int64N(1<<(1+r.IntN(18))))
+		if r.IntN(3) == 0 {
+			if r.IntN(4) == 0 {
+				n = r.Int64N(to - pos + 1)
+			}
+			if err := in.Skip(n); err != nil {
+				t.Fatalf("%d to %d: skip %d at %d: %v", from, to, n, pos, err)
+			}
+		} else if p, err := in.Next(int(n)); err != nil || !bytes.Equal(p, l.plain[pos:pos+n]) {
+			t.Fatalf("%d to %d: %d bytes at %d are others, or %v", from, to, n, pos, err)
+		}
+		pos += n
+	}
+}
+
+// Whatever spans there are, any part of the stream is read as it is.
+func TestRandomLayouts(t *testing.T) {
+	for seed := range uint64(50) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		l := random(r, 1+r.IntN(12)).check(t)
+		for range 12 {
+			from := r.Int64N(l.StreamSize())
+			l.walk(t, r, from, from+1+r.Int64N(l.StreamSize()-from))
+		}
+		l.walk(t, r, 0, l.StreamSize())
+	}
+}
+
+func FuzzLayouts(f *testing.F) {
+	f.Add(uint64(1), uint8(3), uint32(0), uint32(1<<31))
+	f.Add(uint64(7), uint8(9), uint32(12345), uint32(1))
+	f.Fuzz(func(t *testing.T, seed uint64, n uint8, from, length uint32) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		l := random(r, 1+int(n%16)).check(t)
+		at := int64(from) % l.StreamSize()
+		l.walk(t, r, at, at+1+int64(length)%(l.StreamSize()-at))
+	})
+}
+
+// FuzzBodies: whatever the stored bytes are, reading ends with the stream or
+// with an error of the right kind.
+func FuzzBodies(f *testing.F) {
+	for seed := range uint64(4) {
+		f.Add(seed, uint16(0), []byte("x"))
+		f.Add(seed, uint16(4000), []byte{})
+	}
+	f.Fuzz(func(t *testing.T, seed uint64, at uint16, change []byte) {
+		l := random(rand.New(rand.NewPCG(seed, 4)), 1+int(seed%5)).check(t)
+		if len(l.plain) > 1<<20 {
+			return
+		}
+		body := append([]byte(nil), l.stored...)
+		copy(body[int(at)%len(body):], change)
+		if len(change) == 0 {
+			body = body[:int(at)%len(body)]
+		}
+		off, _ := index.Stored(l.Spans, 0, l.StreamSize())
+		in, err := NewReader(bytes.NewReader(body[min(int64(len(body)), off):]), l.Spans, 0, l.StreamSize(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		for pos := int64(0); pos < l.StreamSize(); {
+			n := min(5000, l.StreamSize()-pos)
+			if _, err := in.Next(int(n)); err == nil {
+				pos += n
+				continue
+			} else if !errors.Is(err, chunk.ErrCorrupt) && !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Fatalf("at %d: %v", pos, err)
+			}
+			if in.Pos() <= pos {
+				return
+			}
+			pos = in.Pos()
+		}
+	})
+}
+
+// several are spans of all kinds, with gaps.
+func several(t testing.TB) *layout {
+	l := &layout{windows: map[int64][]byte{}}
+	l.piece(chunk.None, text(1, 5000))
+	l.gap(3)
+	l.piece(chunk.Zstd, text(2, 6000))
+	l.piece(chunk.LZ4, bytes.Repeat(text(3, 700), 10))
+	l.gap(1000)
+	l.piece(chunk.Zstd, text(4, 8000))
+	l.gzip(50000, text(5, 100000), text(6, 3000))
+	l.gap(10)
+	l.gzip(1<<20, text(7, 3000))
+	l.piece(chunk.None, text(8, 100))
+	p, f := big()
+	l.add(chunk.Zstd, p, f)
+	l.piece(chunk.Zstd, text(9, 10))
+	return l.check(t)
+}
+
+// A body that ends anywhere is that, and no corruption. It stays.
+func TestTruncated(t *testing.T) {
+	l := several(t)
+	all := int64(len(l.stored))
+	for n := int64(0); n < all; n += 1 + n/60 + (all-n)/2000 {
+		in, err := l.open(0, l.StreamSize(), func(p []byte) io.Reader { return bytes.NewReader(p[:n]) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = in.Next(int(min(100000, l.StreamSize()-in.Pos())))
+			if in.Pos() == l.StreamSize() {
+				break
+			}
+		}
+		if !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, chunk.ErrCorrupt) {
+			t.Fatalf("%d of %d stored bytes: at %d of %d: %v", n, all, in.Pos(), l.StreamSize(), err)
+		}
+		for range 3 {
+			if _, err := in.Next(1); !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Fatalf("after the end: %v", err)
+			}
+			if err := in.Skip(1); !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Fatalf("after the end: %v", err)
+			}
+		}
+		in.Close()
+	}
+}
+
+// An error of the body is passed on, and stays.
+func TestBodyFails(t *testing.T) {
+	l := several(t)
+	broken := errors.New("broken")
+	for n := 0; n < len(l.stored); n += 1 + n/7 + (len(l.stored)-n)/900 {
+		for _, skip := range []bool{false, true} {
+			in, err := l.open(0, l.StreamSize(), func(p []byte) io.Reader {
+				return io.MultiReader(bytes.NewReader(p[:n]), iotest.ErrReader(broken), bytes.NewReader(p[n:]))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for err == nil && in.Pos() < l.StreamSize() {
+				step := min(30000, l.StreamSize()-in.Pos())
+				if skip = !skip; skip {
+					err = in.Skip(step)
+				} else {
+					_, err = in.Next(int(step))
+				}
+			}
+			// A body may fail behind the last byte that is needed.
+			if !errors.Is(err, broken) || errors.Is(err, chunk.ErrCorrupt) {
+				t.Fatalf("after %d of %d stored bytes: at %d of %d: %v", n, len(l.stored), in.Pos(), l.StreamSize(), err)
+			}
+			if _, err := in.Next(1); !errors.Is(err, broken) {
+				t.Fatalf("again: %v", err)
+			}
+			in.Close()
+		}
+	}
+}
+
+// A span that is damaged, and decoded as one piece, harms nobody else: neither
+// if it is read, from wherever, nor if it is skipped.
+func TestCorruptWhole(t *testing.T) {
+	for _, at := range []int{1, 2, 3} {
+		l := several(t)
+		bad := l.Spans[at]
+		for i := range 4 {
+			l.stored[bad.Offset+int64(i)] ^= 0xff
+		}
+		for _, from := range []int64{0, bad.Start, bad.Start + 1, bad.End() - 1} {
+			in, err := l.open(from, l.StreamSize(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if from == 0 {
+				if p, err := in.Next(int(bad.Start)); err != nil || !bytes.Equal(p, l.plain[:bad.Start]) {
+					t.Fatalf("before span %d: %v", at, err)
+				}
+			}
+			if _, err := in.Next(1); !errors.Is(err, chunk.ErrCorrupt) || in.Pos() != bad.End() {
+				t.Errorf("span %d from %d: at %d, %v", at, from, in.Pos(), err)
+			}
+			if p, err := in.Next(20000); err != nil || !bytes.Equal(p, l.plain[bad.End():][:20000]) {
+				t.Errorf("behind span %d: %v", at, err)
+			}
+			in.Close()
+		}
+		in, err := l.open(0, l.StreamSize(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Next(int(bad.Start) + 7); !errors.Is(err, chunk.ErrCorrupt) || in.Pos() != bad.End() {
+			t.Errorf("into span %d: at %d, %v", at, in.Pos(), err)
+		}
+		in.Close()
+		if in, err = l.open(0, l.StreamSize(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := in.Skip(bad.End() + 5); err != nil {
+			t.Errorf("skip span %d: %v", at, err)
+		}
+		if p, err := in.Next(5); err != nil || !bytes.Equal(p, l.plain[bad.End()+5:][:5]) {
+			t.Errorf("behind span %d: %v", at, err)
+		}
+		in.Close()
+	}
+}
+
+// What is decoded as a stream is corrupt if it is damaged, ends early or is cut;
+// if there is more of it than its span tells, that does not matter.
+func TestCorruptStream(t *testing.T) {
+	p, frame := big()
+	for name, c := range map[string]struct {
+		size, length int
+		change       func(f []byte)
+		good         bool
+	}{
+		"right":   {len(p), len(frame), func([]byte) {}, true},
+		"magic":   {len(p), len(frame), func(f []byte) { f[0] ^= 1 }, false},
+		"block":   {len(p), len(frame), func(f []byte) { f[len(f)-1] ^= 1; f[len(f)/2] ^= 0x55 }, false},
+		"short":   {len(p) + 1, len(frame), func([]byte) {}, false},
+		"cut":     {len(p), len(frame) - 10, func([]byte) {}, false},
+		"more":    {len(p) - 5000, len(frame), func([]byte) {}, true},
+		"garbage": {len(p), len(frame), func(f []byte) { copy(f, text(3, len(f))) }, false},
+	} {
+		l := &layout{}
+		l.add(chunk.Zstd, p, bytes.Clone(frame))
+		c.change(l.stored)
+		l.Spans[0].Size, l.Spans[0].Length = int64(c.size), int64(c.length)
+		l.plain = l.plain[:min(len(p), c.size)]
+		next := l.Append(index.Span{Size: 100, Length: 100, Offset: int64(len(l.stored))})
+		l.stored = append(l.stored, text(8, 100)...)
+		in, err := l.open(0, l.StreamSize(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil && in.Pos() < next {
+			n := min(100000, next-in.Pos())
+			at := in.Pos()
+			var q []byte
+			if q, err = in.Next(int(n)); err == nil && !bytes.Equal(q, l.plain[at:at+n]) {
+				err = fmt.Errorf("wrong bytes at %d", at)
+				if !c.good {
+					err = chunk.ErrCorrupt // as its digest would tell
+				}
+			}
+		}
+		if c.good {
+			var q []byte
+			if err == nil {
+				q, err = in.Next(100)
+			}
+			if err != nil || !bytes.Equal(q, text(8, 100)) {
+				t.Errorf("%s: %v", name, err)
+			}
+		} else if !errors.Is(err, chunk.ErrCorrupt) {
+			t.Errorf("%s: %v, want ErrCorrupt", name, err)
+		}
+		in.Close()
+	}
+}
+
+// Skipping reads what lies between, and decodes nothing that it need not.
+func TestSkip(t *testing.T) {
+	l := several(t)
+	for i := range l.Spans {
+		if l.Spans[i].Whole() && i != 3 {
+			clear(l.stored[l.Spans[i].Offset:][:l.Spans[i].Length])
+		}
+	}
+	s := l.Spans[3]
+	in, err := l.open(10, s.End(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := in.Skip(s.Start + 100 - 10); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := in.Next(50); err != nil || !bytes.Equal(p, l.plain[s.Start+100:][:50]) {
+		t.Error(err)
+	}
+	if err := in.Skip(0); err != nil || in.Pos() != s.Start+150 {
+		t.Error(err)
+	}
+	if err := in.Skip(s.End() - in.Pos()); err != nil {
+		t.Error(err)
+	}
+	if _, err := in.Next(1); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("behind the end: %v", err)
+	}
+	if err := in.Skip(1); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("behind the end: %v", err)
+	}
+}
+
+// Close reads nothing any more.
+func TestClose(t *testing.T) {
+	l := several(t)
+	var left *bytes.Reader
+	in, err := l.open(0, l.StreamSize(), func(p []byte) io.Reader { left = bytes.NewReader(p); return left })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Next(100); err != nil {
+		t.Fatal(err)
+	}
+	n := left.Len()
+	if in.Close(); left.Len() != n {
+		t.Errorf("%d bytes were read", n-left.Len())
+	}
+	in.Close()
+}
+
+func TestNewReaderRefuses(t *testing.T) {
+	l := several(t)
+	for _, c := range []struct {
+		spans    []index.Span
+		from, to int64
+	}{
+		{nil, 0, 1}, {l.Spans, -1, 1}, {l.Spans, 5, 5}, {l.Spans, 5, 4}, {l.Spans, 0, l.StreamSize() + 1},
+		{l.Spans[1:], 0, 6000}, {l.Spans[:1], 4000, 5001}, {l.Spans, 5000, 5001}, {l.Spans, 1 << 62, 1<<62 + 1},
+	} {
+		if r, err := NewReader(bytes.NewReader(l.stored), c.spans, c.from, c.to, nil); !errors.Is(err, chunk.ErrCorrupt) || r != nil {
+			t.Errorf("%d to %d in %d spans: %v", c.from, c.to, len(c.spans), err)
+		}
+	}
+	lz4 := []index.Span{{Size: chunk.MaxSize + 1, Length: 5, Codec: chunk.LZ4}} // CheckSpans refuses it
+	r, err := NewReader(bytes.NewReader(l.stored), lz4, 0, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := r.Next(1); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("a stream of LZ4: %v", err)
+		}
+	}
+	r.Close()
+	r.Close()
+}
+
+// A gzip span needs its window, and the right one.
+func TestGzipWindow(t *testing.T) {
+	l := &layout{windows: map[int64][]byte{}}
+	l.gzip(60000, text(1, 400000))
+	l.check(t)
+	s := l.Spans[len(l.Spans)-1]
+	if len(l.Spans) < 3 || s.Window.Length == 0 {
+		t.Fatalf("%d spans", len(l.Spans))
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	l.walk(t, r, s.Start, s.End())
+	l.walk(t, r, s.End()-1, s.End())
+	window := l.windows[s.Start]
+	for name, w := range map[string][]byte{"none": nil, "other": make([]byte, len(window)), "half": window[len(window)/2:]} {
+		l.windows[s.Start] = w
+		in, err := l.open(s.Start, s.End(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := in.Next(int(s.Size))
+		if err == nil && bytes.Equal(p, l.plain[s.Start:]) || err != nil && !errors.Is(err, chunk.ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+		in.Close()
+	}
+}
+
+func TestMemory(t *testing.T) {
+	l := several(t)
+	if n := Memory(l.Spans); n != 512<<10 {
+		t.Errorf("%d bytes", n)
+	}
+	if n := Memory([]index.Span{{Size: 1 << 20, Length: 5, Codec: chunk.Zstd}, {Size: 1}}); n != 1<<20+5 {
+		t.Errorf("%d bytes", n)
+	}
+	if n := Memory([]index.Span{{Size: 1 << 40, Length: 1 << 39, Codec: chunk.Zstd}, {Size: 1 << 40, Length: 1 << 40}}); n > 1<<20 {
+		t.Errorf("%d bytes", n)
+	}
+}
+
+// Readers share memory when they are closed, and no other.
+func TestConcurrent(t *testing.T) {
+	l := several(t)
+	var wg sync.WaitGroup
+	for k := range 8 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(k), 9))
+			for range 20 {
+				from := r.Int64N(40000)
+				l.walk(t, r, from, from+1+r.Int64N(90000))
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,41 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+)
+
+// WindowSize is the most that a window decompresses to: what deflate can refer
+// back to.
+const WindowSize = 32 << 10
+
+// Window fetches a window from its blob and decompresses it. What the zero Window stands for
+// is nil. A window has no digest: if it is wrong, so are the chunks decoded with
+// it.
+func Window(ctx context.Context, src blob.Source, ref blob.Ref, w index.Window) ([]byte, error) {
+	if w.Length == 0 {
+		return nil, nil
+	}
+	stored, err := blob.ReadAll(ctx, src, ref, w.Offset, int64(w.Length))
+	if err != nil {
+		return nil, fmt.Errorf("window at offset %d of blob %s: %w", w.Offset, ref.Digest, err)
+	}
+	return OpenWindow(stored)
+}
+
+var windowDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(WindowSize), zstd.WithDecodeAllCapLimit(true))
+
+// OpenWindow decompresses a window.
+func OpenWindow(stored []byte) ([]byte, error) {
+	p, err := windowDecoder.DecodeAll(stored, make([]byte, 0, WindowSize))
+	if err != nil {
+		return nil, fmt.Errorf("%w: window of %d bytes: %v", chunk.ErrCorrupt, len(stored), err)
+	}
+	return p, nil
+}

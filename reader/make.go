@@ -1,0 +1,131 @@
+package reader
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/artifact"
+	"github.com/shale-image/shale/index/layer"
+	"github.com/shale-image/shale/index/scan"
+)
+
+// Parallel is how many layers are read at once: each has a decompressor, and a
+// zstd layer may want up to 128 MiB for its own.
+const Parallel = 4
+
+// Job is an image whose index is to be made.
+type Job struct {
+	Manifest string             // digest of the image's
+	Layers   []image.Descriptor // lowest first
+	DiffIDs  []string           // of the layers, from the image's config
+
+	// Open opens layer n as it is stored, at most Parallel of them at once and
+	// in order. Its bytes need not be verified: DiffIDs are.
+	Open func(ctx context.Context, n int) (io.ReadCloser, error) `json:"-"`
+
+	// Keep is scan.Options.Keep.
+	Keep func(chunk.Digest, []byte) error `json:"-"`
+
+	TempDir string
+	Limits  layer.Limits
+}
+
+// Made is an index that was made.
+type Made struct {
+	Tree    *index.Tree
+	Encoded []byte           // artifact.Encode
+	Side    image.Descriptor // Size is 0 if there is none
+
+	side *os.File // without a name
+}
+
+// Close gives up the side.
+func (m *Made) Close() error { return m.side.Close() }
+
+// OpenSide reads what lies beside the layers.
+func (m *Made) OpenSide() (io.ReadCloser, error) {
+	return io.NopCloser(io.NewSectionReader(m.side, 0, m.Side.Size)), nil
+}
+
+// Make reads all layers of an image, once, and makes its index. The same image
+// gives the same index.
+func Make(ctx context.Context, j Job) (_ *Made, err error) {
+	if len(j.DiffIDs) != len(j.Layers) {
+		return nil, index.Errorf(index.ErrCorrupt, j.Manifest, -1, "%d DiffIDs in the config for %d layers", len(j.DiffIDs), len(j.Layers))
+	}
+	layers := make([]*scan.Layer, len(j.Layers))
+	defer func() {
+		for _, l := range layers {
+			if l != nil {
+				err = errors.Join(err, l.Close())
+			}
+		}
+	}()
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(Parallel)
+	for n := range j.Layers {
+		g.Go(func() (err error) {
+			layers[n], err = j.scan(gctx, n)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	m := &Made{}
+	if m.side, err = scratch(j.TempDir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.side.Close())
+		}
+	}()
+	blobs := make([]index.Blob, len(j.Layers))
+	for i, l := range j.Layers {
+		blobs[i] = index.Blob{Digest: l.Digest, Size: l.Size}
+	}
+	if m.Tree, err = scan.Image(layers, blobs, m.side); err != nil {
+		return nil, err
+	}
+	if n := len(m.Tree.Blobs); n > len(blobs) {
+		m.Side = image.Descriptor{MediaType: SideMediaType, Digest: m.Tree.Blobs[n-1].Digest, Size: m.Tree.Blobs[n-1].Size}
+	}
+	m.Encoded, err = artifact.Encode(m.Tree, artifact.Info{Manifest: j.Manifest, DiffIDs: j.DiffIDs})
+	return m, err
+}
+
+// scan reads one layer.
+func (j *Job) scan(ctx context.Context, n int) (*scan.Layer, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a read that waits must end
+	r, err := j.Open(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	name := "layer " + j.Layers[n].Digest
+	l, err := scan.Scan(ctx, r, name, scan.Options{Limits: j.Limits, TempDir: j.TempDir, Keep: j.Keep})
+	if err != nil {
+		return nil, err
+	}
+	if l.DiffID != j.DiffIDs[n] {
+		return nil, errors.Join(index.Errorf(index.ErrCorrupt, name, -1, "it unpacks to %s, the image's config says %s", l.DiffID, j.DiffIDs[n]), l.Close())
+	}
+	return l, nil
+}
+
+// IndexDigest is what an encoded index is called.
+func IndexDigest(encoded []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(encoded)) }
