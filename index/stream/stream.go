@@ -182,7 +182,7 @@ func (r *Reader) enter() error {
 		return io.ErrUnexpectedEOF
 	}
 	first, last := &r.spans[0], &r.spans[0]
-	for n := 1; n < len(r.spans) && first.Codec == chunk.Gzip && r.spans[n].Codec == chunk.Gzip && r.spans[n].Offset <= last.Offset+last.Length; n++ {
+	for n := 1; n < len(r.spans) && first.Codec == chunk.Gzip && r.spans[n].Codec == chunk.Gzip && r.spans[n].Window.Length > 0 && r.spans[n].Offset <= last.Offset+last.Length; n++ {
 		last = &r.spans[n]
 	}
 	off, length := first.Offset, last.Offset+last.Length-first.Offset
