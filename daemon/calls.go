@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/reader"
 )
 
 // dispatch carries out one request. Descriptors it returns are closed once
@@ -116,6 +118,22 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 	u, im, err := s.pullImage(ctx, a.Source, progress)
 	if err != nil {
 		return nil, err
+	}
+	if a.Complete && u.Index == reader.Repository && u.Doubted == "" {
+		// Somebody's word was taken for what the layers say. Now they are read.
+		wrong, err := s.store.reread(ctx, u, "it has been read as a whole", progress)
+		if wrong != "" {
+			progress(Progress{Note: "the index beside the image is wrong, and no longer used: " + wrong})
+			s.log.Error("an index lies", "digest", u.ManifestDigest, "how", wrong)
+		}
+		err = errors.Join(err, im.Close(), u.Close())
+		if err == nil {
+			a.Refresh = false
+			u, im, err = s.pullImage(ctx, a.Source, progress)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	defer u.Close()
 	defer im.Close()

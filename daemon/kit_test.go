@@ -3,6 +3,7 @@ package daemon
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -97,6 +99,38 @@ func layout(t testing.TB) string {
 	return layoutOf(t, layer.Bytes())
 }
 
+// longText is compressed by references to what is before.
+func longText() []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	var words [500]string
+	for i := range words {
+		words[i] = fmt.Sprintf("%x ", r.Uint32())
+	}
+	text := make([]byte, 0, 2<<20)
+	for len(text) < 2<<20-20 {
+		text = append(text, words[r.IntN(len(words))]...)
+	}
+	return text
+}
+
+// windowed is layout with a file that takes several spans of gzip.
+func windowed(t testing.TB) string {
+	t.Helper()
+	var layer bytes.Buffer
+	tw := tar.NewWriter(&layer)
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{"text", longText()}, {"etc/hello", files["etc/hello"]}, {"big", files["big"]}} {
+		if err := tw.WriteHeader(&tar.Header{Name: f.name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(f.data))}); err != nil {
+			t.Fatal(err)
+		}
+		tw.Write(f.data)
+	}
+	tw.Close()
+	return layoutOf(t, layer.Bytes())
+}
+
 // layoutOf is the same of any layer. The tag "plain" is the image unconverted.
 func layoutOf(t testing.TB, layer []byte) string {
 	t.Helper()
@@ -129,7 +163,7 @@ func layoutOf(t testing.TB, layer []byte) string {
 	manifest, _ := json.Marshal(map[string]any{
 		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
 		"config": push("application/vnd.oci.image.config.v1+json", config),
-		"layers": []any{push("application/vnd.oci.image.layer.v1.tar", layer)},
+		"layers": []any{push("application/vnd.oci.image.layer.v1.tar+gzip", gzipped(layer))},
 	})
 	if _, err := src.PushManifest(ctx, "application/vnd.oci.image.manifest.v1+json", manifest, "plain"); err != nil {
 		t.Fatal(err)
@@ -138,6 +172,14 @@ func layoutOf(t testing.TB, layer []byte) string {
 		t.Fatal(err)
 	}
 	return "oci:" + dir + ":shale"
+}
+
+func gzipped(p []byte) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Write(p)
+	w.Close()
+	return b.Bytes()
 }
 
 func sha(b []byte) string {

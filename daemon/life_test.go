@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -114,6 +115,15 @@ func TestStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer syscall.Kill(p, syscall.SIGCONT)
+	eventually(t, "all its threads are stopped", func() bool {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p))
+		for _, task := range tasks {
+			if b, err := os.ReadFile(task); err == nil && !bytes.Contains(b, []byte(") T ")) {
+				return false
+			}
+		}
+		return true
+	})
 	for range 3 {
 		if _, err := (&Client{Root: c.Root}).Status(background); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v, want DeadlineExceeded", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/mount"
+	"github.com/shale-image/shale/reader"
 )
 
 // readTimeout is how long a reader waits for bytes before it gets EIO; the
@@ -72,7 +73,20 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.engine.Open(l, u.origin)
+	im, err := s.engine.Open(l, u.origin)
+	if err == nil && u.Index != "" { // else it is a record of old, of a Nydus image
+		if _, e := s.store.foreign(s.store.path(u.ManifestDigest)); e == nil || u.Index == reader.Local {
+			im.OnWrongIndex(func(ctx context.Context) error {
+				s.log.Warn("an index is wrong, or of no use: all of the image is read", "ref", u.repo.Ref().String(), "digest", u.ManifestDigest)
+				wrong, err := s.store.reread(ctx, u, "it could not be read by its index", func(Progress) {})
+				if wrong != "" {
+					s.log.Error("an index lies", "digest", u.ManifestDigest, "how", wrong)
+				}
+				return err
+			})
+		}
+	}
+	return im, err
 }
 
 func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)) (any, []*os.File, error) {

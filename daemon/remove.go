@@ -92,6 +92,13 @@ func (s *store) unused(digest string) error {
 	return s.unusedLocked(digest)
 }
 
+// alone tells whether only the caller uses the image.
+func (s *store) alone(digest string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.uses[digest] <= 1 && !mountedElsewhere(filepath.Join(s.path(digest), "linked", "meta"))
+}
+
 func (s *store) unusedLocked(digest string) error {
 	if s.uses[digest] > 0 || mountedElsewhere(filepath.Join(s.path(digest), "linked", "meta")) {
 		return fmt.Errorf("%s is mounted, or being pulled: %w", digest, ErrBusy)

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -16,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
 )
@@ -27,8 +30,9 @@ import (
 // Files of such an image. What lies beside its layers, if anything does, is one
 // file in sideDir, named by its digest as package dirblob has it.
 const (
-	indexFile = "index"
-	sideDir   = "side"
+	indexFile   = "index"
+	sideDir     = "side"
+	foreignFile = "foreign" // an index from elsewhere; what it is, in foreign.json
 )
 
 // scanOrder is what to read, with a descriptor for each layer.
@@ -36,6 +40,15 @@ type scanOrder struct {
 	Job  reader.Job `json:"job"`
 	Pool string     `json:"pool"` // directory
 	Dir  string     `json:"dir"`  // for the files
+
+	// Foreign, if not nil, is an index from elsewhere that the one made is
+	// compared with; its file is the descriptor behind those of the layers.
+	Foreign *reader.Raw `json:"foreign,omitempty"`
+}
+
+// scanned is what comes of it.
+type scanned struct {
+	Wrong string `json:"wrong,omitempty"` // how the foreign index differs
 }
 
 // scanner is the process that reads layers.
@@ -70,14 +83,28 @@ func scanner() (err error) {
 	if err := keepSide(filepath.Join(o.Dir, sideDir), made); err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(o.Dir, indexFile), made.Encoded, 0o600)
+	if err := renameio.WriteFile(filepath.Join(o.Dir, indexFile), made.Encoded, 0o600); err != nil {
+		return err
+	}
+	var out scanned
+	if o.Foreign != nil {
+		o.Foreign.File = os.NewFile(uintptr(firstFile+len(o.Job.Layers)), o.Foreign.Name)
+		t, err := o.Foreign.Tree()
+		if err == nil {
+			err = index.Equal(made.Tree, t)
+		}
+		if err != nil {
+			out.Wrong = err.Error()
+		}
+	}
+	return json.NewEncoder(os.Stdout).Encode(out)
 }
 
 func keepSide(dir string, made *reader.Made) error {
 	if made.Side.Size == 0 {
 		return nil
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	_, hex, _ := strings.Cut(made.Side.Digest, ":")
@@ -100,6 +127,15 @@ func keepSide(dir string, made *reader.Made) error {
 // scan has the layers of an image read, and returns its index, whose files are
 // in dir. The caller closes it.
 func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Image, dir string, progress func(Progress)) (*reader.Raw, error) {
+	if _, err := s.read(ctx, repo, img, dir, nil, progress); err != nil {
+		return nil, err
+	}
+	return s.localIndex(img.ManifestDigest, img.Layers)
+}
+
+// read is scan that compares what is made with an index from elsewhere, if there
+// is one.
+func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, progress func(Progress)) (out scanned, _ error) {
 	var ours, theirs []*os.File
 	defer func() {
 		for _, f := range append(ours, theirs...) {
@@ -110,13 +146,17 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 	for _, l := range img.Layers {
 		r, w, err := os.Pipe()
 		if err != nil {
-			return nil, err
+			return out, err
 		}
 		ours, theirs = append(ours, w), append(theirs, r)
 		total += l.Size
 	}
 	var done atomic.Int64
-	o := scanOrder{Job: reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Limits: s.limits()}, Pool: s.poolDir, Dir: dir}
+	o := scanOrder{Job: reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Limits: s.limits()}, Pool: s.poolDir, Dir: dir, Foreign: foreign}
+	files := theirs
+	if foreign != nil {
+		files = append(slices.Clone(theirs), foreign.File)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	var copied error
 	g.Go(func() error {
@@ -144,7 +184,10 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 		return copied
 	})
 	g.Go(func() error {
-		err := child(gctx, "shale-scanner", o, theirs...)
+		js, err := ask(gctx, "shale-scanner", o, files...)
+		if err == nil {
+			err = json.Unmarshal(js, &out)
+		}
 		for _, f := range theirs { // or a copy to nobody would wait for ever
 			f.Close()
 		}
@@ -154,10 +197,92 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 	if copied != nil && ctx.Err() == nil && !errors.Is(copied, context.Canceled) {
 		err = copied // the other saw layers that are cut off
 	}
+	return out, err
+}
+
+// keepForeign keeps an index that has to be compared with the layers once all of
+// them are read.
+func (s *store) keepForeign(raw *reader.Raw, dir string) error {
+	if raw.Kind == reader.Nydus || raw.Trust == reader.Local {
+		return nil
+	}
+	js, err := json.Marshal(raw)
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil {
+		return err
+	}
+	f, err := renameio.NewPendingFile(filepath.Join(dir, foreignFile), renameio.WithPermissions(0o600))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	if _, err := io.Copy(f, io.NewSectionReader(raw.File, 0, raw.Size)); err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
+}
+
+// foreign opens what keepForeign kept.
+func (s *store) foreign(dir string) (*reader.Raw, error) {
+	js, err := os.ReadFile(filepath.Join(dir, foreignFile+".json"))
 	if err != nil {
 		return nil, err
 	}
-	return s.localIndex(img.ManifestDigest, img.Layers)
+	raw := &reader.Raw{}
+	if err := json.Unmarshal(js, raw); err != nil {
+		return nil, err
+	}
+	raw.File, err = os.Open(filepath.Join(dir, foreignFile))
+	return raw, err
+}
+
+// reread reads all of an image that is in use by an index from elsewhere: its
+// content comes into the pool, and this node's own index is made. It returns how
+// the other differs; if it does, or cannot be used, the record says so, and who
+// uses the image next does so by this node's.
+func (s *store) reread(ctx context.Context, u *use, why string, progress func(Progress)) (wrong string, err error) {
+	unlock, err := s.lock(ctx, u.ManifestDigest)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	dir := s.path(u.ManifestDigest)
+	img, err := u.repo.At(u.ManifestDigest).Resolve(ctx, image.Platform{})
+	if err != nil {
+		return "", err
+	}
+	foreign, err := s.foreign(dir)
+	if err != nil {
+		foreign = nil
+	} else {
+		defer foreign.Close()
+	}
+	out, err := s.read(ctx, u.repo, img, dir, foreign, progress)
+	if err != nil {
+		return "", err
+	}
+	release := s.pool.Exclusive()
+	err = s.pool.Load()
+	release()
+	if err != nil {
+		return "", err
+	}
+	rec, err := s.loadRecord(u.ManifestDigest)
+	if err != nil {
+		return "", err
+	}
+	rec.Doubted = cmp.Or(out.Wrong, why)
+	js, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	return out.Wrong, renameio.WriteFile(filepath.Join(dir, "record"), js, 0o600)
+}
+
+func (s *store) removeIndex(dir string) error {
+	return errors.Join(os.RemoveAll(filepath.Join(dir, indexFile)), os.RemoveAll(filepath.Join(dir, sideDir)))
 }
 
 // localIndex opens the index that this node has made of an image.

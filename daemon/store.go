@@ -17,6 +17,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
@@ -59,8 +60,11 @@ type record struct {
 	Pulled         time.Time `json:"pulled"`
 	// Index is where the index is from; "" in records of old, whose images
 	// brought it along.
-	Index  reader.Trust `json:"index,omitempty"`
-	config json.RawMessage
+	Index reader.Trust `json:"index,omitempty"`
+	// Doubted says that the index turned out to be wrong, and why. The node has
+	// made its own since.
+	Doubted string `json:"doubted,omitempty"`
+	config  json.RawMessage
 }
 
 // believed tells whether its index is one of those that trust lets through.
@@ -142,7 +146,7 @@ func (s *store) pull(ctx context.Context, src Source, progress func(Progress)) (
 	key := nameKey(ref, src.Platform)
 	if !src.Refresh {
 		if u, err := s.known(key, repo); err == nil {
-			if u.believed(trust) {
+			if u.believed(trust) && (u.Doubted == "" || !s.alone(u.ManifestDigest)) {
 				return u, nil
 			}
 			s.endUse(u.ManifestDigest)
@@ -260,7 +264,7 @@ func (s *store) loadRecord(digest string) (*record, error) {
 // before. The caller holds its lock.
 func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, trust reader.Trust, progress func(Progress)) (_ *record, err error) {
 	rec, err := s.load(img.ManifestDigest)
-	if err == nil && !rec.believed(trust) {
+	if err == nil && (!rec.believed(trust) || rec.Doubted != "" && s.unused(img.ManifestDigest) == nil) {
 		err = os.ErrNotExist // it can be had without that index
 	}
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
@@ -272,8 +276,10 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err := s.unused(img.ManifestDigest); err != nil {
 		return nil, err
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return nil, err
+	for _, name := range []string{"record", "config", "linked", foreignFile} { // an index that was made here stays
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return nil, err
+		}
 	}
 	defer func() {
 		if err != nil {
@@ -299,25 +305,44 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 }
 
 // index reads the index of an image, while its config is on the way, and links
-// it into dir. It returns where the index is from. An image that has none is
-// read as a whole.
+// it into dir. It returns where the index is from. An image that has none, or
+// cannot be read by ranges, is read as a whole.
 func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, trust reader.Trust, progress func(Progress)) (from reader.Trust, err error) {
+	linked := filepath.Join(dir, "linked")
+	if raw, err := s.localIndex(img.ManifestDigest, img.Layers); err == nil {
+		defer raw.Close()
+		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
+			return reader.Local, err
+		}
+		if err := s.removeIndex(dir); err != nil {
+			return "", err
+		}
+	}
 	var raw *reader.Raw
-	none := false
+	var none error
+	ranges := true
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return repo.LoadConfig(gctx, img) })
+	if _, ok := reader.Bootstrap(img); !ok {
+		g.Go(func() error {
+			ranges = hasRanges(gctx, repo, img)
+			return nil
+		})
+	}
 	g.Go(func() (err error) {
 		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: trust})
-		if none = errors.Is(err, reader.ErrNoIndex); none {
-			if errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) {
-				progress(Progress{Note: "an index is of no use: " + err.Error()})
-			}
-			return nil
+		if errors.Is(err, reader.ErrNoIndex) {
+			none, err = err, nil
 		}
 		return err
 	})
-	if err = g.Wait(); err == nil && none {
-		progress(Progress{Note: "the image has no index: all of it is read, once (shale index --push spares others that)"})
+	err = g.Wait()
+	if err == nil && none == nil && !ranges {
+		none = fmt.Errorf("the registry does not serve parts of objects")
+		raw.Close()
+	}
+	if err == nil && none != nil {
+		progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
 		raw, err = s.scan(ctx, repo, img, dir, progress)
 	}
 	if raw != nil {
@@ -326,7 +351,25 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 	if err != nil {
 		return "", err
 	}
-	return raw.Trust, s.linkRaw(ctx, raw, filepath.Join(dir, "linked"))
+	if err := s.keepForeign(raw, dir); err != nil {
+		return "", err
+	}
+	return raw.Trust, s.linkRaw(ctx, raw, linked)
+}
+
+// hasRanges tells whether a registry serves parts of an image's layers. It is
+// believed to unless it says otherwise.
+func hasRanges(ctx context.Context, repo *image.Repository, img *image.Image) bool {
+	for _, l := range img.Layers {
+		if l.Size > 4<<20 { // of less it does not matter
+			r, err := repo.Blobs().Range(ctx, l.Ref(), l.Size-1, 1)
+			if err == nil {
+				r.Close()
+			}
+			return !errors.Is(err, blob.ErrRange)
+		}
+	}
+	return true
 }
 
 func (s *store) link(rec *record) (*link.Image, error) {

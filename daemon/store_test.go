@@ -2,8 +2,11 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +17,8 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/reader"
 )
 
 // holds checks that the image is whole through a mount.
@@ -142,7 +147,7 @@ func TestKilled(t *testing.T) {
 		}
 		want := []string{"config", "linked", "record"}
 		if ref != converted {
-			want = []string{"config", "index", "linked", "record"}
+			want = []string{"config", "index", "linked", "record", sideDir}
 		}
 		if !slices.Equal(left, want) || err != nil {
 			t.Errorf("left behind: %v, want %v; %v", left, want, err)
@@ -196,4 +201,100 @@ func TestAllAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	holds(t, c, ref)
+}
+
+// TestIndexed mounts an ordinary image by the index beside it, right, damaged
+// and lying: what is read is right in any case.
+func TestIndexed(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	for name, x := range map[string]struct {
+		damage func(dir string, index, side image.Descriptor)
+		trust  reader.Trust // what it is mounted by in the end
+	}{
+		"right":   {func(string, image.Descriptor, image.Descriptor) {}, reader.Repository},
+		"damaged": {func(dir string, index, _ image.Descriptor) { flip(t, dir, index) }, reader.Local},
+		"gone":    {func(dir string, index, _ image.Descriptor) { os.Remove(blobFile(dir, index)) }, reader.Local},
+		"windows": {func(dir string, _, side image.Descriptor) { flip(t, dir, side) }, reader.Local},
+		"no side": {func(dir string, _, side image.Descriptor) { os.Remove(blobFile(dir, side)) }, reader.Local},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, ref := service(t), strings.TrimSuffix(windowed(t), "shale")+"plain"
+			dir := strings.TrimSuffix(strings.TrimPrefix(ref, "oci:"), ":plain")
+			index, side := pushIndex(t, ref)
+			if side.Size == 0 {
+				t.Fatal("the layers need no windows: no test")
+			}
+			x.damage(dir, index, side)
+			mnt, _ := attach(t, c, ref)
+			all := maps.Clone(files)
+			all["text"] = longText()
+			for name, want := range all {
+				if got, err := os.ReadFile(filepath.Join(mnt, name)); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("%s: %d bytes, %v", name, len(got), err)
+				}
+			}
+			unmount(t, c, mnt)
+			p, err := c.Pull(background, Source{Ref: ref, Platform: "linux/amd64"}, false, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			js, err := os.ReadFile(filepath.Join(c.Root, "images", strings.TrimPrefix(p.ManifestDigest, "sha256:"), "record"))
+			if want := fmt.Sprintf("%q", x.trust); err != nil || !strings.Contains(string(js), want) {
+				t.Errorf("the record has not %s: %s, %v", want, js, err)
+			}
+			if p, err = c.Pull(background, Source{Ref: ref, Platform: "linux/amd64"}, true, nil); err != nil || p.MissingBytes != 0 {
+				t.Errorf("complete: %d bytes are missing, %v", p.MissingBytes, err)
+			}
+			holds(t, c, ref)
+		})
+	}
+}
+
+func blobFile(dir string, d image.Descriptor) string {
+	return filepath.Join(dir, "blobs", "sha256", strings.TrimPrefix(d.Digest, "sha256:"))
+}
+
+// flip damages a blob all over.
+func flip(t *testing.T, dir string, d image.Descriptor) {
+	t.Helper()
+	p, err := os.ReadFile(blobFile(dir, d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 10; i < len(p); i += 100 {
+		p[i] ^= 1
+	}
+	if err := os.WriteFile(blobFile(dir, d), p, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// pushIndex pushes the index of an image beside it.
+func pushIndex(t *testing.T, ref string) (index, side image.Descriptor) {
+	t.Helper()
+	r, err := image.ParseRef(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := image.Open(background, r, image.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	img, err := repo.Resolve(background, image.Platform{OS: "linux", Architecture: "amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := reader.Make(background, reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs,
+		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return repo.Blob(ctx, img.Layers[n]) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer made.Close()
+	if _, err := reader.Push(background, repo, img, made); err != nil {
+		t.Fatal(err)
+	}
+	return image.Descriptor{Digest: reader.IndexDigest(made.Encoded), Size: int64(len(made.Encoded))}, made.Side
 }

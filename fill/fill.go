@@ -8,6 +8,7 @@
 //	plan.go      which chunks one request brings
 //	ahead.go     fetching ahead of sequential readers
 //	request.go   one request: decode, verify, store
+//	rescue.go    where the index is wrong
 //	complete.go  all that is missing
 //
 // What comes along with a chunk is chosen by measurement. A start of python3
@@ -131,6 +132,7 @@ type Image struct {
 
 	streams streams
 	worth   worth
+	rescue  rescue
 }
 
 type segment struct {

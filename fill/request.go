@@ -77,7 +77,10 @@ func (r *request) run(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	window := r.im.window(ctx, spans[0].Window)
+	wctx, cancel := context.WithCancel(ctx)
+	window := r.im.window(wctx, spans[0].Window)
+	defer window() // it uses the source
+	defer cancel()
 	r.im.stats.request(all.Length)
 	asked := time.Now()
 	body, err := r.im.source.Range(ctx, r.im.blob(all.Blob), all.Offset, all.Length)
@@ -179,10 +182,17 @@ func (r *request) land(data []byte) {
 func (r *request) fail(err error, n int) {
 	wants := r.wants[:n]
 	r.wants = r.wants[n:]
-	for i, w := range wants {
+	told := false
+	for _, w := range wants {
+		if r.im.rescued(w, err) {
+			r.im.stats.filled(w.chunk)
+			r.im.engine.land(w, nil, nil)
+			continue
+		}
 		at := r.im.linked.Stored(w.chunk)
 		err := fmt.Errorf("fill: blob %s: offset %d: chunk %s: %w", r.im.linked.Blobs[at.Blob].Digest, at.Offset, w.chunk.Digest, err)
-		if i == 0 && !errors.Is(err, errClosed) {
+		if !told && !errors.Is(err, errClosed) {
+			told = true
 			r.im.stats.fail(err)
 			r.im.engine.opt.Logger.Error("fetch failed", "err", err, "chunks", n)
 		}
