@@ -8,7 +8,8 @@
 //	  },
 //	  "proxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "no_proxy": "localhost,.example"},
 //	  "limits": {"entries": 1000000, "file_bytes": 1099511627776},
-//	  "index_trust": "bound"
+//	  "index_trust": "signed",
+//	  "index_keys": ["/etc/shale/keys/team.pub"]
 //	}
 //
 // It knows settings; it reaches nothing itself.
@@ -26,6 +27,7 @@ import (
 
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index/layer"
+	"github.com/shale-image/shale/trust"
 )
 
 // Path is where the configuration is looked for if SHALE_CONFIG does not say.
@@ -39,7 +41,19 @@ type Config struct {
 	Registries map[string]Registry `json:"registries"` // by "host[:port]", as in references
 	Proxy      Proxy               `json:"proxy"`
 	Limits     layer.Limits        `json:"limits"`      // of layers that are read; zero fields mean the defaults
-	IndexTrust string              `json:"index_trust"` // whose index of an image is believed: local, bound or repository (the default)
+	IndexTrust string              `json:"index_trust"` // whose index of an image is believed: local, bound, signed or repository (the default)
+	IndexKeys  []string            `json:"index_keys"`  // files of the public keys whose signature makes an index count as signed
+
+	keys trust.Keys // of IndexKeys
+}
+
+// Keys are the public keys whose word on an index counts, as Read has read them;
+// none in a nil Config.
+func (c *Config) Keys() trust.Keys {
+	if c == nil {
+		return nil
+	}
+	return c.keys
 }
 
 // Registry is how to reach one registry.
@@ -64,15 +78,19 @@ func Load() (*Config, error) {
 	if !named || path == "" {
 		path, named = Path, false
 	}
-	c, err := Read(path)
-	if errors.Is(err, fs.ErrNotExist) && !named {
-		return &Config{}, nil
-	}
-	return c, err
+	return load(path, named)
 }
 
-// Read reads a configuration file. What it does not know is an error: a
-// misspelt setting must not be ignored.
+func load(path string, named bool) (*Config, error) {
+	// Only this file may be missing, and none that it names.
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !named {
+		return &Config{}, nil
+	}
+	return Read(path)
+}
+
+// Read reads a configuration file, and the keys that it names. What it does not
+// know is an error: a misspelt setting must not be ignored.
 func Read(path string) (*Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -95,7 +113,13 @@ func Read(path string) (*Config, error) {
 	if d.More() {
 		return nil, fmt.Errorf("%s: at offset %d: more than one object", path, d.InputOffset())
 	}
-	return c, c.check(path)
+	if err := c.check(path); err != nil {
+		return nil, err
+	}
+	if c.keys, err = trust.ReadKeys(c.IndexKeys...); err != nil {
+		return nil, fmt.Errorf("%s: index_keys: %w", path, err)
+	}
+	return c, nil
 }
 
 func (c *Config) check(path string) error {
@@ -106,6 +130,14 @@ func (c *Config) check(path string) error {
 		if r.CAFile != "" && !filepath.IsAbs(r.CAFile) {
 			return fmt.Errorf("%s: registry %s: ca_file %q is not an absolute path", path, host, r.CAFile)
 		}
+	}
+	for _, file := range c.IndexKeys {
+		if !filepath.IsAbs(file) {
+			return fmt.Errorf("%s: index_keys: %q is not an absolute path", path, file)
+		}
+	}
+	if c.IndexTrust == "signed" && len(c.IndexKeys) == 0 {
+		return fmt.Errorf("%s: index_trust is signed, but index_keys has no key that could have", path)
 	}
 	return nil
 }

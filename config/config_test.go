@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/trust"
 )
 
 func write(t *testing.T, text string) string {
@@ -51,9 +53,12 @@ func TestBad(t *testing.T) {
 		`{"registries": {"a b": {}}}`:                         "a b",
 		`{"registries": {"": {}}}`:                            "host",
 		`{"registries": {"a.example": {"ca_file": "x.pem"}}}`: "absolute",
-		`{}{}`:                         "more than one",
-		`{`:                            "offset",
-		strings.Repeat(" ", maxSize+1): "more than",
+		`{"index_keys": ["team.pub"]}`:                        "absolute",
+		`{"index_keys": ["/nowhere/team.pub"]}`:               "index_keys: open /nowhere/team.pub",
+		`{"index_trust": "signed"}`:                           "no key",
+		`{}{}`:                                                "more than one",
+		`{`:                                                   "offset",
+		strings.Repeat(" ", maxSize+1):                        "more than",
 	} {
 		path := write(t, text)
 		if _, err := Read(path); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
@@ -69,6 +74,43 @@ func TestLoad(t *testing.T) {
 	}
 	t.Setenv("SHALE_CONFIG", write(t, `{"proxy": {"no_proxy": "x"}}`))
 	if c, err := Load(); err != nil || c.Proxy.NoProxy != "x" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	dir := t.TempDir()
+	var files, ids []string
+	for _, name := range []string{"a", "b"} {
+		s, err := trust.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, ids = append(files, filepath.Join(dir, name+".pub")), append(ids, s.ID())
+	}
+	path := write(t, fmt.Sprintf(`{"index_trust": "signed", "index_keys": [%q, %q]}`, files[0], files[1]))
+	c, err := Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k := c.Keys(); len(k) != 2 || !k.Has(ids[0]) || !k.Has(ids[1]) {
+		t.Errorf("keys %v, want %v", k, ids)
+	}
+	// A private key in place of the public one; and none. That a configuration
+	// need not be there must not mean that its keys need not.
+	if err := os.Rename(filepath.Join(dir, "a"), files[0]); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := load(path, false); err == nil || !strings.Contains(err.Error(), files[0]+": a private key") {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if err := os.Remove(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := load(path, false); err == nil || !strings.Contains(err.Error(), files[0]) {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if c, err := load(filepath.Join(dir, "none"), false); err != nil || c == nil {
 		t.Errorf("%+v, %v", c, err)
 	}
 }

@@ -75,7 +75,7 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 	}
 	im, err := s.engine.Open(l, u.origin)
 	if err == nil && u.Index != "" { // else it is a record of old, of a Nydus image
-		if _, e := s.store.foreign(s.store.path(u.ManifestDigest)); e == nil || u.Index == reader.Local {
+		if u.Index == reader.Local || s.store.isForeign(u.ManifestDigest) {
 			im.OnWrongIndex(func(ctx context.Context) error {
 				s.log.Warn("an index is wrong, or of no use: all of the image is read", "ref", u.repo.Ref().String(), "digest", u.ManifestDigest)
 				wrong, err := s.store.reread(ctx, u, "it could not be read by its index", func(Progress) {})

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,7 +52,7 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 		}
 	}
 	st := s.store
-	trust, err := reader.ParseTrust(src.IndexTrust)
+	trust, err := reader.ParseTrust(cmp.Or(src.IndexTrust, st.indexTrust()))
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +69,7 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	for _, l := range img.Layers {
 		p.LayerBytes += l.Size
 	}
-	if rec, err := st.load(img.ManifestDigest); err == nil && rec.believed(trust) {
+	if rec, err := st.load(img.ManifestDigest); err == nil && st.believed(rec, trust) {
 		return p, s.planKnown(rec, p)
 	}
 	tmp, err := os.MkdirTemp(st.dir, ".plan-")
@@ -76,7 +77,7 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	raw, err := reader.Fetch(ctx, repo, img, reader.Options{TempDir: tmp, Trust: trust})
+	raw, err := reader.Fetch(ctx, repo, img, reader.Options{TempDir: tmp, Trust: trust, Keys: st.cfg.Keys()})
 	if errors.Is(err, reader.ErrNoIndex) {
 		p.FetchBytes, p.StartBytes = p.LayerBytes, p.LayerBytes
 		return p, nil

@@ -210,8 +210,8 @@ func (s *store) keepForeign(raw *reader.Raw, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil {
-		return err
+	if err := renameio.WriteFile(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil || raw.Kind != reader.Index {
+		return err // what others cut cannot be compared
 	}
 	f, err := renameio.NewPendingFile(filepath.Join(dir, foreignFile), renameio.WithPermissions(0o600))
 	if err != nil {
@@ -222,6 +222,13 @@ func (s *store) keepForeign(raw *reader.Raw, dir string) error {
 		return err
 	}
 	return f.CloseAtomicallyReplace()
+}
+
+// isForeign tells whether an image is used by an index from elsewhere that can
+// be done without.
+func (s *store) isForeign(digest string) bool {
+	_, err := os.Stat(filepath.Join(s.path(digest), foreignFile+".json"))
+	return err == nil
 }
 
 // foreign opens what keepForeign kept.

@@ -61,15 +61,22 @@ type record struct {
 	// Index is where the index is from; "" in records of old, whose images
 	// brought it along.
 	Index reader.Trust `json:"index,omitempty"`
+	// Key is the id of the key that has signed the index, if one has.
+	Key string `json:"key,omitempty"`
 	// Doubted says that the index turned out to be wrong, and why. The node has
 	// made its own since.
 	Doubted string `json:"doubted,omitempty"`
 	config  json.RawMessage
 }
 
-// believed tells whether its index is one of those that trust lets through.
-func (r *record) believed(trust reader.Trust) bool {
-	return trust == reader.Repository || r.Index != reader.Repository && (trust == reader.Bound || r.Index == reader.Local)
+// believed tells whether its index is one of those that trust lets through. A
+// signature counts as long as its key is one of the node's.
+func (s *store) believed(r *record, trust reader.Trust) bool {
+	from := cmp.Or(r.Index, reader.Bound)
+	if from == reader.Signed && !s.cfg.Keys().Has(r.Key) {
+		from = reader.Repository
+	}
+	return trust.Allows(from)
 }
 
 func (r *record) pulled(ref string) Pulled {
@@ -146,7 +153,7 @@ func (s *store) pull(ctx context.Context, src Source, progress func(Progress)) (
 	key := nameKey(ref, src.Platform)
 	if !src.Refresh {
 		if u, err := s.known(key, repo); err == nil {
-			if u.believed(trust) && (u.Doubted == "" || !s.alone(u.ManifestDigest)) {
+			if s.believed(u.record, trust) && (u.Doubted == "" || !s.alone(u.ManifestDigest)) {
 				return u, nil
 			}
 			s.endUse(u.ManifestDigest)
@@ -264,7 +271,7 @@ func (s *store) loadRecord(digest string) (*record, error) {
 // before. The caller holds its lock.
 func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, trust reader.Trust, progress func(Progress)) (_ *record, err error) {
 	rec, err := s.load(img.ManifestDigest)
-	if err == nil && (!rec.believed(trust) || rec.Doubted != "" && s.unused(img.ManifestDigest) == nil) {
+	if err == nil && (!s.believed(rec, trust) || rec.Doubted != "" && s.unused(img.ManifestDigest) == nil) {
 		err = os.ErrNotExist // it can be had without that index
 	}
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
@@ -276,7 +283,7 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err := s.unused(img.ManifestDigest); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"record", "config", "linked", foreignFile} { // an index that was made here stays
+	for _, name := range []string{"record", "config", "linked", foreignFile, foreignFile + ".json"} { // an index that was made here stays
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return nil, err
 		}
@@ -289,11 +296,11 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	from, err := s.index(ctx, repo, img, dir, trust, progress)
+	from, key, err := s.index(ctx, repo, img, dir, trust, progress)
 	if err != nil {
 		return nil, err
 	}
-	rec = &record{Index: from, ManifestDigest: img.ManifestDigest, Platform: img.Platform.String(), Pulled: time.Now().UTC(), config: img.ConfigBytes}
+	rec = &record{Index: from, Key: key, ManifestDigest: img.ManifestDigest, Platform: img.Platform.String(), Pulled: time.Now().UTC(), config: img.ConfigBytes}
 	js, err := json.MarshalIndent(rec, "", "  ")
 	if err != nil {
 		return nil, err
@@ -305,17 +312,17 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 }
 
 // index reads the index of an image, while its config is on the way, and links
-// it into dir. It returns where the index is from. An image that has none, or
-// cannot be read by ranges, is read as a whole.
-func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, trust reader.Trust, progress func(Progress)) (from reader.Trust, err error) {
+// it into dir. It returns where the index is from, and which key signed it. An
+// image that has none, or cannot be read by ranges, is read as a whole.
+func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, trust reader.Trust, progress func(Progress)) (from reader.Trust, key string, err error) {
 	linked := filepath.Join(dir, "linked")
 	if raw, err := s.localIndex(img.ManifestDigest, img.Layers); err == nil {
 		defer raw.Close()
 		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
-			return reader.Local, err
+			return reader.Local, "", err
 		}
 		if err := s.removeIndex(dir); err != nil {
-			return "", err
+			return "", "", err
 		}
 	}
 	var raw *reader.Raw
@@ -330,7 +337,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		})
 	}
 	g.Go(func() (err error) {
-		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: trust})
+		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: trust, Keys: s.cfg.Keys()})
 		if errors.Is(err, reader.ErrNoIndex) {
 			none, err = err, nil
 		}
@@ -341,20 +348,29 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		none = fmt.Errorf("the registry does not serve parts of objects")
 		raw.Close()
 	}
-	if err == nil && none != nil {
-		progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
-		raw, err = s.scan(ctx, repo, img, dir, progress)
-	}
-	if raw != nil {
+	if err == nil && none == nil {
 		defer raw.Close()
+		err = errors.Join(s.keepForeign(raw, dir), s.linkRaw(ctx, raw, linked))
+		if err == nil || raw.Kind == reader.Nydus || !ofNoUse(err) || ctx.Err() != nil {
+			return raw.Trust, raw.Key, err
+		}
+		none, err = err, nil // the image can be read without it
 	}
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	if err := s.keepForeign(raw, dir); err != nil {
-		return "", err
+	progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
+	own, err := s.scan(ctx, repo, img, dir, progress)
+	if err != nil {
+		return "", "", err
 	}
-	return raw.Trust, s.linkRaw(ctx, raw, linked)
+	defer own.Close()
+	return own.Trust, "", s.linkRaw(ctx, own, linked)
+}
+
+// ofNoUse tells what is wrong with an index from what is wrong with this node.
+func ofNoUse(err error) bool {
+	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) || errors.Is(err, reader.ErrNoIndex)
 }
 
 // hasRanges tells whether a registry serves parts of an image's layers. It is

@@ -20,6 +20,7 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/pool"
+	"github.com/shale-image/shale/reader"
 )
 
 // The API is one request a connection over a SOCK_SEQPACKET socket in the
@@ -86,6 +87,7 @@ var kinds = []struct {
 	{"unauthorized", blob.ErrUnauthorized},
 	{"wrong-platform", image.ErrPlatform},
 	{"not-an-image", image.ErrNotImage},
+	{"no-index", reader.ErrNoIndex},
 	{"corrupt", chunk.ErrCorrupt},
 	{"range", blob.ErrRange},
 	{"limit", index.ErrLimit},

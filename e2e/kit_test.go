@@ -33,7 +33,7 @@ type world struct {
 }
 
 const (
-	plainName = "e2e/debian:plain"
+	plainName = "e2e/debian:plain" // beside it lies its index
 	name      = "e2e/debian:shale"
 )
 
@@ -111,6 +111,10 @@ func makeWorld(ctx context.Context) (*world, error) {
 	if err != nil {
 		return nil, fmt.Errorf("convert: %w\n%s", err, out)
 	}
+	out, err = exec.Command(w.shale, "index", "-q", "--push", w.registry.Host()+"/"+plainName).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("index: %w\n%s", err, out)
+	}
 	return w, w.readManifest()
 }
 
@@ -161,6 +165,13 @@ func (w *world) node(t *testing.T) *node {
 		}
 	})
 	return n
+}
+
+// in is the node in a part of its test.
+func (n *node) in(t *testing.T) *node {
+	part := *n
+	part.t = t
+	return &part
 }
 
 // stop ends the service and waits for it.

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -45,9 +44,11 @@ type Defect struct {
 // Check verifies an image: that its tables agree with each other and with
 // what the blobs say of themselves, that each object has the size and the
 // digest by which the manifest names it, and each chunk its digest. Of an image
-// that is not converted only the objects are verified. Objects
+// that is not converted the index is made anew and compared with the one it has;
+// without one only the objects are verified. Objects
 // are fetched once, in requests of some MiB, several at a time; a blob's tables,
-// and the bootstrap, once more before. Of a bare
+// and the bootstrap, once more before; layers once more to make an index, and
+// again if their tables of contents say what is in them. Of a bare
 // bootstrap the names of blobs need not be their digests (a note tells).
 //
 // The error is about the check, not the image: what could not be had for
@@ -62,7 +63,10 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 		c.res.ManifestDigest = im.Manifest.ManifestDigest
 	}
 	switch err := im.Damage; {
-	case err == nil, errors.Is(err, reader.ErrNoIndex):
+	case err == nil:
+	case errors.Is(err, reader.ErrNoIndex) && errors.Is(err, index.ErrCorrupt):
+		c.add(Defect{Object: "index", Offset: -1, Problem: err.Error(), object: -1})
+	case errors.Is(err, reader.ErrNoIndex):
 	case errors.Is(err, index.ErrUnsupported), errors.Is(err, index.ErrLimit):
 		return nil, err
 	default:
@@ -81,37 +85,13 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 	if err := c.read(ctx); err != nil {
 		return nil, err
 	}
-	if im.Kind == reader.Index {
+	if im.Tree != nil && (im.Kind == reader.Index || im.Kind == reader.TOC) {
 		if err := c.again(ctx); err != nil {
 			return nil, err
 		}
 	}
 	c.finish()
 	return c.res, nil
-}
-
-// again makes the index of an image that is not converted once more: the layers
-// must be what the image's config says, and the index what they are.
-func (c *checker) again(ctx context.Context) error {
-	m := c.im.Manifest
-	if m.ConfigBytes == nil {
-		if err := c.im.repo.LoadConfig(ctx, m); err != nil {
-			return err
-		}
-	}
-	made, err := reader.Make(ctx, reader.Job{Manifest: m.ManifestDigest, Layers: m.Layers, DiffIDs: m.Config.DiffIDs,
-		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return c.im.repo.Blob(ctx, m.Layers[n]) }})
-	if err == nil {
-		defer made.Close()
-		err = index.Equal(made.Tree, c.im.Tree)
-	}
-	if err != nil && !isDefect(err) {
-		return err
-	}
-	if err != nil {
-		c.add(Defect{Object: "index", Offset: -1, Problem: err.Error(), object: -1})
-	}
-	return nil
 }
 
 // isDefect tells an image's faults from those of the way to it.
@@ -189,7 +169,7 @@ func (c *checker) list() {
 	for i, b := range c.im.Tree.Blobs {
 		of[i] = add("blob", b.Digest, b.Size, false)
 		of[i].blob = i
-		if c.im.Kind != reader.Index { // else again looks
+		if c.im.Kind != reader.Index && c.im.Kind != reader.TOC { // else again looks
 			of[i].spans = b.Spans
 		}
 	}

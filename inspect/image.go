@@ -41,13 +41,13 @@ type Image struct {
 	repo *image.Repository // nil of a bare bootstrap
 }
 
-// Open opens an image of a repository, which is closed with it. tmp is a
-// directory for a scratch file. An image that is not converted, or whose index
+// Open opens an image of a repository, which is closed with it. o says which
+// index of it counts. An image that is not converted, or whose index
 // is damaged, is opened nevertheless: Damage says what is the matter. Errors
 // are only about getting at it.
-func Open(ctx context.Context, repo *image.Repository, m *image.Image, tmp string) (*Image, error) {
+func Open(ctx context.Context, repo *image.Repository, m *image.Image, o reader.Options) (*Image, error) {
 	im := &Image{Name: repo.Ref().String(), Manifest: m, Source: retry.New(repo.Blobs(), retry.Policy{}), Release: repo.Close, repo: repo}
-	raw, err := reader.Fetch(ctx, repo, m, reader.Options{TempDir: tmp})
+	raw, err := reader.Fetch(ctx, repo, m, o)
 	if err == nil {
 		defer raw.Close()
 		im.Kind, im.Trust, im.Metadata = raw.Kind, raw.Trust, raw.Stored

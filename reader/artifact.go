@@ -2,15 +2,19 @@ package reader
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/artifact"
+	"github.com/shale-image/shale/trust"
 )
 
 // How an index looks in a registry: an OCI artifact whose subject is the image,
@@ -29,29 +33,15 @@ const (
 // maxIndex bounds an index as it is stored.
 const maxIndex = 256 << 20
 
-// Trust is whose word on an image's files is taken before all of it is there.
-type Trust string
+// maxArtifacts is how many of the artifacts beside an image are looked at. Each
+// index that has been pushed may be there, and whatever a hostile list adds.
+const maxArtifacts = 64
 
-// The kinds of trust, each with those before it.
-const (
-	Local      Trust = "local"      // an index made on this node
-	Bound      Trust = "bound"      // one whose digest is in the image's manifest
-	Repository Trust = "repository" // one that lies beside the image
-)
-
-// ParseTrust reads a kind of trust; "" is Repository.
-func ParseTrust(s string) (Trust, error) {
-	switch t := Trust(s); t {
-	case "":
-		return Repository, nil
-	case Local, Bound, Repository:
-		return t, nil
-	}
-	return "", fmt.Errorf("index trust %q: want %s, %s or %s", s, Local, Bound, Repository)
-}
-
-// fetchIndex fetches the index that lies beside an image.
+// fetchIndex fetches the index that lies beside an image: of those there are the
+// one that takes the least trust. One that is not what it should be is passed
+// over, and if there is no other it is told what was wrong with it.
 func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image.Image, o Options) error {
+	o.Trust = cmp.Or(o.Trust, Repository)
 	none := fmt.Errorf("%s: %w", img.ManifestDigest, ErrNoIndex)
 	if o.Trust == Local {
 		return none
@@ -60,35 +50,44 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 	if err != nil {
 		return err
 	}
-	bad := none
-	for _, d := range found {
-		if bad = r.fetchArtifact(ctx, repo, img, d, o); bad == nil {
-			return nil
-		}
-		if !errors.Is(bad, index.ErrCorrupt) && !errors.Is(bad, index.ErrUnsupported) && !errors.Is(bad, index.ErrLimit) && !errors.Is(bad, ErrNoIndex) {
-			return bad
+	var candidates []candidate
+	var bad error // the first
+	for _, d := range found[:min(len(found), maxArtifacts)] {
+		c, err := consider(ctx, repo, img, d, o)
+		switch {
+		case err == nil:
+			candidates = append(candidates, c)
+		case errors.Is(err, ErrNoIndex):
+			none = err
+		case !useless(err):
+			return err
+		case bad == nil:
+			bad = err
 		}
 	}
-	if !errors.Is(bad, ErrNoIndex) {
-		bad = fmt.Errorf("%w: %w", none, bad)
+	slices.SortStableFunc(candidates, func(a, b candidate) int {
+		return cmp.Compare(slices.Index(order, a.trust), slices.Index(order, b.trust))
+	})
+	for _, c := range candidates {
+		err := r.fetchArtifact(ctx, repo, c, o)
+		if err == nil || !useless(err) {
+			return err
+		}
+		bad = cmp.Or(bad, err)
 	}
-	return bad
+	if bad != nil {
+		return fmt.Errorf("%w: %w", none, bad)
+	}
+	return none
 }
 
-func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, img *image.Image, d image.Descriptor, o Options) error {
-	a, err := repo.Artifact(ctx, d, img.ManifestDigest)
-	if err != nil {
-		return err
-	}
-	if len(a.Layers) < 1 || len(a.Layers) > 2 || a.Layers[0].MediaType != IndexMediaType || len(a.Layers) == 2 && a.Layers[1].MediaType != SideMediaType {
-		return index.Errorf(index.ErrUnsupported, d.Digest, -1, "an index of other parts than %s and %s", IndexMediaType, SideMediaType)
-	}
-	r.Trust = Repository
-	if img.Annotations[BoundIndex] == a.Layers[0].Digest {
-		r.Trust = Bound
-	} else if o.Trust == Bound {
-		return fmt.Errorf("%s: the manifest names no index %s: %w", img.ManifestDigest, a.Layers[0].Digest, ErrNoIndex)
-	}
+// useless tells the faults of an index from those of the way to it.
+func useless(err error) bool {
+	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) ||
+		errors.Is(err, image.ErrNotImage) || errors.Is(err, blob.ErrNotFound) // the list is not bound to anything
+}
+
+func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, a candidate, o Options) error {
 	if a.Layers[0].Size > maxIndex {
 		return index.Errorf(index.ErrLimit, a.Layers[0].Digest, -1, "index of %d bytes, at most %d are read", a.Layers[0].Size, maxIndex)
 	}
@@ -106,7 +105,8 @@ func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, img *im
 		f.Close()
 		return err
 	}
-	r.Kind, r.Name, r.File, r.Size, r.Stored = Index, a.Layers[0].Digest, f, a.Layers[0].Size, a.Layers[0].Size
+	r.Kind, r.Trust, r.Key = Index, a.trust, a.key
+	r.Name, r.File, r.Size, r.Stored = a.Layers[0].Digest, f, a.Layers[0].Size, a.Layers[0].Size
 	if len(a.Layers) == 2 {
 		r.Side = a.Layers[1]
 	}
@@ -155,9 +155,11 @@ func (r *Raw) artifact() (*index.Tree, error) {
 	return t, t.CheckSpans()
 }
 
-// Push pushes the index of an image beside it, in place of any that this program
-// has pushed before, and returns the digest of the artifact.
-func Push(ctx context.Context, repo *image.Repository, img *image.Image, m *Made) (string, error) {
+// Push pushes the index of an image beside it, signed by those who sign, in place
+// of any that this program has pushed before, and returns the digest of the
+// artifact. (A registry that lists by itself what refers to an image lists those
+// of before, too.)
+func Push(ctx context.Context, repo *image.Repository, img *image.Image, m *Made, signers ...*trust.Signer) (string, error) {
 	d := image.Descriptor{MediaType: IndexMediaType, Digest: IndexDigest(m.Encoded), Size: int64(len(m.Encoded))}
 	layers := []image.Descriptor{d}
 	err := repo.PushBlob(ctx, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(m.Encoded)), nil })
@@ -170,6 +172,10 @@ func Push(ctx context.Context, repo *image.Repository, img *image.Image, m *Made
 		}
 		layers = append(layers, m.Side)
 	}
+	signatures, err := sign(statement(img.ManifestDigest, layers), signers)
+	if err != nil {
+		return "", err
+	}
 	subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
-	return repo.PushArtifact(ctx, subject, ArtifactType, layers, nil, func(image.Descriptor) bool { return true })
+	return repo.PushArtifact(ctx, subject, ArtifactType, layers, signatures, func(image.Descriptor) bool { return true })
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/index/rafs"
+	"github.com/shale-image/shale/trust"
 )
 
 // How images of the Nydus format look in a registry: blobs of chunks are
@@ -44,6 +45,7 @@ type Kind string
 const (
 	Nydus Kind = "nydus" // a bootstrap among its layers
 	Index Kind = "index" // an artifact beside it, or a file of this node
+	TOC   Kind = "toc"   // a table of contents in each of its layers
 )
 
 // Tree reads the index of an image. tmp is a directory for a scratch file.
@@ -62,28 +64,38 @@ func Tree(ctx context.Context, repo *image.Repository, img *image.Image, tmp str
 type Raw struct {
 	Kind     Kind
 	Trust    Trust              // what it takes to believe it
+	Key      string             // id of one of Options.Keys that has signed it, if any
 	Name     string             // for errors: the digest of what the index was in
 	Manifest string             // digest of the image's
 	Size     int64              // of File
 	Stored   int64              // bytes that were fetched for it
 	Layers   []image.Descriptor // of the image
 	Side     image.Descriptor   // of Index: what lies beside the layers, if anything
+	Tables   []Table            // of TOC: one for each layer
 	File     *os.File           `json:"-"` // without a name
 }
 
 // Options say where an index may come from.
 type Options struct {
-	TempDir string // for a scratch file
-	Trust   Trust  // default Repository
+	TempDir string     // for a scratch file
+	Trust   Trust      // default Repository
+	Keys    trust.Keys // whose signatures count
 }
 
-// Fetch fetches the index of an image, verified, into a scratch file. The caller
-// closes it.
+// Fetch fetches the index of an image into a scratch file, verified but for tables
+// of contents. Those are for images that have nothing else: an index cuts files
+// smaller. The caller closes the Raw.
 func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Options) (*Raw, error) {
 	raw := &Raw{Kind: Nydus, Trust: Bound, Manifest: img.ManifestDigest, Layers: img.Layers}
 	boot, ok := Bootstrap(img)
 	if !ok {
-		if err := raw.fetchIndex(ctx, repo, img, o); err != nil {
+		err := raw.fetchIndex(ctx, repo, img, o)
+		if errors.Is(err, ErrNoIndex) && o.Trust != Local && (o.Trust == Bound || !useless(err)) {
+			if none := raw.fetchTables(ctx, repo, img, o); !useless(err) || !errors.Is(none, ErrNoIndex) {
+				err = none
+			}
+		}
+		if err != nil {
 			return nil, err
 		}
 		return raw, nil
@@ -110,7 +122,8 @@ func (r *Raw) Tree() (*index.Tree, error) {
 }
 
 // Open is Tree for tools that also look at the tables of a Nydus bootstrap; of
-// other images there are none. Of the rafs.Image only what is in memory may be
+// other images there are none. If tables of contents turn out to be of no use,
+// the error wraps ErrNoIndex and the cause. Of the rafs.Image only what is in memory may be
 // used (Blobs, Flags, ...) once the Raw is closed.
 func (r *Raw) Open() (*rafs.Image, *index.Tree, error) {
 	switch r.Kind {
@@ -118,6 +131,9 @@ func (r *Raw) Open() (*rafs.Image, *index.Tree, error) {
 		return r.rafs()
 	case Index:
 		t, err := r.artifact()
+		return nil, t, err
+	case TOC:
+		t, err := r.toc()
 		return nil, t, err
 	}
 	return nil, nil, fmt.Errorf("index of kind %q: %w", r.Kind, index.ErrUnsupported)

@@ -43,7 +43,7 @@ func (g *globals) jsonFlag(cmd *cobra.Command) {
 
 // trustFlag adds --index-trust to a verb that may pull.
 func (g *globals) trustFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&g.indexTrust, "index-trust", "", "whose index of an unconverted image is believed: local, bound or repository (default: the node's configuration, or repository)")
+	cmd.Flags().StringVar(&g.indexTrust, "index-trust", "", "whose index of an unconverted image is believed: "+reader.TrustKinds+" (default: the node's configuration, or repository)")
 }
 
 func (g *globals) client() *daemon.Client { return &daemon.Client{Root: g.root, Start: true} }

@@ -13,23 +13,26 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/trust"
 )
 
 // indexed is what `shale index` prints as JSON.
 type indexed struct {
-	Ref            string `json:"ref"`
-	ManifestDigest string `json:"manifest_digest"`
-	IndexDigest    string `json:"index_digest"`
-	IndexBytes     int64  `json:"index_bytes"`
-	SideBytes      int64  `json:"side_bytes"`
-	LayerBytes     int64  `json:"layer_bytes"`
-	Artifact       string `json:"artifact,omitempty"` // digest of what was pushed
+	Ref            string   `json:"ref"`
+	ManifestDigest string   `json:"manifest_digest"`
+	IndexDigest    string   `json:"index_digest"`
+	IndexBytes     int64    `json:"index_bytes"`
+	SideBytes      int64    `json:"side_bytes"`
+	LayerBytes     int64    `json:"layer_bytes"`
+	Artifact       string   `json:"artifact,omitempty"` // digest of what was pushed
+	Keys           []string `json:"keys,omitempty"`     // ids of those that signed it
 }
 
 func newIndex(g *globals) *cobra.Command {
 	var (
 		platform    string
 		push, quiet bool
+		keys        []string
 	)
 	cmd := &cobra.Command{
 		Use:   "index REF",
@@ -37,11 +40,14 @@ func newIndex(g *globals) *cobra.Command {
 		Long: `Read the layers of an image once, and make its index: what lies where in them.
 The image stays what it is. With --push the index is pushed beside it, as an OCI
 artifact that refers to it; every node that pulls the image then starts it
-lazily. The same image gives the same index. Layers are tar, tar+gzip or
+lazily. The same image gives the same index. --key signs what is pushed, so that nodes
+that have the public key believe it with --index-trust signed (shale key new makes
+keys); it replaces what was pushed before. Layers are tar, tar+gzip or
 tar+zstd. With --json: {ref, manifest_digest, index_digest, index_bytes,
-side_bytes, layer_bytes, artifact}; side_bytes lie beside the layers and are
+side_bytes, layer_bytes, artifact, keys}; side_bytes lie beside the layers and are
 fetched with the data they serve.`,
 		Example: `  shale index --push registry.example/app:1
+  shale index --push --key team.key registry.example/app:1
   shale index oci:./layout:app`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
@@ -51,6 +57,17 @@ fetched with the data they serve.`,
 				if p, err = image.ParsePlatform(platform); err != nil {
 					return usageError{err}
 				}
+			}
+			if len(keys) > 0 && !push {
+				return usageError{errors.New("--key without --push: a signature is of what is pushed")}
+			}
+			var signers []*trust.Signer
+			for _, file := range keys {
+				s, err := trust.ReadSigner(file)
+				if err != nil {
+					return err
+				}
+				signers = append(signers, s)
 			}
 			repo, err := g.repository(cmd.Context(), a[0])
 			if err != nil {
@@ -78,7 +95,10 @@ fetched with the data they serve.`,
 				out.LayerBytes += l.Size
 			}
 			if push {
-				if out.Artifact, err = reader.Push(cmd.Context(), repo, img, made); err != nil {
+				for _, s := range signers {
+					out.Keys = append(out.Keys, s.ID())
+				}
+				if out.Artifact, err = reader.Push(cmd.Context(), repo, img, made, signers...); err != nil {
 					return err
 				}
 			}
@@ -88,6 +108,9 @@ fetched with the data they serve.`,
 			fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s of index for %s of layers, %s beside them\n", out.IndexDigest, size(out.IndexBytes), size(out.LayerBytes), size(out.SideBytes))
 			if push {
 				fmt.Fprintf(cmd.OutOrStdout(), "pushed as %s\n", out.Artifact)
+				for _, id := range out.Keys {
+					fmt.Fprintf(cmd.OutOrStdout(), "signed by key %s\n", id)
+				}
 			}
 			return nil
 		},
@@ -95,6 +118,8 @@ fetched with the data they serve.`,
 	f := cmd.Flags()
 	f.StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
 	f.BoolVar(&push, "push", false, "push the index beside the image")
+	f.StringArrayVar(&keys, "key", nil, "with --push: file of a private key to sign it with (may be repeated)")
+	_ = cmd.MarkFlagFilename("key")
 	f.BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	g.jsonFlag(cmd)
 	return cmd

@@ -24,7 +24,7 @@ are fetched.
   ref, manifest_digest, platform, layer_bytes
   converted  whether it brings its index along;  format  "rafs-v6" or "oci"
   lazy       whether it starts before its data is here, by which index
-             (nydus, index), of index_bytes, at what index_trust
+             (nydus, index, toc), of index_bytes, at what index_trust
   layers[]   digest, media_type, size, role ("layer", "blob", "bootstrap")
   blobs[]    digest, size, compressor, digester, chunk_size, chunks (in the
              blob), used_chunks (by files), used_stored, used_bytes

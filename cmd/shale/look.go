@@ -7,6 +7,7 @@ import (
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/blob/retry"
+	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/reader"
@@ -36,12 +37,32 @@ func (g *globals) look(ctx context.Context, ref, platform string) (*looked, erro
 		repo.Close()
 		return nil, err
 	}
-	tree, err := reader.Tree(ctx, repo, img, os.TempDir())
+	tree, err := readTree(ctx, repo, img)
 	if err != nil {
 		repo.Close()
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}
 	return &looked{repo, img, tree}, nil
+}
+
+func readTree(ctx context.Context, repo *image.Repository, img *image.Image) (*index.Tree, error) {
+	opts, err := indexOptions()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := reader.Fetch(ctx, repo, img, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer raw.Close()
+	return raw.Tree()
+}
+
+// indexOptions say which index verbs look into that ask no service: any, unless
+// a key of the node is said to have signed it, and has not.
+func indexOptions() (reader.Options, error) {
+	cfg, err := config.Load()
+	return reader.Options{TempDir: os.TempDir(), Keys: cfg.Keys()}, err
 }
 
 func (l *looked) source() blob.Source { return retry.New(l.repo.Blobs(), retry.Policy{}) }

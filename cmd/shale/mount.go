@@ -64,6 +64,7 @@ chunks: content_bytes in files, missing_bytes stored and not yet on the node.`,
 		},
 	}
 	cmd.Flags().StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
+	g.trustFlag(cmd)
 	faceFlag(cmd, &face)
 	g.jsonFlag(cmd)
 	return cmd

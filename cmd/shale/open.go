@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -91,7 +90,12 @@ func (o *opener) peek(ctx context.Context, a []string, config bool) (*inspect.Im
 		repo.Close()
 		return nil, nil, err
 	}
-	im, err := inspect.Open(ctx, repo, img, os.TempDir())
+	opts, err := indexOptions()
+	if err != nil {
+		repo.Close()
+		return nil, nil, err
+	}
+	im, err := inspect.Open(ctx, repo, img, opts)
 	if err != nil {
 		repo.Close()
 		return nil, nil, err

@@ -14,6 +14,10 @@ import (
 // Image makes the tree of an image of its layers, lowest first; blobs are what
 // they are in the registry. The image's side is written to w; it is the last
 // blob of the tree, unless it is empty. The same layers give the same bytes.
+//
+// A Layer may also come from elsewhere, such as a table of contents: one that was
+// not scanned has nothing in the side. If two say that one content has different
+// sizes, that is index.ErrCorrupt.
 func Image(layers []*Layer, blobs []index.Blob, w io.Writer) (*index.Tree, error) {
 	t := index.NewTree()
 	sum := sha256.New()
@@ -22,8 +26,12 @@ func Image(layers []*Layer, blobs []index.Blob, w io.Writer) (*index.Tree, error
 	beside := index.Blob{}
 	number := uint32(len(layers)) // of the side
 	for i, l := range layers {
+		own := l.side
+		if own == nil {
+			own = &side{}
+		}
 		b := index.Blob{Digest: blobs[i].Digest, Size: blobs[i].Size, Spans: l.Spans}
-		windows, err := l.side.windows.copy(out)
+		windows, err := own.windows.copy(out)
 		if err != nil {
 			return nil, err
 		}
@@ -32,12 +40,12 @@ func Image(layers []*Layer, blobs []index.Blob, w io.Writer) (*index.Tree, error
 				s.Window.Blob, s.Window.Offset = number, s.Window.Offset+windows
 			}
 		}
-		odd, err := l.side.odd.copy(out)
+		odd, err := own.odd.copy(out)
 		if err != nil {
 			return nil, err
 		}
 		base := beside.StreamSize()
-		for _, s := range l.side.spans {
+		for _, s := range own.spans {
 			s.Offset += odd
 			beside.Append(s)
 		}
@@ -45,7 +53,8 @@ func Image(layers []*Layer, blobs []index.Blob, w io.Writer) (*index.Tree, error
 		numbers := make([]uint32, len(l.Chunks))
 		for k, c := range l.Chunks {
 			n, ok := known[c.Digest]
-			if !ok {
+			switch {
+			case !ok:
 				n = uint32(len(t.Chunks))
 				known[c.Digest] = n
 				if c.Blob == 0 {
@@ -54,6 +63,8 @@ func Image(layers []*Layer, blobs []index.Blob, w io.Writer) (*index.Tree, error
 					c.Blob, c.Offset = number, c.Offset+base
 				}
 				t.Chunks = append(t.Chunks, c)
+			case t.Chunks[n].Size != c.Size && c.Digest != (chunk.Digest{}): // zeros have none
+				return nil, index.Errorf(index.ErrCorrupt, "layer "+b.Digest, -1, "content %s has %d bytes, elsewhere %d", c.Digest, c.Size, t.Chunks[n].Size)
 			}
 			numbers[k] = n
 		}
@@ -91,9 +102,12 @@ func (c *counted) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// copy copies a part and returns where it begins.
+// copy copies a part, if there is one, and returns where it begins.
 func (s *part) copy(w *counted) (at int64, err error) {
 	at = w.n
+	if s == nil {
+		return at, nil
+	}
 	_, err = io.Copy(w, io.NewSectionReader(s.file, 0, s.size))
 	return at, err
 }
