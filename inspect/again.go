@@ -34,9 +34,9 @@ func (c *checker) again(ctx context.Context) error {
 			has.add(d, p)
 			return nil
 		}
-		if err := c.chunks(ctx, says); err != nil {
-			return err
-		}
+	}
+	if err := c.chunks(ctx, says); err != nil {
+		return err
 	}
 	made, err := reader.Make(ctx, job)
 	if err == nil {

@@ -84,7 +84,7 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 // useless tells the faults of an index from those of the way to it.
 func useless(err error) bool {
 	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) ||
-		errors.Is(err, image.ErrNotImage) || errors.Is(err, blob.ErrNotFound) // the list is not bound to anything
+		errors.Is(err, image.ErrNotImage) || errors.Is(err, blob.ErrNotFound) || errors.Is(err, blob.ErrRange) // the list is not bound to anything
 }
 
 func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, a candidate, o Options) error {
@@ -136,7 +136,9 @@ func (r *Raw) artifact() (*index.Tree, error) {
 	corrupt := func(format string, args ...any) (*index.Tree, error) {
 		return nil, index.Errorf(index.ErrCorrupt, r.Name, -1, format, args...)
 	}
-	if info.Manifest != r.Manifest {
+	// A manifest cannot have the digest of an index that has the manifest's: what
+	// it binds is held to its layers alone.
+	if info.Manifest != r.Manifest && r.Trust != Bound {
 		return corrupt("it is the index of %s, want %s", info.Manifest, r.Manifest)
 	}
 	if len(t.Blobs) < len(r.Layers) || len(t.Blobs) > len(r.Layers)+1 {

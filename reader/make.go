@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -119,6 +120,9 @@ func (j *Job) scan(ctx context.Context, n int) (*scan.Layer, error) {
 	name := "layer " + j.Layers[n].Digest
 	l, err := scan.Scan(ctx, r, name, scan.Options{Limits: j.Limits, TempDir: j.TempDir, Keep: j.Keep})
 	if err != nil {
+		if !strings.Contains(err.Error(), j.Layers[n].Digest) {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
 		return nil, err
 	}
 	if l.DiffID != j.DiffIDs[n] {

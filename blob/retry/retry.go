@@ -9,6 +9,7 @@ package retry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -120,6 +121,9 @@ func (r *reader) Read(p []byte) (int, error) {
 func (r *reader) resume(err error) {
 	r.body.Close()
 	r.body = nil
+	if errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, blob.ErrUnavailable) {
+		err = fmt.Errorf("%w: %w", blob.ErrUnavailable, err) // it breaks off each time
+	}
 	if r.err = r.budget.spend(r.ctx, err); r.err == nil {
 		r.err = r.open()
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/shale-image/shale/content"
 	"github.com/shale-image/shale/export"
 )
 
@@ -23,9 +24,9 @@ as a tar archive to standard output. Every byte is verified on the way.`,
 			}
 			defer im.Close()
 			if rest[0] == "-" {
-				return export.Tar(cmd.Context(), cmd.OutOrStdout(), im.Tree, im.Source)
+				return export.Tar(cmd.Context(), cmd.OutOrStdout(), im.Tree, content.Cached(im.Source))
 			}
-			return export.Dir(cmd.Context(), rest[0], im.Tree, im.Source)
+			return export.Dir(cmd.Context(), rest[0], im.Tree, content.Cached(im.Source))
 		},
 	}
 	o.flags(cmd)

@@ -54,6 +54,11 @@ func (g *globals) source(ref, platform string) (daemon.Source, error) {
 	if err != nil {
 		return daemon.Source{}, err
 	}
+	if platform != "" {
+		if _, err := image.ParsePlatform(platform); err != nil {
+			return daemon.Source{}, usageError{err}
+		}
+	}
 	if _, err := reader.ParseTrust(g.indexTrust); err != nil {
 		return daemon.Source{}, usageError{err}
 	}
