@@ -47,6 +47,9 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 		return none
 	}
 	found, err := repo.Referrers(ctx, img.ManifestDigest, ArtifactType)
+	if err != nil && useless(err) {
+		return fmt.Errorf("%w: %w", none, err)
+	}
 	if err != nil {
 		return err
 	}
