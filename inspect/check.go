@@ -64,7 +64,7 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 	}
 	switch err := im.Damage; {
 	case err == nil:
-	case errors.Is(err, reader.ErrNoIndex) && errors.Is(err, index.ErrCorrupt):
+	case errors.Is(err, reader.ErrNoIndex) && (errors.Is(err, index.ErrCorrupt) || errors.Is(err, blob.ErrRange)):
 		c.add(Defect{Object: "index", Offset: -1, Problem: err.Error(), object: -1})
 	case errors.Is(err, reader.ErrNoIndex):
 	case errors.Is(err, index.ErrUnsupported), errors.Is(err, index.ErrLimit):
