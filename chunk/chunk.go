@@ -5,6 +5,7 @@
 package chunk
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -108,4 +109,17 @@ func (d Digest) Verify(p []byte) error {
 		return fmt.Errorf("%w: digest is %s, want %s", ErrCorrupt, got, d)
 	}
 	return nil
+}
+
+var zeros [4096]byte
+
+// IsZero tells whether content is all zeros: a hole need not be stored.
+func IsZero(p []byte) bool {
+	for len(p) > len(zeros) {
+		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
+			return false
+		}
+		p = p[len(zeros):]
+	}
+	return bytes.Equal(p, zeros[:len(p)])
 }

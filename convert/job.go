@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"bytes"
 	"slices"
 	"sync"
 
@@ -87,7 +86,7 @@ func (c *converter) digest(j *job) {
 		p := &j.pieces[i]
 		raw := j.raw[off : off+int(p.size)]
 		off += int(p.size)
-		if p.zeros = isZero(raw); p.zeros {
+		if p.zeros = chunk.IsZero(raw); p.zeros {
 			continue
 		}
 		p.digest = chunk.Sum(chunk.BLAKE3, raw)
@@ -107,18 +106,6 @@ func (c *converter) encode(buf, raw []byte) (codec chunk.Codec, stored, mem []by
 		return chunk.None, raw, buf
 	}
 	return c.o.Compressor, buf, buf
-}
-
-var zeros [4096]byte
-
-func isZero(p []byte) bool {
-	for len(p) > len(zeros) {
-		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
-			return false
-		}
-		p = p[len(zeros):]
-	}
-	return bytes.Equal(p, zeros[:len(p)])
 }
 
 // place is where a chunk first comes up: layer, job in the layer, piece of it.

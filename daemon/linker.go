@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
@@ -57,17 +58,21 @@ func Init() {
 	os.Exit(1)
 }
 
-func linker() (err error) {
-	var o order
-	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
-		return err
+// readOrder reads an order and the index it is about, and opens the pool, which
+// the caller closes.
+func readOrder() (o order, t *index.Tree, p *pool.Pool, err error) {
+	if err = json.NewDecoder(os.Stdin).Decode(&o); err != nil {
+		return o, nil, nil, err
 	}
 	o.Raw.File = os.NewFile(firstFile, o.Raw.Name)
-	t, err := o.Raw.Tree()
-	if err != nil {
-		return err
+	if t, err = o.Raw.Tree(); err == nil {
+		p, err = pool.OpenTables(o.Pool)
 	}
-	p, err := pool.OpenTables(o.Pool)
+	return o, t, p, err
+}
+
+func linker() (err error) {
+	o, t, p, err := readOrder()
 	if err != nil {
 		return err
 	}

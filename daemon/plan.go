@@ -119,16 +119,7 @@ func (s *server) planKnown(rec *record, p *Plan) error {
 
 // planner is the process that reads an index to see what of it is here.
 func planner() error {
-	var o order
-	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
-		return err
-	}
-	o.Raw.File = os.NewFile(firstFile, o.Raw.Name)
-	t, err := o.Raw.Tree()
-	if err != nil {
-		return err
-	}
-	pl, err := pool.OpenTables(o.Pool)
+	_, t, pl, err := readOrder()
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/layer"
 )
 
 // Names of files that tell how much to fetch ahead; they are no files of the
@@ -51,7 +52,7 @@ func (b *builder) add(e *entry) error {
 			return b.errorf(index.ErrUnsupported, "%q: the table of contents has not kept a name that is not UTF-8", cut(s))
 		}
 	}
-	path, problem := cleanPath(e.Name)
+	path, problem := layer.CleanPath(e.Name)
 	if problem != "" {
 		return b.errorf(index.ErrCorrupt, "%s in %q", problem, cut(e.Name))
 	}
@@ -112,7 +113,7 @@ func (b *builder) change(path string, typ uint32, e *entry) (*index.Change, erro
 	if typ == 0 {
 		var problem string
 		c.Op = index.Link
-		if c.Target, problem = cleanPath(e.LinkName); problem != "" || c.Target == "" {
+		if c.Target, problem = layer.CleanPath(e.LinkName); problem != "" || c.Target == "" {
 			return nil, b.errorf(index.ErrCorrupt, "hard link %q to %q", cut(path), cut(e.LinkName))
 		}
 		return c, nil
@@ -170,36 +171,6 @@ func (b *builder) whiteout(c *index.Change) (bool, error) {
 		return false, nil
 	}
 	return true, nil
-}
-
-// cleanPath makes a name in an archive a path of the tree.
-func cleanPath(name string) (path, problem string) {
-	if name == "" {
-		return "", "an empty name"
-	}
-	if strings.IndexByte(name, 0) >= 0 {
-		return "", "a NUL byte"
-	}
-	name = strings.Trim(name, "/")
-	clean := true
-	for elem := range strings.SplitSeq(name, "/") {
-		switch {
-		case elem == "..":
-			return "", `".."`
-		case elem == "" || elem == ".":
-			clean = false
-		case len(elem) > 255:
-			return "", "a name of more than 255 bytes"
-		}
-	}
-	if !clean {
-		elems := slices.DeleteFunc(strings.Split(name, "/"), func(s string) bool { return s == "" || s == "." })
-		name = strings.Join(elems, "/")
-	}
-	if len(name) > 4096 {
-		return "", "more than 4096 bytes"
-	}
-	return name, ""
 }
 
 // cut makes a string short enough for an error.

@@ -30,7 +30,7 @@ func (r *Reader) entry(h *header, x *extension) (*Entry, error) {
 	if h.typeflag == 'V' {
 		return nil, nil
 	}
-	path, problem := cleanPath(name)
+	path, problem := CleanPath(name)
 	if problem != "" {
 		return nil, r.errorf(index.ErrCorrupt, h.at, "%s in %q", problem, cut([]byte(name)))
 	}
@@ -48,7 +48,7 @@ func (r *Reader) entry(h *header, x *extension) (*Entry, error) {
 	}
 	if h.typeflag == '1' {
 		e.Op = index.Link
-		if e.Target, problem = cleanPath(target); problem != "" || e.Target == "" {
+		if e.Target, problem = CleanPath(target); problem != "" || e.Target == "" {
 			return nil, r.errorf(index.ErrCorrupt, h.at, "hard link %q to %q", path, cut([]byte(target)))
 		}
 		return e, r.account(h, int64(len(path)+len(target)))
@@ -122,8 +122,9 @@ func (r *Reader) body(h *header, x *extension, typ uint32) error {
 	return nil
 }
 
-// cleanPath makes a name in an archive a path of the tree.
-func cleanPath(name string) (path, problem string) {
+// CleanPath makes a name in an archive a path of the tree, or says what is wrong
+// with it.
+func CleanPath(name string) (path, problem string) {
 	if name == "" {
 		return "", "an empty name"
 	}

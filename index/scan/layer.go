@@ -1,7 +1,6 @@
 package scan
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -70,7 +69,7 @@ func (j *job) hash(keep func(chunk.Digest, []byte) error) error {
 		p := &j.pieces[i]
 		b := raw[:p.size]
 		raw = raw[p.size:]
-		if p.zeros = isZero(b); p.zeros {
+		if p.zeros = chunk.IsZero(b); p.zeros {
 			continue
 		}
 		p.digest = chunk.Sum(chunk.BLAKE3, b)
@@ -168,7 +167,7 @@ func (x *scanner) begin(ino *index.Inode, p layer.Piece) ([]byte, func(), error)
 
 // odd keeps a chunk that the layer has not in one piece.
 func (x *scanner) odd(n uint32, raw []byte) {
-	if isZero(raw) {
+	if chunk.IsZero(raw) {
 		return
 	}
 	c := &x.l.Chunks[n]
@@ -193,16 +192,4 @@ func (x *scanner) finish() {
 		}
 		ch.Inode.Extents = kept
 	}
-}
-
-var zeros [4096]byte
-
-func isZero(p []byte) bool {
-	for len(p) > len(zeros) {
-		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
-			return false
-		}
-		p = p[len(zeros):]
-	}
-	return bytes.Equal(p, zeros[:len(p)])
 }
