@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -63,11 +64,11 @@ func TestConformanceHTTP2(t *testing.T) {
 }
 
 func TestConformanceBehindRetry(t *testing.T) {
-	var n atomic.Int64
+	var refused sync.Map // what was asked for once: each first request fails, whoever else asks meanwhile
 	blobtest.Run(t, func(contents map[string][]byte) blob.Source {
 		h := content(contents)
 		s, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
-			if n.Add(1)%2 == 0 {
+			if _, again := refused.LoadOrStore(r.URL.Path+" "+r.Header.Get("Range"), true); !again {
 				w.WriteHeader(http.StatusServiceUnavailable)
 				return
 			}
