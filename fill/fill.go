@@ -4,6 +4,7 @@
 // in the pool and recorded, and only then shown to the reader.
 //
 //	read.go      a read of flat addresses becomes chunks
+//	record.go    which blocks were read, and when
 //	flight.go    who waits for which chunk; each is fetched once
 //	plan.go      which chunks one request brings
 //	ahead.go     fetching ahead of sequential readers
@@ -133,6 +134,7 @@ type Image struct {
 	streams streams
 	worth   worth
 	rescue  rescue
+	record  *record
 }
 
 type segment struct {
@@ -149,6 +151,7 @@ func (e *Engine) Open(l *link.Image, s blob.Source) (*Image, error) {
 		demand: make(chan struct{}, e.opt.Requests),
 		ahead:  make(chan struct{}, e.opt.Requests),
 		memory: semaphore.NewWeighted(imageMemory),
+		record: newRecord(l.FlatSize),
 	}
 	for _, ls := range l.Segments {
 		ps, ok := e.pool.Segment(ls.ID)

@@ -3,6 +3,7 @@ package fill
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/shale-image/shale/chunk"
 )
@@ -24,6 +25,7 @@ func (im *Image) TryReadAt(p []byte, off int64) (bool, error) {
 		return false, err
 	}
 	im.follow(off, off+int64(len(p)))
+	im.noted(off, off+int64(len(p)), 0)
 	return true, nil
 }
 
@@ -35,6 +37,8 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 		return im.outside(p, off)
 	}
 	end := off + int64(len(p))
+	began := time.Now()
+	defer func() { im.noted(off, end, time.Since(began)) }()
 	lo := im.linked.Find(off)
 	hi := lo
 	for hi < im.linked.Chunks() && im.linked.Chunk(hi).Flat < end {
@@ -59,6 +63,13 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 		return im.read(p, off)
 	}
 	return im.readHeld(p, off, held)
+}
+
+// noted records a read of [off, end), of which the metadata are no part.
+func (im *Image) noted(off, end int64, wait time.Duration) {
+	if off = max(off, im.linked.MetaSize); off < end {
+		im.record.note(off, end, wait)
+	}
 }
 
 // read copies what is present.
