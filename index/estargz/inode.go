@@ -54,6 +54,7 @@ func (b *builder) inode(path string, typ uint32, e *entry) (*index.Inode, error)
 			return nil, b.errorf(index.ErrCorrupt, "symbolic link %q with a target of %d bytes, want 1 to 4095 without NUL", cut(path), len(e.LinkName))
 		}
 		ino.Target = e.LinkName
+		ino.Mode = typ | 0o777 // Linux has no other, whatever the table says
 	case syscall.S_IFCHR, syscall.S_IFBLK:
 		if e.DevMajor < 0 || e.DevMajor >= 1<<12 || e.DevMinor < 0 || e.DevMinor >= 1<<20 { // Linux' dev_t
 			return nil, b.errorf(index.ErrUnsupported, "%q is device %d:%d, beyond 12 and 20 bits", cut(path), e.DevMajor, e.DevMinor)

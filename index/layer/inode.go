@@ -44,6 +44,7 @@ func (r *Reader) inode(h *header, x *extension, e *Entry, typ uint32, target str
 			return r.errorf(index.ErrCorrupt, h.at, "symbolic link %q with a target of %d bytes, want 1 to 4095 without NUL", e.Path, len(target))
 		}
 		ino.Target = target
+		ino.Mode = typ | 0o777 // Linux has no other, whatever the archive says
 	case syscall.S_IFCHR, syscall.S_IFBLK:
 		err = r.device(h, x, e)
 	}

@@ -166,7 +166,7 @@ var good = []struct{ name, archive, want string }{
 	{"foreign records", pax('x', "APK-TOOLS.checksum.SHA1=00", "LIBARCHIVE.creationtime=1", "SCHILY.ino=3", "atime=1", "uname=root") + file("a"), "\"a\" 100644 0 0.0 0\n"},
 	{"gnu long names", block{name: "././@LongLink", typ: 'K', magic: gnu, size: oct(4)}.String() + pad("to!\x00") +
 		block{name: "././@LongLink", typ: 'L', magic: gnu, size: oct(4)}.String() + pad("abc\x00") + block{name: "a", link: "t", typ: '2', magic: gnu}.String(),
-		"\"abc\" 120644 0 0.0 0 ->\"to!\"\n"},
+		"\"abc\" 120777 0 0.0 0 ->\"to!\"\n"},
 	{"hard link with a size but no data", block{name: "a", link: "b", typ: '1', size: oct(5)}.String() + file("c"), "\"a\" link \"b\"\n\"c\" 100644 0 0.0 0\n"},
 	{"hard link with data", block{name: "a", link: "./b", typ: '1', size: oct(5)}.String() + pad("hello") + file("c"), "\"a\" link \"b\"\n\"c\" 100644 0 0.0 0\n"},
 	{"last hard link with a size", block{name: "a", link: "b", typ: '1', size: oct(5)}.String(), "\"a\" link \"b\"\n"},
@@ -389,7 +389,7 @@ func TestAgainstGo(t *testing.T) {
 		want := "\"dir\" 41777 0 1700000000.0 0\n" +
 			fmt.Sprintf("%q 100644 1000 1700000000.0 7 [{0 7}] \"content\"\n", long+"file") +
 			"\"link\" link \"dir\"\n" +
-			fmt.Sprintf("\"sym\" 120644 0 1700000000.0 0 ->%q\n", "/"+strings.Repeat("t", 99)) +
+			fmt.Sprintf("\"sym\" 120777 0 1700000000.0 0 ->%q\n", "/"+strings.Repeat("t", 99)) +
 			"\"dev\" 60644 0 1700000000.0 0\n\"fifo\" 10644 0 1700000000.0 0\n\"dir/gone\" whiteout\n"
 		if format == tar.FormatPAX {
 			want += "\"ü\" 100644 1073741824 1700000000.0 1 user.a=\"b\\x00c\" [{0 1}] \"x\"\n"

@@ -111,9 +111,9 @@ func roleMmap(path string) error {
 // killed: the process that made the mount is killed. If it served, readers get
 // errors, never zeros, and nobody hangs; otherwise nothing happens. The store
 // must be as it was made, but for what was read since.
-func killed(t *testing.T, face mount.Face, store, reference string) {
+func killed(t *testing.T, face mount.Face, s stored, from, reference string) {
 	at := t.TempDir()
-	cmd := command("serve", face.Name(), copyStore(t, store, face), at)
+	cmd := command("serve", face.Name(), copyStore(t, s, from, face), at)
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
@@ -172,14 +172,13 @@ func killed(t *testing.T, face mount.Face, store, reference string) {
 
 // copyStore gives the serving process a store of its own, without data unless
 // the face wants all.
-func copyStore(t *testing.T, from string, face mount.Face) string {
+func copyStore(t *testing.T, s stored, from string, face mount.Face) string {
 	t.Helper()
 	to := t.TempDir()
 	if face.Name() == "direct" {
 		must(t, os.CopyFS(to, os.DirFS(from)))
 		return to
 	}
-	tree, blobs := indexOf(awkward())
-	store(t, to, tree, blobs)
+	store(t, to, s)
 	return to
 }

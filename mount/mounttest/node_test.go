@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
@@ -26,15 +27,35 @@ var options = mount.Options{Options: fusedev.Options{
 	Name: "mounttest", ReadTimeout: 20 * time.Second, Logger: slog.New(slog.DiscardHandler),
 }}
 
-// store links a tree below a directory, where any process can open it.
-func store(t testing.TB, dir string, tree *index.Tree, blobs [][]byte) {
+// stored is an image in whatever form: its index, and what its bytes come from.
+type stored struct {
+	tree  *index.Tree
+	blobs map[string][]byte       // by digest
+	here  map[chunk.Digest][]byte // what is in the pool from the beginning
+}
+
+// store links an image below a directory, where any process can open it.
+func store(t testing.TB, dir string, s stored) {
 	t.Helper()
-	for i, b := range blobs {
-		must(t, os.WriteFile(filepath.Join(dir, tree.Blobs[i].Digest[len("sha256:"):]), b, 0o644))
+	for digest, b := range s.blobs {
+		must(t, os.WriteFile(filepath.Join(dir, digest[len("sha256:"):]), b, 0o644))
 	}
+	ino, err := s.tree.Lookup(hung)
+	must(t, err)
+	at := s.tree.Chunks[ino.Extents[0].Chunk].Blob
+	must(t, os.WriteFile(filepath.Join(dir, hung), []byte(s.tree.Blobs[at].Digest), 0o644))
 	p, err := pool.Open(filepath.Join(dir, "pool"))
 	must(t, err)
-	must(t, link.Link(t.Context(), tree, p, filepath.Join(dir, "linked")))
+	if len(s.here) > 0 {
+		b, err := p.Build()
+		must(t, err)
+		for d, data := range s.here {
+			must(t, b.Add(d, data))
+		}
+		_, err = b.Commit()
+		must(t, err)
+	}
+	must(t, link.Link(t.Context(), s.tree, p, filepath.Join(dir, "linked")))
 	must(t, p.Close())
 }
 
@@ -56,7 +77,11 @@ func open(dir string) (*node, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
-	n := &node{pool: p, linked: l, source: &source{dir: dir, hung: l.Blobs[1].Digest}}
+	blob, err := os.ReadFile(filepath.Join(dir, hung))
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), p.Close())
+	}
+	n := &node{pool: p, linked: l, source: &source{dir: dir, hung: string(blob)}}
 	n.fill, err = fill.New(p, fill.Options{}).Open(l, n.source)
 	return n, err
 }

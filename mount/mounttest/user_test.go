@@ -40,8 +40,7 @@ func TestUser(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	must(t, os.Chmod(dir, 0o755))
-	tree, blobs := indexOf(files)
-	store(t, dir, tree, blobs)
+	store(t, dir, indexOf(files))
 	must(t, os.Mkdir(filepath.Join(dir, "at"), 0o700))
 	must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		return errors.Join(err, os.Lchown(path, nobody, nobody))

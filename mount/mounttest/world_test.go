@@ -1,13 +1,16 @@
-// Package mounttest holds every face to the same tree and the same bytes, and
-// to errors instead of wrong ones. A new face is one more line in TestFaces.
+// Package mounttest holds every face and every reader of a format to the same
+// tree and the same bytes, those that GNU tar unpacks, and to errors instead of
+// wrong ones. A new face is one more in mount.Faces; a new reader is one more line
+// in the list of readers_test.go, with a function that makes an image of that
+// format from tar archives.
 package mounttest
 
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/sha256"
+	"compress/gzip"
 	"fmt"
-	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -19,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/bench/plain"
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
 )
@@ -123,41 +127,54 @@ func awkward() []file {
 	return all
 }
 
-// extract lets GNU tar unpack the tree into a new directory.
-func extract(t testing.TB, files []file) string {
+// extract lets GNU tar unpack layers into a new directory, one over the other.
+func extract(t testing.TB, layers ...[]file) string {
 	t.Helper()
 	if out, _ := exec.Command("tar", "--version").Output(); !bytes.Contains(out, []byte("GNU tar")) {
 		t.Skip("needs GNU tar")
 	}
 	dir := t.TempDir()
-	cmd := exec.Command("tar", "-xpf-", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", dir)
-	r, w := io.Pipe()
-	cmd.Stdin = r
-	go func() {
-		tw := tar.NewWriter(w)
+	for _, files := range layers {
+		must(t, plain.Unpack(t.Context(), bytes.NewReader(gzipped(archive(t, files, false))), dir))
 		for _, f := range files {
-			h := f.Header
-			h.Format = tar.FormatPAX
-			if err := tw.WriteHeader(&h); err != nil {
-				w.CloseWithError(err)
-				return
+			if f.acl == "" {
+				continue
 			}
-			tw.Write(f.data)
-		}
-		w.CloseWithError(tw.Close())
-	}()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("tar: %v %s", err, out)
-	}
-	for _, f := range files {
-		if f.acl == "" {
-			continue
-		}
-		if err := unix.Lsetxattr(filepath.Join(dir, f.Name), "system.posix_acl_access", []byte(f.acl), 0); err != nil {
-			t.Skipf("%s has no ACLs: %v", dir, err)
+			if err := unix.Lsetxattr(filepath.Join(dir, f.Name), posixACL, []byte(f.acl), 0); err != nil {
+				t.Skipf("%s has no ACLs: %v", dir, err)
+			}
 		}
 	}
 	return dir
+}
+
+const posixACL = "system.posix_acl_access"
+
+// archive is the files as a tar archive, with their ACLs if it shall.
+func archive(t testing.TB, files []file, acls bool) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		h := f.Header
+		h.Format = tar.FormatPAX
+		if f.acl != "" && acls {
+			h.PAXRecords = maps.Clone(h.PAXRecords)
+			h.PAXRecords["SCHILY.xattr."+posixACL] = f.acl
+		}
+		must(t, w.WriteHeader(&h))
+		w.Write(f.data)
+	}
+	must(t, w.Close())
+	return b.Bytes()
+}
+
+func gzipped(p []byte) []byte {
+	var b bytes.Buffer
+	w, _ := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+	w.Write(p)
+	w.Close()
+	return b.Bytes()
 }
 
 var kinds = map[byte]uint32{
@@ -167,9 +184,10 @@ var kinds = map[byte]uint32{
 
 // indexOf makes the index of the tree, and the blobs it refers to: one with
 // the data of hung, one with all others.
-func indexOf(files []file) (tree *index.Tree, blobs [][]byte) {
-	tree = &index.Tree{}
-	blobs = make([][]byte, 2)
+func indexOf(files []file) stored {
+	tree := &index.Tree{}
+	blobs := make([][]byte, 2)
+	s := stored{tree: tree, blobs: map[string][]byte{}}
 	byName := map[string]*index.Inode{}
 	for _, f := range files {
 		name := path.Clean(f.Name)
@@ -185,10 +203,11 @@ func indexOf(files []file) (tree *index.Tree, blobs [][]byte) {
 		}
 	}
 	for _, b := range blobs {
-		tree.Blobs = append(tree.Blobs, index.Blob{Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(b)), Size: int64(len(b)),
-			Spans: []index.Span{{Size: int64(len(b)), Length: int64(len(b))}}})
+		d := chunk.Sum(chunk.SHA256, b).String()
+		s.blobs[d] = b
+		tree.Blobs = append(tree.Blobs, index.Blob{Digest: d, Size: int64(len(b)), Spans: []index.Span{{Size: int64(len(b)), Length: int64(len(b))}}})
 	}
-	return tree, blobs
+	return s
 }
 
 func inodeOf(tree *index.Tree, blobs [][]byte, f file) *index.Inode {
@@ -209,7 +228,7 @@ func inodeOf(tree *index.Tree, blobs [][]byte, f file) *index.Inode {
 		ino.Xattrs = append(ino.Xattrs, index.Xattr{Name: strings.TrimPrefix(key, "SCHILY.xattr."), Value: value})
 	}
 	if f.acl != "" {
-		ino.Xattrs = append(ino.Xattrs, index.Xattr{Name: "system.posix_acl_access", Value: f.acl})
+		ino.Xattrs = append(ino.Xattrs, index.Xattr{Name: posixACL, Value: f.acl})
 	}
 	blob := 0
 	if f.Name == hung {

@@ -1,4 +1,5 @@
-// Package estargztest compares what a table of contents says of a layer with the
+// Package estargztest makes layers with tables of contents, also such as other
+// tools refuse to make, and compares what a table says of a layer with the
 // layer: every name, every attribute, and every byte of its files, decoded as a
 // reader would from the stored bytes that the table points to.
 package estargztest

@@ -1,0 +1,287 @@
+package mounttest
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/convert"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index/estargz/estargztest"
+	"github.com/shale-image/shale/mount"
+	"github.com/shale-image/shale/reader"
+)
+
+// format is a way to store an image that a reader reads.
+type format struct {
+	name string
+	want reader.Kind // of reader.Fetch; "": there is no index, and all layers are read
+	// make makes an image of this format, tagged "image", from its layers as they
+	// are unpacked.
+	make func(t testing.TB, repo *image.Repository, archives [][]byte)
+	// table says that the format cannot keep what JSON cannot: names that are not
+	// UTF-8; and fractions of seconds.
+	table bool
+}
+
+// formats lists the ways to store an image. A reader that is new is one more line.
+var formats = []format{
+	{"RAFS", reader.Nydus, converted, false},
+	{"tar", reader.Index, indexed(func(p []byte) []byte { return p }), false},
+	{"gzip", reader.Index, indexed(gzipped), false},
+	{"zstd, one frame", reader.Index, indexed(zstded(1 << 40)), false},
+	{"zstd, several frames", reader.Index, indexed(zstded(1<<20 + 1)), false},
+	{"gzip without an index", "", func(t testing.TB, repo *image.Repository, archives [][]byte) {
+		push(t, repo, archives, plainly(gzipped))
+	}, false},
+	{"zstd without an index", "", func(t testing.TB, repo *image.Repository, archives [][]byte) {
+		push(t, repo, archives, plainly(zstded(1<<40)))
+	}, false},
+	{"eStargz", reader.TOC, tables(estargztest.Options{}), true},
+	{"eStargz, odd chunks", reader.TOC, tables(estargztest.Options{Chunk: 100_001, Landmark: "size65536"}), true},
+	{"zstd:chunked", reader.TOC, tables(estargztest.Options{Zstd: true}), true},
+}
+
+// TestReaders: whatever an image is stored as, what is mounted is what GNU tar
+// unpacks. The whole suite runs with the device face; other faces show the tree.
+func TestReaders(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	references := map[bool]string{}
+	for _, f := range formats {
+		layers := awkwardLayers(f.table)
+		if references[f.table] == "" {
+			references[f.table] = extract(t, layers...)
+		}
+		reference := references[f.table]
+		t.Run(f.name, func(t *testing.T) {
+			s := f.read(t, layers)
+			for _, face := range mount.Faces() {
+				t.Run(face.Name(), func(t *testing.T) {
+					if face.Name() == "device" {
+						Run(t, face, s, slices.Concat(layers...), reference)
+						return
+					}
+					dir := t.TempDir()
+					store(t, dir, s)
+					n, err := open(dir)
+					must(t, err)
+					t.Cleanup(func() { must(t, n.close()) })
+					if face.Name() == "direct" {
+						must(t, n.fill.Complete(t.Context(), nil))
+					}
+					at, _ := show(t, face, n.image())
+					same(t, reference, at)
+				})
+			}
+		})
+	}
+}
+
+// awkwardLayers is the awkward tree as layers have it: hung in one of its own, and
+// one that takes away and changes what is below it.
+func awkwardLayers(table bool) [][]file {
+	var base, one, top []file
+	when := time.Unix(1700000000, 123456789)
+	add := func(to *[]file, kind byte, name, data string) *file {
+		*to = append(*to, file{Header: tar.Header{Typeflag: kind, Name: name, Mode: 0o755, ModTime: when, Size: int64(len(data))}, data: []byte(data)})
+		return &(*to)[len(*to)-1]
+	}
+	for _, f := range awkward() {
+		delete(f.PAXRecords, "SCHILY.xattr.trusted.overlay.opaque") // an instruction to a file system: refused by name
+		if f.Name == hung {
+			add(&one, tar.TypeDir, ".", "")
+			one = append(one, f)
+			continue
+		}
+		if len(f.Name) <= len("many/entry-999") || !strings.HasPrefix(f.Name, "many/") {
+			base = append(base, f)
+		}
+	}
+	for _, dir := range []string{"covered", "covered/below", "merged"} {
+		add(&base, tar.TypeDir, dir, "")
+		add(&base, tar.TypeReg, dir+"/lower", strings.Repeat(dir, 1000))
+	}
+	for _, name := range []string{"doomed", "becomes-directory", "becomes-symlink", "becomes-other"} {
+		add(&base, tar.TypeReg, name, strings.Repeat(name, 5000))
+	}
+	add(&top, tar.TypeDir, ".", "")
+	add(&top, tar.TypeReg, ".wh.doomed", "")
+	add(&top, tar.TypeReg, ".wh.never-was", "")
+	add(&top, tar.TypeDir, "covered", "")
+	add(&top, tar.TypeReg, "covered/upper", "upper")
+	add(&top, tar.TypeReg, "covered/.wh..wh..opq", "")
+	add(&top, tar.TypeDir, "merged", "").Mode = 0o700
+	add(&top, tar.TypeReg, "merged/upper", "upper")
+	add(&top, tar.TypeDir, "becomes-directory", "")
+	add(&top, tar.TypeReg, "becomes-directory/file", "file")
+	add(&top, tar.TypeSymlink, "becomes-symlink", "").Linkname = "linked"
+	add(&top, tar.TypeReg, "becomes-other", strings.Repeat("other", 40_000))
+	add(&top, tar.TypeLink, "link-from-above", "").Linkname = "linked"
+	all := [][]file{base, one, top}
+	if table {
+		for i, files := range all {
+			all[i] = slices.DeleteFunc(files, func(f file) bool { return !utf8.ValidString(f.Name) })
+			for k := range all[i] {
+				all[i][k].ModTime = time.Unix(all[i][k].ModTime.Unix(), 0)
+			}
+		}
+	}
+	return all
+}
+
+// read makes an image of the format and reads it as a node would.
+func (f *format) read(t *testing.T, layers [][]file) stored {
+	t.Helper()
+	repo := repository(t, "oci:"+t.TempDir()+":image")
+	var archives [][]byte
+	for _, files := range layers {
+		archives = append(archives, archive(t, files, true))
+	}
+	f.make(t, repo, archives)
+	img, err := repo.Resolve(t.Context(), linux)
+	must(t, err)
+	var s stored
+	if f.want == "" {
+		var here sync.Map
+		m := scanned(t, repo, img, func(d chunk.Digest, p []byte) error {
+			here.Store(d, bytes.Clone(p))
+			return nil
+		})
+		s = stored{tree: m.Tree, here: map[chunk.Digest][]byte{}}
+		here.Range(func(d, p any) bool {
+			s.here[d.(chunk.Digest)] = p.([]byte)
+			return true
+		})
+		return s
+	}
+	raw, err := reader.Fetch(t.Context(), repo, img, reader.Options{TempDir: t.TempDir()})
+	must(t, err)
+	defer raw.Close()
+	if raw.Kind != f.want {
+		t.Fatalf("read as %s, want %s", raw.Kind, f.want)
+	}
+	s = stored{blobs: map[string][]byte{}}
+	s.tree, err = raw.Tree()
+	must(t, err)
+	for _, b := range s.tree.Blobs {
+		s.blobs[b.Digest], err = blob.ReadAll(t.Context(), repo.Blobs(), blob.Ref{Digest: b.Digest, Size: b.Size}, 0, b.Size)
+		must(t, err)
+	}
+	return s
+}
+
+// converted makes what shale convert makes of an image.
+func converted(t testing.TB, repo *image.Repository, archives [][]byte) {
+	src := repository(t, "oci:"+filepath.Join(t.TempDir(), "plain")+":image")
+	push(t, src, archives, plainly(gzipped))
+	_, err := convert.Convert(t.Context(), src, repo, convert.Options{Platform: linux, TempDir: t.TempDir()})
+	must(t, err)
+}
+
+// indexed makes an image with the index beside it that shale index pushes.
+func indexed(compress func([]byte) []byte) func(testing.TB, *image.Repository, [][]byte) {
+	return func(t testing.TB, repo *image.Repository, archives [][]byte) {
+		img := push(t, repo, archives, plainly(compress))
+		_, err := reader.Push(t.Context(), repo, img, scanned(t, repo, img, nil))
+		must(t, err)
+	}
+}
+
+// tables makes an image of layers with tables of contents.
+func tables(o estargztest.Options) func(testing.TB, *image.Repository, [][]byte) {
+	return func(t testing.TB, repo *image.Repository, archives [][]byte) {
+		push(t, repo, archives, func(p []byte) ([]byte, map[string]string) { return estargztest.Build(t, p, o) })
+	}
+}
+
+// scanned reads all layers of an image.
+func scanned(t testing.TB, repo *image.Repository, img *image.Image, keep func(chunk.Digest, []byte) error) *reader.Made {
+	t.Helper()
+	m, err := reader.Make(t.Context(), reader.Job{
+		Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Keep: keep, TempDir: t.TempDir(),
+		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return repo.Blob(ctx, img.Layers[n]) },
+	})
+	must(t, err)
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
+var linux = image.Platform{OS: "linux", Architecture: "amd64"}
+
+func repository(t testing.TB, name string) *image.Repository {
+	t.Helper()
+	ref, err := image.ParseRef(name)
+	must(t, err)
+	repo, err := image.Open(t.Context(), ref, image.Options{})
+	must(t, err)
+	t.Cleanup(func() { repo.Close() })
+	return repo
+}
+
+// plainly compresses a layer that has no annotations.
+func plainly(compress func([]byte) []byte) func([]byte) ([]byte, map[string]string) {
+	return func(p []byte) ([]byte, map[string]string) { return compress(p), nil }
+}
+
+// push pushes an image of archives; compress makes a layer of one, with the
+// annotations of its descriptor.
+func push(t testing.TB, repo *image.Repository, archives [][]byte, compress func([]byte) ([]byte, map[string]string)) *image.Image {
+	t.Helper()
+	put := func(mediaType string, p []byte) image.Descriptor {
+		d := image.Descriptor{MediaType: mediaType, Digest: chunk.Sum(chunk.SHA256, p).String(), Size: int64(len(p))}
+		must(t, repo.PushBlob(t.Context(), d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }))
+		return d
+	}
+	var layers []image.Descriptor
+	var diffIDs []string
+	for _, a := range archives {
+		p, annotations := compress(a)
+		kind := ""
+		switch {
+		case bytes.HasPrefix(p, []byte("\x1f\x8b")):
+			kind = "+gzip"
+		case bytes.HasPrefix(p, []byte("\x28\xb5\x2f\xfd")):
+			kind = "+zstd"
+		}
+		d := put("application/vnd.oci.image.layer.v1.tar"+kind, p)
+		d.Annotations = annotations
+		layers, diffIDs = append(layers, d), append(diffIDs, chunk.Sum(chunk.SHA256, a).String())
+	}
+	config, err := json.Marshal(map[string]any{"os": "linux", "architecture": "amd64", "rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs}})
+	must(t, err)
+	m, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": image.MediaTypeManifest, "config": put(image.MediaTypeConfig, config), "layers": layers})
+	must(t, err)
+	_, err = repo.PushManifest(t.Context(), image.MediaTypeManifest, m, "image")
+	must(t, err)
+	img, err := repo.Resolve(t.Context(), linux)
+	must(t, err)
+	return img
+}
+
+func zstded(frame int) func([]byte) []byte {
+	return func(p []byte) (out []byte) {
+		e, _ := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+		for len(p) > 0 {
+			n := min(frame, len(p))
+			out = e.EncodeAll(p[:n], out)
+			p = p[n:]
+		}
+		return out
+	}
+}
