@@ -42,7 +42,16 @@ type Algorithm uint8
 const (
 	BLAKE3 Algorithm = 1 + iota
 	SHA256
+
+	// Origin is for content of which nobody has told a digest: what is named is
+	// where it comes from, down to the digest of the stored bytes. Two chunks of
+	// one Origin are the same, but content cannot be verified by it; whoever
+	// decodes it has to verify what it is decoded from.
+	Origin
 )
+
+// Known tells whether a is one of them.
+func (a Algorithm) Known() bool { return a >= BLAKE3 && a <= Origin }
 
 // String returns the algorithm's name as used in digests ("blake3").
 func (a Algorithm) String() string {
@@ -51,6 +60,8 @@ func (a Algorithm) String() string {
 		return "blake3"
 	case SHA256:
 		return "sha256"
+	case Origin:
+		return "origin"
 	}
 	return fmt.Sprintf("algorithm(%d)", uint8(a))
 }
@@ -62,7 +73,7 @@ type Digest struct {
 	Sum       [32]byte
 }
 
-// Sum returns the digest of p. It panics if a is not a known algorithm.
+// Sum returns the digest of p. It panics if a is neither BLAKE3 nor SHA256.
 func Sum(a Algorithm, p []byte) Digest {
 	switch a {
 	case BLAKE3:
@@ -73,7 +84,8 @@ func Sum(a Algorithm, p []byte) Digest {
 	panic("chunk: unknown digest algorithm")
 }
 
-// Parse reads the form that String writes, "blake3:<64 hex digits>".
+// Parse reads the form that String writes, "blake3:<64 hex digits>", of a digest
+// of content.
 func Parse(s string) (Digest, error) {
 	var d Digest
 	name, sum, ok := strings.Cut(s, ":")
@@ -100,10 +112,10 @@ func (d Digest) String() string {
 }
 
 // Verify reports, as an error wrapping ErrCorrupt, that p is not the content
-// d names.
+// d names. That an Origin does not tell is such an error, too.
 func (d Digest) Verify(p []byte) error {
 	if d.Algorithm != BLAKE3 && d.Algorithm != SHA256 {
-		return fmt.Errorf("%w: digest algorithm %d is unknown", ErrCorrupt, d.Algorithm)
+		return fmt.Errorf("%w: %s says nothing about content", ErrCorrupt, d.Algorithm)
 	}
 	if got := Sum(d.Algorithm, p); got != d {
 		return fmt.Errorf("%w: digest is %s, want %s", ErrCorrupt, got, d)

@@ -15,8 +15,9 @@ type Codec uint8
 const (
 	None Codec = iota
 	Zstd
-	LZ4  // LZ4 block format, no frame
-	Gzip // gzip or a part of it: decoded as a stream (index/stream), never one chunk alone
+	LZ4     // LZ4 block format, no frame
+	Gzip    // gzip or a part of it: decoded as a stream (index/stream), never one chunk alone
+	Deflate // Gzip from the start of a block on, never from that of a member
 )
 
 // String returns the codec's name as the command line spells it.
@@ -30,6 +31,8 @@ func (c Codec) String() string {
 		return "lz4"
 	case Gzip:
 		return "gzip"
+	case Deflate:
+		return "deflate"
 	}
 	return fmt.Sprintf("codec(%d)", uint8(c))
 }

@@ -65,7 +65,7 @@ func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Ex
 		return 0, fmt.Errorf("blob %s: %d stored bytes at offset %d: %w", b.Digest, length, off, err)
 	}
 	at := &t.Blobs[spans[0].Window.Blob]
-	w, err := stream.Window(ctx, src, blob.Ref{Digest: at.Digest, Size: at.Size}, spans[0].Window)
+	w, err := stream.Window(ctx, src, blob.Ref{Digest: at.Digest, Size: at.Size}, &spans[0])
 	if err != nil {
 		return bad(err)
 	}
@@ -83,7 +83,7 @@ func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Ex
 		c := &t.Chunks[e.Chunk]
 		data, err := r.Next(int(c.Size))
 		if err == nil {
-			err = c.Digest.Verify(data)
+			err = r.Verify(c.Digest, data)
 		}
 		if err != nil {
 			return bad(err)

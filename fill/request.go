@@ -78,7 +78,7 @@ func (r *request) run(ctx context.Context) error {
 		return err
 	}
 	wctx, cancel := context.WithCancel(ctx)
-	window := r.im.window(wctx, spans[0].Window)
+	window := r.im.window(wctx, &spans[0])
 	defer window() // it uses the source
 	defer cancel()
 	r.im.stats.request(all.Length)
@@ -117,7 +117,8 @@ func (r *request) run(ctx context.Context) error {
 func (im *Image) blob(n int) blob.Ref { return blob.Ref(im.linked.Blobs[n]) }
 
 // window begins to fetch a window, and returns what waits for it.
-func (im *Image) window(ctx context.Context, w index.Window) func() ([]byte, error) {
+func (im *Image) window(ctx context.Context, s *index.Span) func() ([]byte, error) {
+	w := s.Window
 	if w.Length == 0 {
 		return func() ([]byte, error) { return nil, nil }
 	}
@@ -127,7 +128,7 @@ func (im *Image) window(ctx context.Context, w index.Window) func() ([]byte, err
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p, err = stream.Window(ctx, im.source, im.blob(int(w.Blob)), w)
+		p, err = stream.Window(ctx, im.source, im.blob(int(w.Blob)), s)
 	}()
 	return func() ([]byte, error) {
 		<-done
@@ -154,7 +155,7 @@ func (r *request) next(in *stream.Reader) error {
 		}
 		return nil // the next call fails all that the span has
 	}
-	err = w.chunk.Digest.Verify(data)
+	err = in.Verify(w.chunk.Digest, data)
 	if err == nil {
 		err = w.segment.pool.Store(w.at.off, data)
 	}

@@ -27,12 +27,21 @@ type Span struct {
 	Offset int64 // of the first stored byte
 	Length int64 // stored bytes
 	Codec  chunk.Codec
-	Bits   uint8  // chunk.Gzip: how many bits of the first byte belong to the span before
-	Window Window // chunk.Gzip: what decoding needs besides
+	Bits   uint8  // chunk.Gzip, chunk.Deflate: how many bits of the first byte belong to the span before
+	Window Window // likewise: what decoding needs besides
+	Proof  *Proof // of what is stored; nil if only chunks can be verified
+}
+
+// Proof are the SHA-256 digests of what a span is decoded from: of all its stored
+// bytes, and of its window if it has one. They are compared before anything is
+// decoded, which chunks rely on that have no digest of content (chunk.Origin).
+type Proof struct {
+	Stored, Window [32]byte
 }
 
 // Window is the content before a span that decoding it may refer to, at most
-// 32 KiB, zstd-compressed in a blob. The zero Window says that none is needed.
+// 32 KiB; in a blob, for chunk.Gzip zstd-compressed, for chunk.Deflate as it is.
+// The zero Window says that none is needed.
 type Window struct {
 	Blob   uint32 // position in Tree.Blobs
 	Length uint32 // stored bytes
@@ -46,6 +55,12 @@ func (s *Span) End() int64 { return s.Start + s.Size }
 func (s *Span) Whole() bool {
 	return (s.Codec == chunk.Zstd || s.Codec == chunk.LZ4) && s.Size <= chunk.MaxSize
 }
+
+// Inflated tells whether the span is a part of a gzip stream.
+func (s *Span) Inflated() bool { return s.Codec == chunk.Gzip || s.Codec == chunk.Deflate }
+
+// Divisible tells whether any part of the span can be had without the rest.
+func (s *Span) Divisible() bool { return s.Codec == chunk.None && s.Proof == nil }
 
 // StreamSize is the size of the stream in bytes.
 func (b *Blob) StreamSize() int64 {
@@ -84,18 +99,18 @@ func Stored(spans []Span, from, to int64) (off, length int64) {
 	first, last := &spans[0], &spans[len(spans)-1]
 	off = first.Offset
 	end := last.Offset + last.Length
-	if first.Codec == chunk.None {
+	if first.Divisible() {
 		off += from - first.Start
 	}
-	if last.Codec == chunk.None {
+	if last.Divisible() {
 		end = last.Offset + to - last.Start
 	}
 	return off, end - off
 }
 
-// maxStored bounds the stored bytes of a span that is decoded in memory: the
-// worst that zstd and LZ4 make of 16 MiB is 64 KiB more.
-const maxStored = chunk.MaxSize + chunk.MaxSize/64
+// MaxStored bounds the stored bytes of a span that is decoded or proved in
+// memory: the worst that zstd and LZ4 make of 16 MiB is 64 KiB more.
+const MaxStored = chunk.MaxSize + chunk.MaxSize/64
 
 // maxWindow bounds the stored bytes of a window.
 const maxWindow = 33 << 10
@@ -133,15 +148,23 @@ func (t *Tree) CheckChunk(c *Chunk) error {
 		return fmt.Errorf("%w: chunk %s: "+format, append([]any{ErrCorrupt, c.Digest}, args...)...)
 	}
 	switch {
-	case c.Digest.Algorithm != chunk.BLAKE3 && c.Digest.Algorithm != chunk.SHA256:
+	case !c.Digest.Algorithm.Known():
 		return bad("unknown digest")
 	case c.Size == 0 || c.Size > chunk.MaxSize:
 		return bad("%d bytes, want 1 to %d", c.Size, chunk.MaxSize)
 	case int64(c.Blob) >= int64(len(t.Blobs)):
 		return bad("it lies in blob %d of %d", c.Blob, len(t.Blobs))
 	}
-	if end := t.Blobs[c.Blob].StreamSize(); c.Offset < 0 || c.Offset > end-int64(c.Size) {
-		return bad("%d bytes at %d of a stream of %d in blob %s", c.Size, c.Offset, end, t.Blobs[c.Blob].Digest)
+	b := &t.Blobs[c.Blob]
+	if end := b.StreamSize(); c.Offset < 0 || c.Offset > end-int64(c.Size) {
+		return bad("%d bytes at %d of a stream of %d in blob %s", c.Size, c.Offset, end, b.Digest)
+	}
+	if c.Digest.Algorithm == chunk.Origin {
+		for _, s := range b.Cover(c.Offset, c.End()) {
+			if s.Proof == nil {
+				return bad("nothing to verify it by at %d in blob %s", s.Offset, b.Digest)
+			}
+		}
 	}
 	return nil
 }
@@ -157,11 +180,13 @@ func (s *Span) check(start, stored, size int64, blobs []Blob) error {
 		return fmt.Errorf("%d bytes at %d of the stream, want them at %d", s.Size, s.Start, start)
 	case s.Offset < max(0, stored) || s.Length <= 0 || s.Offset > math.MaxInt64-s.Length || size > 0 && s.Offset+s.Length > size:
 		return fmt.Errorf("%d stored bytes at %d of %d, those before end at %d", s.Length, s.Offset, size, stored)
-	case s.Codec == chunk.None && s.Length != s.Size, s.Whole() && s.Length > maxStored, s.Codec == chunk.LZ4 && !s.Whole():
+	case s.Codec == chunk.None && s.Length != s.Size, (s.Whole() || s.Proof != nil) && s.Length > MaxStored, s.Codec == chunk.LZ4 && !s.Whole():
 		return fmt.Errorf("%d bytes stored as %d, %v", s.Size, s.Length, s.Codec)
-	case s.Codec > chunk.Gzip:
+	case s.Codec > chunk.Deflate:
 		return fmt.Errorf("%v", s.Codec)
-	case s.Codec != chunk.Gzip && (s.Bits > 0 || s.Window != Window{}), s.Bits > 7:
+	case s.Proof != nil && s.Codec != chunk.None && s.Codec != chunk.Deflate:
+		return fmt.Errorf("digests of what is stored as %v", s.Codec)
+	case !s.Inflated() && (s.Bits > 0 || s.Window != Window{}), s.Bits > 7:
 		return fmt.Errorf("%v with %d bits and a window of %d bytes", s.Codec, s.Bits, s.Window.Length)
 	case s.Window.Length > maxWindow || s.Window.Offset < 0 || int64(s.Window.Blob) >= int64(len(blobs)):
 		return fmt.Errorf("a window of %d bytes at %d of blob %d of %d", s.Window.Length, s.Window.Offset, s.Window.Blob, len(blobs))

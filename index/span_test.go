@@ -55,9 +55,9 @@ func TestCheckSpans(t *testing.T) {
 		{"stored beyond the blob", 5, func(s *Span) { s.Length++ }, "of 1099511629846"},
 		{"not compressed and shorter", 0, func(s *Span) { s.Length-- }, "100 bytes stored as 99"},
 		{"not compressed and longer", 0, func(s *Span) { s.Size = 99 }, "99 bytes stored as 100"},
-		{"more than fits into memory", 2, func(s *Span) { s.Length, s.Codec = maxStored+1, chunk.Zstd }, "stored as"},
+		{"more than fits into memory", 2, func(s *Span) { s.Length, s.Codec = MaxStored+1, chunk.Zstd }, "stored as"},
 		{"a stream of LZ4", 3, func(s *Span) { s.Codec = chunk.LZ4 }, "lz4"},
-		{"an unknown codec", 1, func(s *Span) { s.Codec = chunk.Gzip + 1 }, "codec(4)"},
+		{"an unknown codec", 1, func(s *Span) { s.Codec = chunk.Deflate + 1 }, "codec(5)"},
 		{"bits of zstd", 1, func(s *Span) { s.Bits = 1 }, "1 bits"},
 		{"bits of none", 0, func(s *Span) { s.Bits = 1 }, "1 bits"},
 		{"8 bits", 5, func(s *Span) { s.Bits = 8 }, "8 bits"},
@@ -67,6 +67,9 @@ func TestCheckSpans(t *testing.T) {
 		{"a window before its blob", 5, func(s *Span) { s.Window.Offset = -1 }, "a window"},
 		{"a window in no blob", 5, func(s *Span) { s.Window.Blob = 3 }, "blob 3 of 3"},
 		{"no window, in no blob", 4, func(s *Span) { s.Window.Blob = 3 }, "blob 3 of 3"},
+		{"a proof of gzip", 4, func(s *Span) { s.Proof = &Proof{} }, "stored as gzip"},
+		{"a proof of zstd", 1, func(s *Span) { s.Proof = &Proof{} }, "stored as zstd"},
+		{"more than is proved", 3, func(s *Span) { s.Codec, s.Proof = chunk.Deflate, &Proof{} }, "stored as"},
 	} {
 		bad := tree()
 		c.bad(&bad.Blobs[0].Spans[c.span])
@@ -89,19 +92,25 @@ func TestCheckChunk(t *testing.T) {
 	if err := tree.CheckChunk(&good); err != nil {
 		t.Fatal(err)
 	}
+	tree.Blobs[0].Spans[0].Proof = &Proof{}
+	origin := Chunk{Digest: chunk.Digest{Algorithm: chunk.Origin}, Size: 50, Offset: 50}
+	if err := tree.CheckChunk(&origin); err != nil {
+		t.Error(err)
+	}
 	end := tree.Blobs[0].StreamSize()
 	for what, change := range map[string]func(c *Chunk){
-		"no digest":         func(c *Chunk) { c.Digest.Algorithm = 0 },
-		"unknown digest":    func(c *Chunk) { c.Digest.Algorithm = 3 },
-		"empty":             func(c *Chunk) { c.Size = 0 },
-		"large":             func(c *Chunk) { c.Size = chunk.MaxSize + 1 },
-		"no blob":           func(c *Chunk) { c.Blob = 2 },
-		"no blob by far":    func(c *Chunk) { c.Blob = math.MaxUint32 },
-		"blob of no stream": func(c *Chunk) { c.Blob = 1 },
-		"negative":          func(c *Chunk) { c.Offset = -1 },
-		"most negative":     func(c *Chunk) { c.Offset = math.MinInt64 },
-		"behind the stream": func(c *Chunk) { c.Offset = end - 199 },
-		"far behind":        func(c *Chunk) { c.Offset = math.MaxInt64 },
+		"no digest":                      func(c *Chunk) { c.Digest.Algorithm = 0 },
+		"unknown digest":                 func(c *Chunk) { c.Digest.Algorithm = chunk.Origin + 1 },
+		"of an origin that has no proof": func(c *Chunk) { c.Digest.Algorithm = chunk.Origin },
+		"empty":                          func(c *Chunk) { c.Size = 0 },
+		"large":                          func(c *Chunk) { c.Size = chunk.MaxSize + 1 },
+		"no blob":                        func(c *Chunk) { c.Blob = 2 },
+		"no blob by far":                 func(c *Chunk) { c.Blob = math.MaxUint32 },
+		"blob of no stream":              func(c *Chunk) { c.Blob = 1 },
+		"negative":                       func(c *Chunk) { c.Offset = -1 },
+		"most negative":                  func(c *Chunk) { c.Offset = math.MinInt64 },
+		"behind the stream":              func(c *Chunk) { c.Offset = end - 199 },
+		"far behind":                     func(c *Chunk) { c.Offset = math.MaxInt64 },
 	} {
 		c := good
 		if change(&c); !errors.Is(tree.CheckChunk(&c), ErrCorrupt) {

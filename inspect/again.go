@@ -215,7 +215,7 @@ func (c *checker) stream(ctx context.Context, o *object, chunks []int, says *con
 			bad(chunks[n:k], err)
 			return k, nil
 		}
-		if err := ch.Digest.Verify(data); err != nil {
+		if err := r.Verify(ch.Digest, data); err != nil {
 			bad([]int{i}, err)
 			continue
 		}

@@ -252,7 +252,7 @@ func (c *checker) span(o *object, s *index.Span, p []byte) {
 			bad(err, chunks[k:])
 			return
 		}
-		if err := ch.Digest.Verify(data); err != nil {
+		if err := r.Verify(ch.Digest, data); err != nil {
 			bad(err, chunks[k:k+1])
 		}
 	}

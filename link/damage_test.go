@@ -83,7 +83,7 @@ func FuzzMap(f *testing.F) {
 	info := &Info{Blobs: make([]Blob, 2), MetaSize: 4096, FlatSize: 20 * chunk.Block,
 		Segments: []Segment{{ID: 1, Flat: chunk.Block, Size: 8 * chunk.Block}, {ID: 2, Flat: 10 * chunk.Block, Size: 10 * chunk.Block}}}
 	good := seedMap()
-	if _, _, err := parse(good, info); err != nil {
+	if _, _, _, err := parse(good, info); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
@@ -93,14 +93,14 @@ func FuzzMap(f *testing.F) {
 		if len(b) >= mapHeader {
 			clear(b[infoSumAt:mapHeader])
 		}
-		records, spans, err := parse(b, info)
+		records, spans, proofs, err := parse(b, info)
 		if err != nil {
 			if !errors.Is(err, index.ErrCorrupt) {
 				t.Fatal(err)
 			}
 			return
 		}
-		im := &Image{Info: *info, records: records, spans: spans}
+		im := &Image{Info: *info, records: records, spans: spans, proofs: proofs}
 		end := info.MetaSize
 		for i := range im.Chunks() {
 			c := im.Chunk(i)
@@ -126,19 +126,21 @@ func FuzzMap(f *testing.F) {
 }
 
 // parse parses a map without its checksum.
-func parse(b []byte, info *Info) (records, spans []byte, err error) {
+func parse(b []byte, info *Info) (records, spans, proofs []byte, err error) {
 	sum := blake3.Sum256(b)
 	return parseMap(append(b[:len(b):len(b)], sum[:]...), info, [32]byte{})
 }
 
 // seedMap is a good map, but for its checksum: two chunks, one of them across
-// two spans, of the spans of two blobs.
+// two spans, of the spans of two blobs, the first with a proof.
 func seedMap() []byte {
-	b := make([]byte, mapHeader+2*mapRecord+4*mapSpan)
+	b := make([]byte, mapHeader+2*mapRecord+4*mapSpan+mapProof)
 	le := binary.LittleEndian
 	copy(b, mapMagic)
 	le.PutUint32(b[8:], 2)
 	le.PutUint32(b[12:], 4)
+	le.PutUint32(b[16:], 1)
+	le.PutUint32(b[mapHeader+2*mapRecord+52:], 1)
 	for i, flat := range []uint64{chunk.Block, 10 * chunk.Block} {
 		r := b[mapHeader+i*mapRecord:]
 		le.PutUint64(r, flat)
@@ -172,7 +174,7 @@ func seedMap() []byte {
 func TestHostileMap(t *testing.T) {
 	info := &Info{Blobs: []Blob{{"a", 100}, {"b", 199}}, MetaSize: 4096, FlatSize: 20 * chunk.Block,
 		Segments: []Segment{{ID: 1, Flat: chunk.Block, Size: 8 * chunk.Block}, {ID: 2, Flat: 10 * chunk.Block, Size: 10 * chunk.Block}}}
-	if _, _, err := parse(seedMap(), info); err != nil {
+	if _, _, _, err := parse(seedMap(), info); err != nil {
 		t.Fatal(err)
 	}
 	const first, second, spans = mapHeader, mapHeader + mapRecord, mapHeader + 2*mapRecord
@@ -184,6 +186,9 @@ func TestHostileMap(t *testing.T) {
 	}{
 		{"records", 8, 4, 3, "3 records"},
 		{"spans", 12, 4, 1<<32 - 1, "4294967295 spans"},
+		{"proofs", 16, 4, 1<<32 - 1, "4294967295 proofs"},
+		{"proof behind the last", spans + 52, 4, 2, "proof 2 of 1, want 1"},
+		{"a proof twice", spans + mapSpan + 52, 4, 1, "proof 1 of 1, want 2"},
 		{"flat before a segment", first, 8, 4096 * 3, "flat address"},
 		{"flat not at a granule", first, 8, chunk.Block + 1, "flat address"},
 		{"flat negative", first, 8, 1 << 63, "flat address"},
@@ -211,7 +216,7 @@ func TestHostileMap(t *testing.T) {
 		{"not compressed, and shorter", spans + 24, 8, 99, "stored as 99"},
 		{"span of no blob", spans + 3*mapSpan + 44, 2, 2, "blob 2 of 2"},
 		{"span of an earlier blob", spans + 3*mapSpan + 44, 2, 0, "after one in 1"},
-		{"codec", spans + mapSpan + 48, 1, 4, "codec(4)"},
+		{"codec", spans + mapSpan + 48, 1, 5, "codec(5)"},
 		{"large lz4", spans + mapSpan + 48, 1, 1 << 7, "codec"},
 		{"bits", spans + 3*mapSpan + 49, 1, 8, "8 bits"},
 		{"bits of another codec", spans + mapSpan + 49, 1, 1, "1 bits"},
@@ -224,7 +229,7 @@ func TestHostileMap(t *testing.T) {
 		var v [8]byte
 		binary.LittleEndian.PutUint64(v[:], c.v)
 		copy(b[c.at:c.at+c.n], v[:])
-		if _, _, err := parse(b, info); !errors.Is(err, index.ErrCorrupt) || !strings.Contains(err.Error(), c.text) {
+		if _, _, _, err := parse(b, info); !errors.Is(err, index.ErrCorrupt) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v, want it to say %q", c.what, err, c.text)
 		}
 	}

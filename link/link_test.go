@@ -82,7 +82,7 @@ func sameBlobs(im *Image, t *index.Tree) bool {
 			return false
 		}
 		for _, want := range b.Spans {
-			if s, blob := im.Span(n); s != want || blob != i {
+			if s, blob := im.Span(n); !reflect.DeepEqual(s, want) || blob != i {
 				return false
 			}
 			n++
@@ -98,18 +98,21 @@ func randomSpans(r *rand.Rand, b *index.Blob, blobs int) {
 		if r.IntN(3) == 0 {
 			at += r.Int64N(1000)
 		}
-		s := index.Span{Size: 1 + r.Int64N(3000), Offset: at, Codec: chunk.Codec(r.IntN(4))}
+		s := index.Span{Size: 1 + r.Int64N(3000), Offset: at, Codec: chunk.Codec(r.IntN(5))}
 		s.Length = 1 + r.Int64N(s.Size)
 		switch {
 		case s.Codec == chunk.None:
 			s.Length = s.Size
 		case s.Codec == chunk.Zstd && r.IntN(4) == 0:
 			s.Size += chunk.MaxSize // a stream
-		case s.Codec == chunk.Gzip:
-			if len(b.Spans) > 0 && b.Spans[len(b.Spans)-1].Codec == chunk.Gzip && r.IntN(2) == 0 && at == end(b) {
+		case s.Inflated():
+			if len(b.Spans) > 0 && b.Spans[len(b.Spans)-1].Inflated() && r.IntN(2) == 0 && at == end(b) {
 				s.Bits, s.Offset, s.Length = uint8(1+r.IntN(7)), s.Offset-1, s.Length+1
 			}
 			s.Window = index.Window{Blob: uint32(r.IntN(blobs)), Length: r.Uint32N(20000), Offset: r.Int64N(1 << 40)}
+		}
+		if (s.Codec == chunk.None || s.Codec == chunk.Deflate) && r.IntN(2) == 0 {
+			s.Proof = &index.Proof{Stored: [32]byte{1: byte(n)}, Window: [32]byte{31: byte(n)}}
 		}
 		at = s.Offset + s.Length
 		b.Append(s)
@@ -148,7 +151,7 @@ func TestSpans(t *testing.T) {
 			c := im.Chunk(i)
 			b := &w.tree.Blobs[c.Blob]
 			cover := b.Cover(c.Offset, c.End())
-			if s, blob := im.Span(c.Span); blob != c.Blob || s != cover[0] {
+			if s, blob := im.Span(c.Span); blob != c.Blob || !reflect.DeepEqual(s, cover[0]) {
 				t.Fatalf("record %d: span %d of blob %d is %+v, want %+v", i, c.Span, c.Blob, s, cover[0])
 			}
 			all := im.Stored(c)

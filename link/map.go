@@ -19,21 +19,25 @@ import (
 // It is mapped, not read, so that a node's memory does not grow with its
 // images; little-endian:
 //
-//	header    64 B   magic "SHALEMAP", count u32, spans u32, zeros [16],
-//	                 BLAKE3 of the file info [32]
+//	header    64 B   magic "SHALEMAP", count u32, spans u32, proofs u32,
+//	                 zeros [12], BLAKE3 of the file info [32]
 //	records   64 B   x count, in order of flat address:
 //	                 flat u64, stream offset u64, size u32, span u32, blob u16,
 //	                 digest algorithm u8, flags u8, zeros [4], digest sum [32]
 //	spans     64 B   x spans, in order of blobs and of their streams:
 //	                 start u64, size u64, blob offset u64, stored length u64,
 //	                 window offset u64, window length u32, blob u16,
-//	                 window blob u16, codec u8, bits u8, zeros [14]
+//	                 window blob u16, codec u8, bits u8, zeros [2],
+//	                 number of its proof, from 1 on, or 0 u32, zeros [8]
+//	proofs    64 B   x proofs, in order of their spans, one for each that has
+//	                 one: SHA-256 of the stored bytes [32], of the window [32]
 //	checksum  32 B   BLAKE3 of all of the above
 const (
 	mapMagic  = "SHALEMAP"
 	mapHeader = 64
 	mapRecord = 64
 	mapSpan   = 64
+	mapProof  = 64
 	mapSum    = 32
 	infoSumAt = 32
 
@@ -108,6 +112,15 @@ func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64,
 	copy(head[:], mapMagic)
 	le.PutUint32(head[8:], uint32(len(order)))
 	le.PutUint32(head[12:], uint32(spans))
+	var proofs []*index.Proof
+	for i := range t.Blobs {
+		for k := range t.Blobs[i].Spans {
+			if p := t.Blobs[i].Spans[k].Proof; p != nil {
+				proofs = append(proofs, p)
+			}
+		}
+	}
+	le.PutUint32(head[16:], uint32(len(proofs)))
 	copy(head[infoSumAt:], infoSum[:])
 	w.Write(head[:]) // an error comes back from Flush
 	for i, x := range order {
@@ -128,6 +141,7 @@ func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64,
 		copy(r[32:], c.Digest.Sum[:])
 		w.Write(r[:])
 	}
+	proof := uint32(0)
 	for b := range t.Blobs {
 		for _, s := range t.Blobs[b].Spans {
 			var r [mapSpan]byte
@@ -140,8 +154,16 @@ func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64,
 			le.PutUint16(r[44:], uint16(b))
 			le.PutUint16(r[46:], uint16(s.Window.Blob))
 			r[48], r[49] = byte(s.Codec), s.Bits
+			if s.Proof != nil {
+				proof++
+				le.PutUint32(r[52:], proof)
+			}
 			w.Write(r[:])
 		}
+	}
+	for _, p := range proofs {
+		w.Write(p.Stored[:])
+		w.Write(p.Window[:])
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -151,10 +173,11 @@ func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64,
 }
 
 // parseMap checks a map against its checksum and its info, which have to agree,
-// and everything that later use relies on. It returns the records and the spans.
-func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans []byte, _ error) {
-	bad := func(off int64, format string, args ...any) ([]byte, []byte, error) {
-		return nil, nil, index.Errorf(index.ErrCorrupt, "map", off, format, args...)
+// and everything that later use relies on. It returns the records, the spans and
+// the proofs.
+func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans, proofs []byte, _ error) {
+	bad := func(off int64, format string, args ...any) ([]byte, []byte, []byte, error) {
+		return nil, nil, nil, index.Errorf(index.ErrCorrupt, "map", off, format, args...)
 	}
 	if len(b) < mapHeader+mapSum || string(b[:8]) != mapMagic {
 		return bad(0, "not a map %q", mapMagic)
@@ -167,19 +190,26 @@ func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans []byte, _ 
 		return bad(infoSumAt, "it belongs to another info file")
 	}
 	le := binary.LittleEndian
-	n, m := int64(le.Uint32(b[8:])), int64(le.Uint32(b[12:]))
-	if want := mapHeader + n*mapRecord + m*mapSpan + mapSum; want != int64(len(b)) {
-		return bad(8, "%d records and %d spans make %d bytes, file has %d", n, m, want, len(b))
+	n, m, k := int64(le.Uint32(b[8:])), int64(le.Uint32(b[12:])), int64(le.Uint32(b[16:]))
+	if want := mapHeader + n*mapRecord + m*mapSpan + k*mapProof + mapSum; want != int64(len(b)) {
+		return bad(8, "%d records, %d spans and %d proofs make %d bytes, file has %d", n, m, k, want, len(b))
 	}
 	records, spans = body[mapHeader:mapHeader+n*mapRecord], body[mapHeader+n*mapRecord:]
+	spans, proofs = spans[:m*mapSpan], spans[m*mapSpan:]
 	t := index.Tree{Blobs: make([]index.Blob, len(info.Blobs))}
 	first := make([]int, len(info.Blobs)) // number of a blob's first span
 	for i, at := range info.Blobs {
 		t.Blobs[i] = index.Blob{Digest: at.Digest, Size: at.Size}
 	}
-	last := 0
+	last, proved := 0, 0
 	for i := range int(m) {
-		s, blob := decodeSpan(spans[i*mapSpan:])
+		r := spans[i*mapSpan:]
+		if p := le.Uint32(r[52:]); p > 0 {
+			if proved++; int64(p) != int64(proved) || int64(p) > k {
+				return bad(mapHeader+n*mapRecord+int64(i)*mapSpan+52, "proof %d of %d, want %d", p, k, proved)
+			}
+		}
+		s, blob := decodeSpan(r, proofs)
 		if blob >= len(t.Blobs) || blob < last {
 			return bad(mapHeader+n*mapRecord+int64(i)*mapSpan, "span in blob %d of %d, after one in %d", blob, len(t.Blobs), last)
 		}
@@ -190,7 +220,7 @@ func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans []byte, _ 
 		t.Blobs[blob].Spans = append(t.Blobs[blob].Spans, s)
 	}
 	if err := t.CheckSpans(); err != nil {
-		return nil, nil, &index.Error{Name: "map", Offset: mapHeader + n*mapRecord, Err: err}
+		return nil, nil, nil, &index.Error{Name: "map", Offset: mapHeader + n*mapRecord, Err: err}
 	}
 	var (
 		end      int64 // of the chunk before, rounded up to granules
@@ -202,7 +232,7 @@ func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans []byte, _ 
 		flat := le.Uint64(r)
 		c := decodeChunk(r)
 		if err := t.CheckChunk(&index.Chunk{Digest: c.Digest, Size: c.Size, Blob: uint32(c.Blob), Offset: c.Offset}); err != nil {
-			return nil, nil, &index.Error{Name: "map", Offset: off, Err: err}
+			return nil, nil, nil, &index.Error{Name: "map", Offset: off, Err: err}
 		}
 		if want := first[c.Blob] + t.Blobs[c.Blob].Find(c.Offset); c.Span != want {
 			return bad(off+20, "chunk in span %d, want %d", c.Span, want)
@@ -218,7 +248,7 @@ func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans []byte, _ 
 			return bad(off, "chunk at flat addresses %d to %d is in no segment", c.Flat, end)
 		}
 	}
-	return records, spans, nil
+	return records, spans, proofs, nil
 }
 
 func decodeChunk(r []byte) Chunk {
@@ -234,10 +264,10 @@ func decodeChunk(r []byte) Chunk {
 	}
 }
 
-// decodeSpan returns a span and the blob it is in.
-func decodeSpan(r []byte) (index.Span, int) {
+// decodeSpan returns a span, with its proof, and the blob it is in.
+func decodeSpan(r, proofs []byte) (index.Span, int) {
 	le := binary.LittleEndian
-	return index.Span{
+	s := index.Span{
 		Start:  int64(le.Uint64(r[0:])),
 		Size:   int64(le.Uint64(r[8:])),
 		Offset: int64(le.Uint64(r[16:])),
@@ -245,5 +275,10 @@ func decodeSpan(r []byte) (index.Span, int) {
 		Window: index.Window{Offset: int64(le.Uint64(r[32:])), Length: le.Uint32(r[40:]), Blob: uint32(le.Uint16(r[46:]))},
 		Codec:  chunk.Codec(r[48]),
 		Bits:   r[49],
-	}, int(le.Uint16(r[44:]))
+	}
+	if n := le.Uint32(r[52:]); n > 0 {
+		p := proofs[(n-1)*mapProof:]
+		s.Proof = &index.Proof{Stored: [32]byte(p), Window: [32]byte(p[32:])}
+	}
+	return s, int(le.Uint16(r[44:]))
 }

@@ -97,6 +97,7 @@ type Image struct {
 	meta    *os.File
 	records []byte // in a mapping that ends with the Image
 	spans   []byte // likewise
+	proofs  []byte // likewise
 }
 
 // Open opens a linked image and checks info and map as a whole; meta only for
@@ -137,7 +138,7 @@ func Open(dir string) (_ *Image, err error) {
 	// It goes when nothing refers to the Image any more: however late
 	// somebody asks a closed Image, there is no unmapped memory to meet.
 	runtime.AddCleanup(im, func(b []byte) { _ = unix.Munmap(b) }, b)
-	if im.records, im.spans, err = parseMap(b, &im.Info, blake3.Sum256(js)); err != nil {
+	if im.records, im.spans, im.proofs, err = parseMap(b, &im.Info, blake3.Sum256(js)); err != nil {
 		return fail("", err)
 	}
 	return im, nil
@@ -166,7 +167,7 @@ func mapFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st.Size() < mapHeader+mapSum || st.Size() > mapHeader+(mapRecord+mapSpan)<<32+mapSum {
+	if st.Size() < mapHeader+mapSum || st.Size() > mapHeader+(mapRecord+mapSpan+mapProof)<<32+mapSum {
 		return nil, index.Errorf(index.ErrCorrupt, path, 0, "a map cannot have %d bytes", st.Size())
 	}
 	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
@@ -210,7 +211,7 @@ func (im *Image) Spans() int { return len(im.spans) / mapSpan }
 
 // Span returns span i of the map and the blob it is in.
 func (im *Image) Span(i int) (index.Span, int) {
-	s, blob := decodeSpan(im.spans[i*mapSpan : (i+1)*mapSpan])
+	s, blob := decodeSpan(im.spans[i*mapSpan:(i+1)*mapSpan], im.proofs)
 	runtime.KeepAlive(im)
 	return s, blob
 }
@@ -232,10 +233,10 @@ func (im *Image) Stored(c Chunk) Stored {
 		last, _ = im.Span(n)
 	}
 	s := Stored{Blob: c.Blob, First: c.Span, Last: n, from: first.Start, to: last.End()}
-	if first.Codec == chunk.None {
+	if first.Divisible() {
 		s.from = c.Offset
 	}
-	if last.Codec == chunk.None {
+	if last.Divisible() {
 		s.to = c.End()
 	}
 	s.Offset, s.Length = index.Stored([]index.Span{first, last}, c.Offset, c.End())

@@ -144,7 +144,7 @@ func TestTableRefuses(t *testing.T) {
 		"beyond":    func(es []Entry, _ *int64) { es[1].Off = 1 << 40 },
 		"empty":     func(es []Entry, _ *int64) { es[1].Size = 0 },
 		"large":     func(es []Entry, _ *int64) { es[1].Size = chunk.MaxSize + 1 },
-		"algorithm": func(es []Entry, _ *int64) { es[1].Digest.Algorithm = 3 },
+		"algorithm": func(es []Entry, _ *int64) { es[1].Digest.Algorithm = chunk.Origin + 1 },
 		"unaligned": func(_ []Entry, size *int64) { *size++ },
 		"huge":      func(_ []Entry, size *int64) { *size = MaxSegment + chunk.Block },
 		"negative":  func(_ []Entry, size *int64) { *size = -chunk.Block },

@@ -269,7 +269,7 @@ func place(entries []Entry) (size int64, err error) {
 		if e.Size == 0 || e.Size > chunk.MaxSize {
 			return 0, fmt.Errorf("%w: chunk %s has size %d, want 1 to %d", chunk.ErrCorrupt, e.Digest, e.Size, chunk.MaxSize)
 		}
-		if e.Digest.Algorithm != chunk.BLAKE3 && e.Digest.Algorithm != chunk.SHA256 {
+		if !e.Digest.Algorithm.Known() {
 			return 0, fmt.Errorf("%w: chunk %s", chunk.ErrCorrupt, e.Digest)
 		}
 		e.Off = size

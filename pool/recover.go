@@ -13,7 +13,7 @@ import (
 
 // recover decides about granules that the presence record does not vouch for:
 // chunks that lie there are read, and kept if their digest says that they are
-// whole.
+// whole. An Origin cannot say so.
 func (s *Segment) recover(doubt bitmap, boot string) error {
 	var entries []Entry
 	for i := range s.table.count {

@@ -175,7 +175,7 @@ func parseTable(b []byte) (*table, error) {
 		switch {
 		case i > 0 && bytes.Compare(t.key(i-1), t.key(i)) >= 0:
 			return nil, bad(off, "chunk %s is out of order", e.Digest)
-		case e.Digest.Algorithm != chunk.BLAKE3 && e.Digest.Algorithm != chunk.SHA256:
+		case !e.Digest.Algorithm.Known():
 			return nil, bad(off+32, "digest algorithm %d", e.Digest.Algorithm)
 		case e.Size == 0 || e.Size > chunk.MaxSize:
 			return nil, bad(off+36, "chunk %s has size %d", e.Digest, e.Size)

@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"strings"
 	"syscall"
@@ -102,6 +103,9 @@ func (d *decoder) spans() {
 	each(func(b *index.Blob, i int) {
 		v := c.upTo(math.MaxUint8, "codec")
 		b.Spans[i].Codec, b.Spans[i].Bits = chunk.Codec(v&15), uint8(v>>4)
+		if c := b.Spans[i].Codec; c > chunk.Gzip {
+			d.check(fmt.Errorf("%w: span %d of blob %s is stored as codec(%d)", index.ErrCorrupt, i, b.Digest, c))
+		}
 	})
 	each(func(b *index.Blob, i int) {
 		s := &b.Spans[i]
@@ -145,6 +149,9 @@ func (d *decoder) chunks(sums []byte) {
 	algorithms := &d.sec[secAlgorithms]
 	for i := 0; i < len(list) && d.err == nil; {
 		a := chunk.Algorithm(algorithms.upTo(math.MaxUint8, "algorithm"))
+		if a == chunk.Origin {
+			d.check(fmt.Errorf("%w: chunk %d with an unknown digest", index.ErrCorrupt, i))
+		}
 		n := int(algorithms.upTo(uint64(len(list)-i), "chunks"))
 		for range n {
 			list[i].Digest = chunk.Digest{Algorithm: a, Sum: [32]byte(sums[i*sumSize:])}

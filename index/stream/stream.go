@@ -31,6 +31,8 @@ type Reader struct {
 	free   func()    // if there is a decoder to give back
 	window []byte    // of the first span
 
+	unproved bool // something entered had no Proof
+
 	err error // of what is neither decoded nor passed over; sticks
 	mem *memory
 }
@@ -51,7 +53,7 @@ func NewReader(body io.Reader, spans []index.Span, from, to int64, window []byte
 	r := &Reader{body: body, spans: spans, pos: spans[0].Start, window: window, mem: memories.Get().(*memory)}
 	r.at, _ = index.Stored(spans, from, to)
 	r.end = r.pos
-	if spans[0].Codec == chunk.None || spans[0].Whole() {
+	if spans[0].Divisible() || spans[0].Whole() {
 		r.pos, r.end = from, from
 	}
 	if err := r.Skip(from - r.pos); err != nil {
@@ -74,8 +76,11 @@ func (r *Reader) Close() {
 func Memory(spans []index.Span) (n int64) {
 	for i := range spans {
 		m := int64(512 << 10)
-		if s := &spans[i]; s.Whole() {
+		switch s := &spans[i]; {
+		case s.Whole():
 			m = s.Length + s.Size
+		case s.Proof != nil:
+			m += s.Length
 		}
 		n = max(n, m)
 	}
@@ -113,7 +118,7 @@ func (r *Reader) Next(n int) ([]byte, error) {
 // it are not.
 func (r *Reader) Skip(n int64) error {
 	for to := r.pos + n; r.pos < to; {
-		if r.pos == r.end && len(r.spans) > 0 && r.spans[0].End() <= to && r.spans[0].Codec != chunk.Gzip {
+		if r.pos == r.end && len(r.spans) > 0 && r.spans[0].End() <= to && !r.spans[0].Inflated() {
 			if err := r.left(); err != nil {
 				return err
 			}
@@ -182,11 +187,13 @@ func (r *Reader) enter() error {
 		return io.ErrUnexpectedEOF
 	}
 	first, last := &r.spans[0], &r.spans[0]
-	for n := 1; n < len(r.spans) && first.Codec == chunk.Gzip && r.spans[n].Codec == chunk.Gzip && r.spans[n].Window.Length > 0 && r.spans[n].Offset <= last.Offset+last.Length; n++ {
+	n := 1
+	for n < len(r.spans) && first.Inflated() && follows(last, &r.spans[n]) {
 		last = &r.spans[n]
+		n++
 	}
 	off, length := first.Offset, last.Offset+last.Length-first.Offset
-	if first.Codec == chunk.None { // perhaps only its end
+	if first.Divisible() { // perhaps only its end
 		off += r.pos - first.Start
 		length -= r.pos - first.Start
 	}
@@ -195,19 +202,26 @@ func (r *Reader) enter() error {
 		return r.err
 	}
 	r.at, r.end = off+length, last.End()
-	for r.spans[0].Start != last.Start {
-		r.spans = r.spans[1:]
-	}
-	r.spans = r.spans[1:]
-	err := r.open(first, length)
+	group := r.spans[:n]
+	r.spans = r.spans[n:]
+	err := r.open(group, length)
 	if r.pos < r.end {
 		r.err = err
 	}
 	return err
 }
 
-// open begins to decode what has length stored bytes, all of them next in body.
-func (r *Reader) open(s *index.Span, length int64) error {
+// follows tells whether the decoder of one part of a gzip stream goes on with
+// another one. What is proved and what is not are kept apart.
+func follows(s, next *index.Span) bool {
+	return next.Codec == s.Codec && (next.Proof == nil) == (s.Proof == nil) && next.Window.Length > 0 && next.Offset <= s.Offset+s.Length
+}
+
+// open begins to decode a span, or several of gzip, that have length stored bytes,
+// all of them next in body.
+func (r *Reader) open(group []index.Span, length int64) error {
+	s := &group[0]
+	r.unproved = r.unproved || s.Proof == nil
 	if s.Whole() {
 		stored := grow(&r.mem.stored, int(length))
 		if _, err := io.ReadFull(r.body, stored); err != nil {
@@ -223,9 +237,13 @@ func (r *Reader) open(s *index.Span, length int64) error {
 	}
 	in := &section{LimitedReader: io.LimitedReader{R: r.body, N: length}}
 	r.stored = in
+	stored := io.Reader(in)
+	if s.Proof != nil {
+		stored = &proven{body: in, spans: group, end: s.Offset, mem: &r.mem.stored}
+	}
 	switch s.Codec {
 	case chunk.None:
-		r.in = in
+		r.in = stored
 	case chunk.Zstd:
 		d := decoders.Get().(*zstd.Decoder)
 		r.free = func() {
@@ -236,12 +254,12 @@ func (r *Reader) open(s *index.Span, length int64) error {
 			return err
 		}
 		r.in = decoded{d, in}
-	case chunk.Gzip:
-		cp := zran.Checkpoint{In: s.Offset, Out: s.Start, Bits: s.Bits, Member: s.Window.Length == 0}
-		if !cp.Member && r.window == nil {
+	case chunk.Gzip, chunk.Deflate:
+		cp := zran.Checkpoint{In: s.Offset, Out: s.Start, Bits: s.Bits, Member: s.Codec == chunk.Gzip && s.Window.Length == 0}
+		if s.Window.Length > 0 && r.window == nil {
 			return fmt.Errorf("%w: no window for the span at offset %d", chunk.ErrCorrupt, s.Offset)
 		}
-		z, err := zran.Resume(in, cp, r.window)
+		z, err := zran.Resume(stored, cp, r.window)
 		if err != nil {
 			return err
 		}

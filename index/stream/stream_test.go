@@ -400,9 +400,79 @@ func TestGzipWindow(t *testing.T) {
 	}
 }
 
+// Of a span that has a proof nothing is decoded unless all of what is stored is
+// right: not even what lies before the damage.
+func TestProof(t *testing.T) {
+	l := &layout{windows: map[int64][]byte{}}
+	l.piece(chunk.None, text(1, 100_000))
+	l.gzip(60000, text(2, 400000))
+	l.gap(7)
+	l.gzip(1<<20, text(3, 50000))
+	l.prove(0)
+	l.check(t)
+	origin := chunk.Digest{Algorithm: chunk.Origin}
+	for i, s := range l.Spans {
+		for _, at := range []int64{s.Offset, s.Offset + s.Length/2, s.Offset + s.Length - 1} {
+			stored := l.stored
+			l.stored = bytes.Clone(stored)
+			l.stored[at] ^= 0x10
+			for _, from := range []int64{s.Start, s.End() - 1, 0} {
+				in, err := l.open(from, l.StreamSize(), nil)
+				if err == nil && from == 0 && s.Start > 0 {
+					// The damage may be in a byte that the span before has, too.
+					err = in.Skip(l.Spans[i-1].Start)
+				}
+				if err == nil && from == 0 && s.Start > 0 {
+					var p []byte
+					before := l.Spans[i-1]
+					if p, err = in.Next(int(before.Size)); err == nil && !bytes.Equal(p, l.plain[before.Start:s.Start]) {
+						t.Errorf("span %d: wrong bytes before it", i)
+					}
+					if err != nil && at > s.Offset {
+						t.Errorf("span %d, damaged at %d: what is before it: %v", i, at, err)
+					}
+				}
+				if err == nil {
+					_, err = in.Next(1)
+				}
+				if !errors.Is(err, chunk.ErrCorrupt) {
+					t.Errorf("span %d, damaged at %d, from %d: %v", i, at, from, err)
+				}
+				if in != nil {
+					in.Close()
+				}
+			}
+			l.stored = stored
+		}
+	}
+	in, err := l.open(0, l.StreamSize(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := in.Next(int(l.StreamSize()))
+	if err != nil || !bytes.Equal(p, l.plain) || in.Verify(origin, p) != nil {
+		t.Errorf("all of it: %v", err)
+	}
+	if err := in.Verify(chunk.Sum(chunk.SHA256, nil), p); !errors.Is(err, chunk.ErrCorrupt) {
+		t.Errorf("another digest: %v", err)
+	}
+	in.Close()
+	l.Spans[0].Proof = nil
+	if in, err = l.open(99_000, 100_001, nil); err == nil {
+		_, err = in.Next(1001)
+	}
+	if err != nil || !errors.Is(in.Verify(origin, nil), chunk.ErrCorrupt) {
+		t.Errorf("in part without a proof: %v", err)
+	}
+	in.Close()
+}
+
 func TestMemory(t *testing.T) {
 	l := several(t)
 	if n := Memory(l.Spans); n != 512<<10 {
+		t.Errorf("%d bytes", n)
+	}
+	if n := Memory([]index.Span{{Size: 4 << 20, Length: 3 << 20, Codec: chunk.Deflate, Proof: &index.Proof{}}}); n != 3<<20+512<<10 {
 		t.Errorf("%d bytes", n)
 	}
 	if n := Memory([]index.Span{{Size: 1 << 20, Length: 5, Codec: chunk.Zstd}, {Size: 1}}); n != 1<<20+5 {

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 
 	"github.com/klauspost/compress/zstd"
@@ -15,16 +16,23 @@ import (
 // back to.
 const WindowSize = 32 << 10
 
-// Window fetches a window from its blob and decompresses it. What the zero Window stands for
-// is nil. A window has no digest: if it is wrong, so are the chunks decoded with
-// it.
-func Window(ctx context.Context, src blob.Source, ref blob.Ref, w index.Window) ([]byte, error) {
+// Window fetches the window of a span from its blob, ref, and decompresses it. What
+// the zero Window stands for is nil. Unless the span has a Proof a window has no
+// digest: if it is wrong, so are the chunks decoded with it.
+func Window(ctx context.Context, src blob.Source, ref blob.Ref, s *index.Span) ([]byte, error) {
+	w := s.Window
 	if w.Length == 0 {
 		return nil, nil
 	}
 	stored, err := blob.ReadAll(ctx, src, ref, w.Offset, int64(w.Length))
 	if err != nil {
 		return nil, fmt.Errorf("window at offset %d of blob %s: %w", w.Offset, ref.Digest, err)
+	}
+	if s.Proof != nil && sha256.Sum256(stored) != s.Proof.Window {
+		return nil, fmt.Errorf("%w: the digest of the window at offset %d of blob %s is sha256:%x, want sha256:%x", chunk.ErrCorrupt, w.Offset, ref.Digest, sha256.Sum256(stored), s.Proof.Window)
+	}
+	if s.Codec == chunk.Deflate {
+		return stored, nil
 	}
 	return OpenWindow(stored)
 }
