@@ -93,7 +93,7 @@ func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error
 	}
 	// What others were fetching meanwhile.
 	for i := range im.linked.Chunks() {
-		waits, err := e.join(im, i, i+1)
+		waits, err := e.join(im, i, i+1, 0, im.Size())
 		if err != nil {
 			return err
 		}

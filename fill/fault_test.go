@@ -227,10 +227,10 @@ func TestSlowOnesHoldUpNobody(t *testing.T) {
 	})
 }
 
-// A full disk costs time, not correctness.
-func TestPoolFull(t *testing.T) {
+// smallDisk is a directory on a file system of so many bytes ("1m").
+func smallDisk(t *testing.T, size string) string {
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
 		t.Skip("needs to mount a tmpfs: ", err)
 	}
 	t.Cleanup(func() {
@@ -238,6 +238,12 @@ func TestPoolFull(t *testing.T) {
 			must(t, unix.Unmount(dir, unix.MNT_DETACH))
 		}
 	})
+	return dir
+}
+
+// A full disk costs time, not correctness.
+func TestPoolFull(t *testing.T) {
+	dir := smallDisk(t, "1m")
 	n := newNodeIn(t, dir, Options{})
 	b := newBuilder(chunk.None)
 	b.blob()

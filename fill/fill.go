@@ -9,6 +9,7 @@
 //	plan.go      which chunks one request brings
 //	ahead.go     fetching ahead of sequential readers
 //	request.go   one request: decode, verify, store
+//	landing.go   a start pack: what will be read comes before it is asked for
 //	rescue.go    where the index is wrong
 //	complete.go  all that is missing
 //
@@ -135,6 +136,7 @@ type Image struct {
 	worth   worth
 	rescue  rescue
 	record  *record
+	landing atomic.Pointer[landing] // the start pack that is arriving, if one is
 }
 
 type segment struct {

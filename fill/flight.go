@@ -29,12 +29,13 @@ type wait struct {
 	flight *flight
 }
 
-// join returns the flights of the chunks [lo, hi) that are not here. Those
-// that nobody fetches yet it starts to fetch, with what is worth to come along.
+// join returns the flights of the chunks [lo, hi) of which bytes at the flat
+// addresses [from, to) are not here. Those that nobody fetches yet it starts to
+// fetch, with what is worth to come along.
 //
 // A chunk is stored before its flight leaves the table. So under e.mu it is
 // either here, or in the table, or nobody fetches it.
-func (e *Engine) join(im *Image, lo, hi int) (waits []wait, err error) {
+func (e *Engine) join(im *Image, lo, hi int, from, to int64) (waits []wait, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for i := lo; i < hi; i++ {
@@ -45,7 +46,8 @@ func (e *Engine) join(im *Image, lo, hi int) (waits []wait, err error) {
 		}
 		f := e.flights[at]
 		if f == nil {
-			if s.present(at, c) {
+			first := max(0, from-c.Flat)
+			if n := min(int64(c.Size), to-c.Flat) - first; n <= 0 || s.pool.Present(at.off+first, n) {
 				continue
 			}
 			wants := im.plan(i, hi)
@@ -90,7 +92,7 @@ func (im *Image) await(ctx context.Context, w wait) (*flight, error) {
 		default:
 			again = true
 		}
-		waits, err := im.engine.join(im, w.chunk, w.chunk+1)
+		waits, err := im.engine.join(im, w.chunk, w.chunk+1, 0, im.Size())
 		if err != nil || len(waits) == 0 {
 			return nil, err
 		}

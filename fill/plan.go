@@ -43,7 +43,7 @@ func (im *Image) plan(i, hi int) []want {
 // is no such limit. e.mu is held.
 func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 	first := im.linked.Chunk(i)
-	if im.comes(first) {
+	if im.here(first) {
 		return nil
 	}
 	all := im.linked.Stored(first) // to be fetched so far
@@ -75,12 +75,12 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 			if more.Offset-end > maxGap || k >= hi && bytes+length > window {
 				break
 			}
-			if im.comes(c) {
+			if im.comes(c, k, i) {
 				continue // a gap, perhaps
 			}
 			bytes += length
 			all.Extend(more)
-		} else if im.comes(c) {
+		} else if im.comes(c, k, i) {
 			continue
 		}
 		if own && k >= i {
@@ -92,10 +92,21 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 	return wants
 }
 
-// comes tells whether a chunk is here, on its way, or cannot be. e.mu is held.
-func (im *Image) comes(c link.Chunk) bool {
+// here tells whether a chunk is here, is being fetched, or cannot be. e.mu is
+// held.
+func (im *Image) here(c link.Chunk) bool {
 	s, at := im.address(c)
 	return s == nil || im.engine.flights[at] != nil || s.present(at, c)
+}
+
+// comes tells whether chunk c, number k, need not come along with chunk i: it is
+// here, or comes by another way. e.mu is held.
+func (im *Image) comes(c link.Chunk, k, i int) bool {
+	if im.here(c) {
+		return true
+	}
+	l := im.landing.Load()
+	return k != i && l != nil && l.brings(c.Flat, c.Size)
 }
 
 // background claims missing chunks from chunk i on for one request that no

@@ -137,7 +137,7 @@ func TestPlanProperties(t *testing.T) {
 
 		wants := x.collect(i, hi, window, beyond)
 		c := x.linked.Chunk(i)
-		if x.comes(c) {
+		if x.here(c) {
 			if len(wants) > 0 {
 				t.Fatalf("chunk %d is in flight and yet planned", i)
 			}
@@ -149,7 +149,7 @@ func TestPlanProperties(t *testing.T) {
 		var bytes, mine int64 // stored bytes to be fetched; those of the file that was read
 		spans, planned := map[int]bool{}, map[int]bool{}
 		for k, w := range wants {
-			if x.comes(w.chunk) {
+			if x.here(w.chunk) {
 				t.Fatalf("chunk %d is in flight and yet planned", w.index)
 			}
 			planned[w.index] = true
@@ -187,7 +187,7 @@ func TestPlanProperties(t *testing.T) {
 			return // what a batch has may lie in several
 		}
 		for j := range count {
-			if c := x.linked.Chunk(j); spans[c.Span] && !planned[j] && !x.comes(c) {
+			if c := x.linked.Chunk(j); spans[c.Span] && !planned[j] && !x.here(c) {
 				t.Fatalf("chunk %d is fetched with %v and yet not in it", j, wants)
 			}
 		}

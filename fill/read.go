@@ -39,16 +39,24 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	end := off + int64(len(p))
 	began := time.Now()
 	defer func() { im.noted(off, end, time.Since(began)) }()
+	waited := false
+	if l := im.landing.Load(); l != nil {
+		var err error
+		if waited, err = l.wait(ctx, off, end); err != nil {
+			return err
+		}
+	}
 	lo := im.linked.Find(off)
 	hi := lo
 	for hi < im.linked.Chunks() && im.linked.Chunk(hi).Flat < end {
 		hi++
 	}
-	waits, err := im.engine.join(im, lo, hi)
-	im.follow(off, off+int64(len(p)))
+	waits, err := im.engine.join(im, lo, hi, off, end)
+	im.follow(off, end)
 	if err != nil {
 		return err
 	}
+	im.stats.waited(waited, len(waits) > 0)
 	var held []wait // what the pool had no room for
 	for _, w := range waits {
 		f, err := im.await(ctx, w)

@@ -15,6 +15,9 @@ type Stats struct {
 	FetchedBytes int64     `json:"fetched_bytes"` // asked for in them
 	Chunks       int64     `json:"chunks"`        // chunks brought by them
 	ContentBytes int64     `json:"content_bytes"` // what those chunks decode to
+	PackBytes    int64     `json:"pack_bytes"`    // of content that came by a start pack
+	PackWaits    int64     `json:"pack_waits"`    // reads that waited for the pack alone
+	Stalls       int64     `json:"stalls"`        // reads that waited for a request
 	Errors       int64     `json:"errors"`
 	LastErrors   []Failure `json:"last_errors,omitempty"` // oldest first, at most 8
 }
@@ -27,6 +30,7 @@ type Failure struct {
 
 type stats struct {
 	readBytes, requests, fetched, chunks, content, errors atomic.Int64
+	packBytes, packWaits, stalls                          atomic.Int64
 
 	mu   sync.Mutex
 	last []Failure
@@ -42,6 +46,18 @@ func (s *stats) request(n int64) {
 func (s *stats) filled(c link.Chunk) {
 	s.chunks.Add(1)
 	s.content.Add(int64(c.Size))
+}
+
+func (s *stats) landed(n int64) { s.packBytes.Add(n) }
+
+// waited notes what a read waited for.
+func (s *stats) waited(pack, request bool) {
+	switch {
+	case request:
+		s.stalls.Add(1)
+	case pack:
+		s.packWaits.Add(1)
+	}
 }
 
 func (s *stats) fail(err error) {
@@ -62,6 +78,7 @@ func (im *Image) Stats() Stats {
 	s.mu.Unlock()
 	return Stats{
 		ReadBytes: s.readBytes.Load(), Requests: s.requests.Load(), FetchedBytes: s.fetched.Load(),
-		Chunks: s.chunks.Load(), ContentBytes: s.content.Load(), Errors: s.errors.Load(), LastErrors: last,
+		Chunks: s.chunks.Load(), ContentBytes: s.content.Load(),
+		PackBytes: s.packBytes.Load(), PackWaits: s.packWaits.Load(), Stalls: s.stalls.Load(), Errors: s.errors.Load(), LastErrors: last,
 	}
 }
