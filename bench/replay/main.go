@@ -1,13 +1,15 @@
 // Command replay runs the same cold start again and again and says what the
 // fetch policy of package fill makes of it: seconds to the first byte of
 // output, seconds to the end, bytes and requests. DIR is an OCI layout with a
-// converted image. The registry is a real one, the file system is the kernel's,
-// and the network between them is modelled (bench/netmodel).
+// converted image, or with one as it is, of which an index is made first. The
+// registry is a real one, the file system is the kernel's, and the network
+// between them is modelled (bench/netmodel).
 //
 //	go run ./bench/replay [-window KIB] [-readahead KIB] ... DIR CMD [ARG...]
 //
 // Only fill and the kernel are measured: the image is linked beforehand, and
-// the command runs in a chroot, not in a container. It needs root.
+// the command runs in a chroot with a /tmp of its own, not in a container. It
+// needs root.
 package main
 
 import (
@@ -21,6 +23,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,8 +43,8 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 3 && os.Args[1] == insideArg {
-		inside(os.Args[2], os.Args[3:])
+	if len(os.Args) > 4 && os.Args[1] == insideArg {
+		inside(os.Args[2], os.Args[3], os.Args[4:])
 	}
 	var (
 		x     experiment
@@ -59,6 +63,7 @@ func main() {
 	kib("ahead", &x.fill.Ahead, "how far to fetch ahead of a sequential reader")
 	kib("neighbours", &x.fill.Neighbours, "stored bytes of the files behind it")
 	flag.Float64Var(&x.fill.Growth, "growth", 0, "how many times window grows at most; 0 is the default, 1 not at all")
+	flag.StringVar(&x.user, "user", "0", "number of the user who runs the command")
 	flag.IntVar(&x.readahead, "readahead", 0, "the kernel's readahead, KiB; 0 is its default of 128")
 	flag.DurationVar(&x.model.Delay, "delay", netmodel.Default.Delay, "delay of each request")
 	flag.Float64Var(&x.model.Bandwidth, "bandwidth", netmodel.Default.Bandwidth, "bits a second")
@@ -101,6 +106,7 @@ type experiment struct {
 	fill      fill.Options
 	readahead int
 	model     netmodel.Model
+	user      string
 	command   []string
 
 	dir      string // scratch
@@ -141,8 +147,8 @@ func sum(all []result) string {
 
 const name = "replay:image"
 
-// open pushes a converted image in an OCI layout to a real registry, whose
-// time for each request counts, and reads its index.
+// open pushes the image in an OCI layout to a real registry, whose time for each
+// request counts, and reads its index or makes it.
 func (x *experiment) open(layout string) (err error) {
 	ctx := context.Background()
 	if x.dir, err = os.MkdirTemp("", "shale-replay-"); err != nil {
@@ -163,7 +169,19 @@ func (x *experiment) open(layout string) (err error) {
 	if err != nil {
 		return err
 	}
-	x.tree, err = reader.Tree(ctx, repo, img, x.dir)
+	if x.tree, err = reader.Tree(ctx, repo, img, x.dir); !errors.Is(err, reader.ErrNoIndex) {
+		return err
+	}
+	made, err := reader.Make(ctx, reader.Job{
+		Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, TempDir: x.dir,
+		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return repo.Blob(ctx, img.Layers[n]) },
+	})
+	if err != nil {
+		return err
+	}
+	defer made.Close()
+	x.tree = made.Tree
+	_, err = reader.Push(ctx, repo, img, made)
 	return err
 }
 
@@ -251,10 +269,18 @@ const insideArg = "inside"
 // inside becomes the command, in a process that does not serve the mount: an
 // execve that waits for our own answers would stop the Go runtime that is to
 // give them.
-func inside(root string, command []string) {
-	err := unix.Chroot(root)
-	if err == nil {
-		err = unix.Chdir("/")
+func inside(root, user string, command []string) {
+	uid, err := strconv.Atoi(user)
+	for _, step := range []func() error{
+		func() error { return unix.Mount("tmpfs", filepath.Join(root, "tmp"), "tmpfs", 0, "mode=1777") },
+		func() error { return unix.Chroot(root) },
+		func() error { return unix.Chdir("/") },
+		func() error { return syscall.Setgid(uid) },
+		func() error { return syscall.Setuid(uid) },
+	} {
+		if err == nil {
+			err = step()
+		}
 	}
 	if err == nil {
 		path := command[0]
@@ -270,7 +296,8 @@ func inside(root string, command []string) {
 // start runs the command in the root directory until its end.
 func (x *experiment) start(root string) (r result, err error) {
 	var stderr bytes.Buffer
-	cmd := exec.Command("/proc/self/exe", append([]string{insideArg, root}, x.command...)...)
+	cmd := exec.Command("/proc/self/exe", append([]string{insideArg, root, x.user}, x.command...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // what is mounted ends with it
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -47,10 +47,10 @@ func BenchmarkZran(b *testing.B) {
 	})
 }
 
-func BenchmarkZranSpan1MiB(b *testing.B) {
+func BenchmarkZranSpan32KiB(b *testing.B) {
 	var window [WindowSize]byte
 	benchmark(b, func(r io.Reader) (int64, error) {
-		z := NewReader(r, Options{Span: 1 << 20, Checkpoint: func(_ Checkpoint, w []byte) error {
+		z := NewReader(r, Options{Span: 32 << 10, Checkpoint: func(_ Checkpoint, w []byte) error {
 			copy(window[:], w)
 			return nil
 		}})

@@ -18,7 +18,7 @@ func (z *Reader) fast(limit int) {
 		n       = o.n
 		bits    = s.bits
 		nbits   = s.nbits
-		oldest  = o.oldest
+		oldest  = max(o.oldest, int(z.fence-o.base)) // symbol looks at what is before the fence
 	)
 	bits |= load64(in, pos) << (nbits & 63)
 	pos += int(7 - nbits>>3&7)

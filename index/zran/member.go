@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"hash/crc32"
+	"io"
 )
 
 // state is what comes next in the stream.
@@ -33,6 +34,11 @@ func (z *Reader) inflate(n int) {
 			z.err = z.symbols(limit)
 		case atTrailer:
 			z.err = z.trailer()
+		}
+	}
+	if z.err == io.EOF {
+		if err := z.tell(); err != nil {
+			z.err = err
 		}
 	}
 	z.out.sum() // while it is in the cache
@@ -167,14 +173,4 @@ func (z *Reader) trailer() error {
 	}
 	z.state = atMember
 	return nil
-}
-
-// checkpoint tells of a checkpoint here if it is time for one.
-func (z *Reader) checkpoint(cp Checkpoint) error {
-	cp.Out = z.out.offset()
-	if z.opts.Span <= 0 || z.opts.Checkpoint == nil || z.last >= 0 && cp.Out-z.last < z.opts.Span {
-		return nil
-	}
-	z.last = cp.Out
-	return z.opts.Checkpoint(cp, z.out.window())
 }

@@ -58,6 +58,7 @@ func (z *Reader) symbol() (end bool, err error) {
 		return false, s.bad("a match %d bytes back, where there are only %d", dist, o.n-o.oldest)
 	}
 	s.drop(d.used())
+	z.needed(o.n-dist, length)
 	for range length {
 		o.buf[o.n] = o.buf[o.n-dist]
 		o.n++

@@ -30,30 +30,22 @@ import (
 // WindowSize is the most bytes of output a deflate stream refers back to.
 const WindowSize = 32 << 10
 
-// Checkpoint is a place in a gzip stream where inflating can start.
-type Checkpoint struct {
-	In     int64 // offset in the compressed stream of the byte with the first bit to read
-	Out    int64 // offset in the decompressed stream of the first byte that comes out
-	Bits   uint8 // bits of the byte at In that are before the checkpoint, 0 to 7
-	Member bool  // the header of a gzip member starts here: no window is needed
-}
-
 // Options are what a Reader does besides reading. The zero value: nothing.
 type Options struct {
 	// Span is how many decompressed bytes there are at least between two
 	// checkpoints; none are made if it is not positive. Blocks of common
-	// compressors are some 100 KiB, so that the actual distance is that much
+	// compressors are some 60 KiB, so that the actual distance is that much
 	// more, but a block can be of any size.
 	Span int64
 
-	// Checkpoint is called with every checkpoint: the start of the stream,
-	// then the first start of a block or member that is Span bytes behind the
-	// checkpoint before. The window is what has to be given to Resume with the
-	// checkpoint: the last up to WindowSize decompressed bytes of the member.
-	// It is valid during the call only. An error ends reading.
-	//
-	// The Reader inflates ahead of its caller, so that Checkpoint is called
-	// before the bytes up to it have been read.
+	// Checkpoint is called with every checkpoint, in order: the start of the
+	// stream, then the first start of a block or member that is Span bytes
+	// behind the checkpoint before. The window is what has to be given to
+	// Resume with the checkpoint: the last up to WindowSize decompressed bytes
+	// of the member. If Span is WindowSize or more, those that no match copies
+	// are 0, nine tenths in Debian's layers: that is known late, and so a
+	// checkpoint is told of when the next one comes, or the end. The window is
+	// valid during the call only. An error ends reading.
 	Checkpoint func(cp Checkpoint, window []byte) error
 }
 
@@ -73,7 +65,7 @@ type Reader struct {
 	src  source
 	out  output
 	opts Options
-	last int64 // Out of the last checkpoint; -1 before the first
+	mark
 
 	state  state
 	final  bool // the block is the last of its member
@@ -118,7 +110,8 @@ func Resume(r io.Reader, cp Checkpoint, window []byte) (*Reader, error) {
 func (z *Reader) Reset(r io.Reader, opts Options) {
 	z.src.reset(r, 0)
 	z.out.reset(0, nil)
-	z.opts, z.last = opts, -1
+	z.opts = opts
+	z.mark.reset()
 	z.state, z.err = atFirstMember, nil
 	z.partial, z.start = false, 0
 }

@@ -80,6 +80,7 @@ func TestWriters(t *testing.T) {
 func verify(t testing.TB, what string, gz, want []byte) {
 	t.Helper()
 	verifySpan(t, what, gz, want, 20_000)
+	verifySpan(t, what, gz, want, WindowSize)
 }
 
 func verifySpan(t testing.TB, what string, gz, want []byte, span int64) {
@@ -122,4 +123,35 @@ func verifySpan(t testing.TB, what string, gz, want []byte, span int64) {
 			t.Fatalf("%s: checkpoint %d %+v: other bytes", what, i, cp)
 		}
 	}
+}
+
+// A window has what is copied from it, and nothing else.
+func TestSparseWindows(t *testing.T) {
+	const at, back, n = 2 * WindowSize, 20_000, 300
+	noise := samples()["noise"]
+	data := append(bytes.Clone(noise[:at]), noise[at-back:][:n]...)
+	data = append(data, noise[at:at+2*WindowSize]...)
+	// Blocks end where the writer is flushed, and so a checkpoint is at 2*WindowSize.
+	var gz bytes.Buffer
+	w, err := gzip.NewWriterLevel(&gz, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write(data[:at])
+	w.Flush()
+	w.Write(data[at:])
+	w.Close()
+	cp, window := checkpoints(t, gz.Bytes(), at, 1)
+	if cp.Out != at || len(window) != WindowSize {
+		t.Fatalf("checkpoint at %d with a window of %d, want %d and %d", cp.Out, len(window), at, WindowSize)
+	}
+	from := WindowSize - back
+	if !bytes.Equal(window[from:from+n], data[at-back:][:n]) {
+		t.Error("what is copied is not in the window")
+	}
+	clear(window[from : from+n])
+	if k := WindowSize - bytes.Count(window, []byte{0}); k > 100 { // matches of 3 bytes, by chance
+		t.Errorf("%d bytes besides are in the window", k)
+	}
+	verifySpan(t, "sparse", gz.Bytes(), data, at)
 }
