@@ -28,7 +28,7 @@ func Resolve(l *link.Image, manifest string, run Run, touches []Touch) (*Trace, 
 	if err != nil {
 		return nil, err
 	}
-	w := walker{nodes: im.Nodes(), linked: l, wanted: map[int64]*owner{}, seen: map[uint64]bool{}}
+	w := walker{nodes: im.Nodes(), linked: l, wanted: map[int64]*owners{}, seen: map[uint64]bool{}}
 	t := &Trace{Manifest: manifest, Runs: []Run{run}}
 	for _, x := range touches {
 		n := l.Find(x.Flat)
@@ -41,38 +41,57 @@ func Resolve(l *link.Image, manifest string, run Run, touches []Touch) (*Trace, 
 		}
 		t.Blocks = append(t.Blocks, Block{
 			Chunk: c.Digest, Size: c.Size, Index: int((x.Flat - c.Flat) / chunk.Block),
-			At: x.At, Wait: x.Wait, Runs: 1, Offset: x.Flat, // until the file is known
+			At: x.At, Wait: x.Wait, Runs: 1, By: 1, Offset: x.Flat, // until the file is known
 		})
-		w.wanted[c.Flat] = nil
+		w.wanted[c.Flat] = &owners{}
 	}
 	if err := w.dir(w.nodes.Root(), "", 0); err != nil {
 		return nil, err
 	}
+	read := map[string]bool{} // for nothing else has what was read of them
+	for _, o := range w.wanted {
+		if len(o.paths) == 1 {
+			read[o.paths[0].path] = true
+		}
+	}
 	for i := range t.Blocks {
 		b := &t.Blocks[i]
 		c := l.Chunk(l.Find(b.Offset))
-		at := w.wanted[c.Flat]
-		if at == nil { // a chunk that no file has, as far as the metadata say
+		o := w.wanted[c.Flat]
+		if len(o.paths) == 0 { // a chunk that no file has, as far as the metadata say
 			return nil, index.Errorf(index.ErrCorrupt, l.Dir, -1, "chunk %s at flat address %d is in no file", c.Digest, c.Flat)
 		}
-		b.Path, b.Offset, b.Others = at.path, at.offset+int64(b.Index)*chunk.Block, at.others
+		at := max(0, slices.IndexFunc(o.paths, func(p owner) bool { return read[p.path] }))
+		b.Path, b.Offset, b.Others = o.paths[at].path, o.paths[at].offset+int64(b.Index)*chunk.Block, len(o.paths)-1+o.more
+		for k, p := range o.paths {
+			if k != at && len(b.Also) < maxAlso {
+				b.Also = append(b.Also, p.path)
+			}
+		}
 	}
 	return t, nil
 }
 
-// owner is the first file that has a chunk.
+// owners are the files that have a chunk, by name.
+type owners struct {
+	paths []owner // the first maxOwners
+	more  int
+}
+
 type owner struct {
 	path   string
 	offset int64 // of the chunk in the file
-	others int
 }
+
+// maxOwners is how many files with the same chunk are told apart.
+const maxOwners = 64
 
 // walker looks for the files that have chunks.
 type walker struct {
 	nodes  *erofs.Nodes
 	linked *link.Image
-	wanted map[int64]*owner // by flat address of a chunk
-	seen   map[uint64]bool  // files with several names
+	wanted map[int64]*owners // by flat address of a chunk
+	seen   map[uint64]bool   // files with several names
 }
 
 // maxDepth is how deep paths of 4096 bytes can go.
@@ -145,13 +164,14 @@ func (w *walker) claim(name string, off, from, to int64) {
 		if c.Flat >= to {
 			return
 		}
-		o, ok := w.wanted[c.Flat]
+		o := w.wanted[c.Flat]
 		switch {
-		case !ok:
 		case o == nil:
-			w.wanted[c.Flat] = &owner{path: name, offset: off + c.Flat - from}
-		case o.path != name:
-			o.others++
+		case len(o.paths) > 0 && o.paths[len(o.paths)-1].path == name: // again in this file
+		case len(o.paths) < maxOwners:
+			o.paths = append(o.paths, owner{name, off + c.Flat - from})
+		default:
+			o.more++ // a file that has it twice counts twice here
 		}
 	}
 }
