@@ -9,7 +9,8 @@
 //	  "proxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "no_proxy": "localhost,.example"},
 //	  "limits": {"entries": 1000000, "file_bytes": 1099511627776},
 //	  "index_trust": "signed",
-//	  "index_keys": ["/etc/shale/keys/team.pub"]
+//	  "index_keys": ["/etc/shale/keys/team.pub"],
+//	  "traces": "share"
 //	}
 //
 // It knows settings; it reaches nothing itself.
@@ -44,8 +45,20 @@ type Config struct {
 	IndexTrust string              `json:"index_trust"` // whose index of an image is believed: local, bound, signed or repository (the default)
 	IndexKeys  []string            `json:"index_keys"`  // files of the public keys whose signature makes an index count as signed
 
+	// Traces is what becomes of the traces of images' runs (package trace): they
+	// are kept on this node (TracesOn, the default), also pushed beside the
+	// images (TracesShare), or forgotten (TracesOff).
+	Traces string `json:"traces"`
+
 	keys trust.Keys // of IndexKeys
 }
+
+// What Config.Traces may be, besides "".
+const (
+	TracesOn    = "on"
+	TracesShare = "share"
+	TracesOff   = "off"
+)
 
 // Keys are the public keys whose word on an index counts, as Read has read them;
 // none in a nil Config.
@@ -139,7 +152,11 @@ func (c *Config) check(path string) error {
 	if c.IndexTrust == "signed" && len(c.IndexKeys) == 0 {
 		return fmt.Errorf("%s: index_trust is signed, but index_keys has no key that could have", path)
 	}
-	return nil
+	switch c.Traces {
+	case "", TracesOn, TracesShare, TracesOff:
+		return nil
+	}
+	return fmt.Errorf("%s: traces %q: want %s, %s or %s", path, c.Traces, TracesOn, TracesShare, TracesOff)
 }
 
 // Options says how to reach the registry of a reference.

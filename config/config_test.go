@@ -56,6 +56,7 @@ func TestBad(t *testing.T) {
 		`{"index_keys": ["team.pub"]}`:                        "absolute",
 		`{"index_keys": ["/nowhere/team.pub"]}`:               "index_keys: open /nowhere/team.pub",
 		`{"index_trust": "signed"}`:                           "no key",
+		`{"traces": "maybe"}`:                                 "want on, share or off",
 		`{}{}`:                                                "more than one",
 		`{`:                                                   "offset",
 		strings.Repeat(" ", maxSize+1):                        "more than",

@@ -99,6 +99,13 @@ type Place struct {
 	Where string `json:"where"`         // what Status says
 	Face  string `json:"face"`          // of package mount; "" is mount.FaceAuto
 	Dir   string `json:"dir,omitempty"` // where a service that is no root's mounts it; an absolute path
+
+	// ReadAheadKiB is the kernel's readahead; 0 is its default, and with 4 it
+	// reads nothing but what it is asked for, so that a trace is exact.
+	ReadAheadKiB int `json:"readahead_kib,omitempty"`
+
+	Command    []string `json:"command,omitempty"`    // that the mount is for, for traces; none is the image's own
+	Unrecorded bool     `json:"unrecorded,omitempty"` // the mount is no run of the image: what is read is not kept
 }
 
 type mountArgs struct {

@@ -73,6 +73,13 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 		}
 		out, err := s.store.remove(ctx, a.Ref)
 		return out, nil, err
+	case "trace":
+		var a traceArgs
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		out, err := s.trace(ctx, a)
+		return out, nil, err
 	case "stop":
 		return nil, nil, s.stopUnused()
 	}

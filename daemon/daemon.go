@@ -100,6 +100,7 @@ type server struct {
 	pool    *pool.Pool
 	engine  *fill.Engine
 	store   *store
+	traces  keeper
 	started time.Time
 	stop    context.CancelFunc
 
@@ -153,6 +154,7 @@ func (s *server) open() (err error) {
 		s.log.Error("a segment of the pool is damaged and was set aside", "err", err)
 	}
 	s.engine = fill.New(s.pool, fill.Options{Logger: s.log})
+	s.traces.init(s.keepTraces, s.log)
 	if s.store, err = openStore(s.cfg, s.pool, s.engine); err != nil {
 		return err
 	}
@@ -230,6 +232,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	calls.Wait()
 	s.endMounts()
+	s.traces.flush()
 	s.log.Info("ended")
 	return s.close()
 }
@@ -287,7 +290,7 @@ func (s *server) keepHouse(ctx context.Context) {
 func (s *server) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.calls > 0 || s.served() > 0 {
+	if s.calls > 0 || s.served() > 0 || s.traces.busy() {
 		s.last = time.Now()
 	}
 	if s.cfg.Idle > 0 && time.Since(s.last) >= s.cfg.Idle {

@@ -19,7 +19,7 @@ func (s *server) show(ctx context.Context, rec *record, im *fill.Image, p Place)
 	if err != nil {
 		return nil, "", err
 	}
-	o := mount.Options{Dir: p.Dir, Options: fusedev.Options{ReadTimeout: readTimeout, Logger: s.log, Name: "shale"}}
+	o := mount.Options{Dir: p.Dir, ReadAheadKiB: p.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: readTimeout, Logger: s.log, Name: "shale"}}
 	if p.Face != "" && p.Face != mount.FaceAuto {
 		face, err := mount.FaceNamed(p.Face)
 		if err != nil {

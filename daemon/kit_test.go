@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/convert"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/mount"
@@ -35,8 +36,16 @@ func TestMain(m *testing.M) {
 		defer stop()
 		fd, _ := strconv.Atoi(os.Args[5])
 		idle, _ := time.ParseDuration(os.Getenv("SHALE_TEST_IDLE"))
+		var cfg *config.Config
+		if path := os.Getenv("SHALE_TEST_CONFIG"); path != "" {
+			var err error
+			if cfg, err = config.Read(path); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		}
 		err := Run(ctx, Config{
-			Root: os.Args[3], Version: "test", Idle: idle, Ready: os.NewFile(uintptr(fd), "ready"),
+			Root: os.Args[3], Version: "test", Registries: cfg, Idle: idle, Ready: os.NewFile(uintptr(fd), "ready"),
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		if err != nil {
@@ -190,11 +199,18 @@ func sha(b []byte) string {
 // attach mounts the image on a directory of the test.
 func attach(t *testing.T, c *Client, ref string) (dir string, m *Mounted) {
 	t.Helper()
+	return attachAs(t, c, ref, Place{})
+}
+
+// attachAs is attach with more to say about the mount.
+func attachAs(t *testing.T, c *Client, ref string, p Place) (dir string, m *Mounted) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
 	dir = t.TempDir()
-	m, err := c.Mount(context.Background(), Source{Ref: ref, Platform: "linux/amd64"}, Place{Where: dir}, nil)
+	p.Where = dir
+	m, err := c.Mount(context.Background(), Source{Ref: ref, Platform: "linux/amd64"}, p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

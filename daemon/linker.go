@@ -33,6 +33,7 @@ var children = map[string]func() error{
 	"shale-linker":  linker,
 	"shale-scanner": scanner,
 	"shale-planner": planner,
+	"shale-tracer":  tracer,
 }
 
 // order is what to link where.

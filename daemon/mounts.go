@@ -27,6 +27,7 @@ type mounted struct {
 	id    string
 	ref   string
 	where string
+	place Place
 	use   *use
 	since time.Time
 	image *fill.Image
@@ -99,7 +100,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		return nil, nil, errors.Join(err, im.Close(), u.Close())
 	}
 	m := &mounted{
-		id: newID(), ref: a.Ref, where: a.Where, use: u, since: time.Now(),
+		id: newID(), ref: a.Ref, where: a.Where, place: a.Place, use: u, since: time.Now(),
 		image: im, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
 	}
 	s.mu.Lock()
@@ -122,6 +123,9 @@ func (s *server) watch(m *mounted) {
 	<-m.fs.Done()
 	m.fs.Close()
 	t := m.totals()
+	if s.keepsTraces() && !m.place.Unrecorded {
+		s.traces.add(m.recording()) // before anybody sees that it is gone
+	}
 	s.mu.Lock()
 	delete(s.mounts, m.id)
 	s.ended.add(t)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/trace"
 )
 
@@ -74,6 +75,9 @@ func (r *record) add(first, last int64, wait time.Duration) {
 		r.touches = append(r.touches, touch{uint32(b), uint32(max(0, now-wait) / tick), uint32(wait / tick)})
 	}
 }
+
+// Linked tells of which linking of the image the flat addresses of Touched are.
+func (im *Image) Linked() *link.Info { return &im.linked.Info }
 
 // Touched lists the blocks of files that were read so far, in the order of their
 // first reads, and whether there were more than are recorded. A block that is
