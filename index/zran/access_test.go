@@ -7,64 +7,109 @@ import (
 	"os"
 	"os/exec"
 	"sort"
-	"strconv"
 	"testing"
 	"testing/iotest"
+
+	kgzip "github.com/klauspost/compress/gzip"
 )
 
-// TestEveryPage reads 4 KiB at every 4 KiB of a stream. ZRAN_MIB makes the
-// stream as large as that.
+// writers lists what gzip layers are made by.
+var writers = []struct {
+	name string
+	gzip func(testing.TB, []byte) []byte
+}{
+	{"gzip -1", piped("gzip", "-1")},
+	{"gzip -9", piped("gzip", "-9")},
+	{"pigz", piped("pigz", "-p", "2")},
+	{"bgzip", piped("bgzip", "-c")},
+	{"Go", func(t testing.TB, p []byte) []byte { return stdGzip(t, p, 6) }},
+	{"klauspost", func(t testing.TB, p []byte) []byte { return klauspostGzip(t, p, 6) }},
+	{"klauspost, no context", func(t testing.TB, p []byte) []byte { return klauspostGzip(t, p, kgzip.StatelessCompression) }},
+	{"stored", func(t testing.TB, p []byte) []byte { return stdGzip(t, p, 0) }},
+	{"members", func(t testing.TB, p []byte) (out []byte) {
+		for i := 0; len(p) > 0; i++ {
+			n := min(len(p), 1+i*i*1009)
+			out = append(out, stdGzip(t, p[:n], i%10)...)
+			p = p[n:]
+		}
+		return out
+	}},
+}
+
+func piped(name string, args ...string) func(testing.TB, []byte) []byte {
+	return func(t testing.TB, p []byte) []byte {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Skip(err)
+		}
+		cmd := exec.Command(path, args...)
+		cmd.Stdin = bytes.NewReader(p)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+}
+
+// TestEveryPage reads 4 KiB at every 4 KiB of a stream, as each writer makes it,
+// from the checkpoint before it. ZRAN_DATA names a file, such as an unpacked
+// layer, and has it read all of that; docs/BENCHMARKS.md has what came of one.
 func TestEveryPage(t *testing.T) {
 	const page = 4096
-	mib := 2
-	if s := os.Getenv("ZRAN_MIB"); s != "" {
-		mib, _ = strconv.Atoi(s)
+	data, span := everything(1<<20), int64(64<<10)
+	if name := os.Getenv("ZRAN_DATA"); name != "" {
+		p, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, span = p, 1<<20
 	}
+	for _, w := range writers {
+		t.Run(w.name, func(t *testing.T) {
+			gz := w.gzip(t, data)
+			var cps []Checkpoint
+			var windows [][]byte
+			z := NewReader(bytes.NewReader(gz), Options{Span: span, Checkpoint: func(cp Checkpoint, w []byte) error {
+				cps, windows = append(cps, cp), append(windows, bytes.Clone(w))
+				return nil
+			}})
+			defer z.Close()
+			if got, err := io.ReadAll(z); err != nil || !bytes.Equal(got, data) {
+				t.Fatalf("from the start: %v", err)
+			}
+			for off := int64(0); off < int64(len(data)); off += page {
+				i := sort.Search(len(cps), func(i int) bool { return cps[i].Out > off }) - 1
+				if err := z.Resume(bytes.NewReader(gz[cps[i].In:]), cps[i], windows[i]); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := z.Discard(off - cps[i].Out); err != nil || z.Offset() != off {
+					t.Fatalf("at %d: %v, after Discard at %d", off, err, z.Offset())
+				}
+				for want := data[off:min(off+page, int64(len(data)))]; len(want) > 0; {
+					got, err := z.Next(len(want))
+					if err != nil || len(got) == 0 || !bytes.HasPrefix(want, got) {
+						t.Fatalf("at %d: %v or other bytes", off, err)
+					}
+					want = want[len(got):]
+				}
+			}
+			t.Logf("%d bytes, %d compressed, %d pages from %d checkpoints", len(data), len(gz), (len(data)+page-1)/page, len(cps))
+		})
+	}
+}
+
+// everything is n bytes of all kinds.
+func everything(n int) (data []byte) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	all := samples()
-	var data []byte
-	for len(data) < mib<<20 {
+	for len(data) < n {
 		for kind := range all { // in random order
 			s := all[kind]
 			data = append(data, s[rnd.IntN(len(s)/2+1):]...)
 		}
 	}
-	data = data[:mib<<20]
-	gz := stdGzip(t, data, 6)
-	if path, err := exec.LookPath("gzip"); err == nil && mib > 2 {
-		cmd := exec.Command(path, "-c")
-		cmd.Stdin = bytes.NewReader(data)
-		if gz, err = cmd.Output(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var cps []Checkpoint
-	var windows [][]byte
-	z := NewReader(bytes.NewReader(gz), Options{Span: int64(min(1<<20, mib<<16)), Checkpoint: func(cp Checkpoint, w []byte) error {
-		cps, windows = append(cps, cp), append(windows, bytes.Clone(w))
-		return nil
-	}})
-	defer z.Close()
-	if got, err := io.ReadAll(z); err != nil || !bytes.Equal(got, data) {
-		t.Fatalf("from the start: %v", err)
-	}
-	for off := int64(0); off < int64(len(data)); off += page {
-		i := sort.Search(len(cps), func(i int) bool { return cps[i].Out > off }) - 1
-		if err := z.Resume(bytes.NewReader(gz[cps[i].In:]), cps[i], windows[i]); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := z.Discard(off - cps[i].Out); err != nil || z.Offset() != off {
-			t.Fatalf("at %d: %v, after Discard at %d", off, err, z.Offset())
-		}
-		for want := data[off : off+page]; len(want) > 0; {
-			got, err := z.Next(len(want))
-			if err != nil || !bytes.HasPrefix(want, got) {
-				t.Fatalf("at %d: %v or other bytes", off, err)
-			}
-			want = want[len(got):]
-		}
-	}
-	t.Logf("%d MiB, %d compressed, %d pages from %d checkpoints", mib, len(gz), len(data)/page, len(cps))
+	return data[:n]
 }
 
 func TestReader(t *testing.T) {
