@@ -41,7 +41,7 @@ const maxSize = 1 << 20
 type Config struct {
 	Registries map[string]Registry `json:"registries"` // by "host[:port]", as in references
 	Proxy      Proxy               `json:"proxy"`
-	Limits     layer.Limits        `json:"limits"`      // of layers that are read; zero fields mean the defaults
+	Limits     Limits              `json:"limits"`      // of what is read; zero fields mean the defaults
 	IndexTrust string              `json:"index_trust"` // whose index of an image is believed: local, bound, signed or repository (the default)
 	IndexKeys  []string            `json:"index_keys"`  // files of the public keys whose signature makes an index count as signed
 
@@ -67,6 +67,12 @@ func (c *Config) Keys() trust.Keys {
 		return nil
 	}
 	return c.keys
+}
+
+// Limits bound what an image may make this node do.
+type Limits struct {
+	layer.Limits        // of layers, and, as far as they have such a thing, of indexes
+	ManifestBytes int64 `json:"manifest_bytes"` // default 4 MiB
 }
 
 // Registry is how to reach one registry.
@@ -164,6 +170,7 @@ func (c *Config) Options(ref image.Ref, cred image.Credentials, userAgent string
 	o := image.Options{Credentials: cred, UserAgent: userAgent}
 	r := c.Registries[ref.Registry()]
 	o.CAFile, o.Mirrors = r.CAFile, r.Mirrors
+	o.ManifestLimit = c.Limits.ManifestBytes
 	for host, r := range c.Registries {
 		if r.PlainHTTP {
 			o.PlainHTTP = append(o.PlainHTTP, host)

@@ -151,18 +151,21 @@ type Process struct {
 
 // MountStatus is one mount.
 type MountStatus struct {
-	ID             string     `json:"id"`
-	Ref            string     `json:"ref"`
-	ManifestDigest string     `json:"manifest_digest"`
-	Platform       string     `json:"platform"`
-	Where          string     `json:"where"`
-	Face           string     `json:"face"`
-	Since          time.Time  `json:"since"`
-	Dev            uint64     `json:"dev"`
-	ContentBytes   int64      `json:"content_bytes"` // of all chunks of the image
-	MissingChunks  int        `json:"missing_chunks"`
-	MissingBytes   int64      `json:"missing_bytes"` // stored bytes not yet on the node
-	Fill           fill.Stats `json:"fill"`
+	ID             string    `json:"id"`
+	Ref            string    `json:"ref"`
+	ManifestDigest string    `json:"manifest_digest"`
+	Platform       string    `json:"platform"`
+	Where          string    `json:"where"`
+	Face           string    `json:"face"`
+	Since          time.Time `json:"since"`
+	Dev            uint64    `json:"dev"`
+	ContentBytes   int64     `json:"content_bytes"` // of all chunks of the image
+	MissingChunks  int       `json:"missing_chunks"`
+	MissingBytes   int64     `json:"missing_bytes"` // stored bytes not yet on the node
+	// Wrong says how what is mounted differs from the image, if it does: the index
+	// it is mounted by was somebody's, and not true.
+	Wrong string     `json:"wrong,omitempty"`
+	Fill  fill.Stats `json:"fill"`
 	// Source is what was asked of the image's repository for it.
 	Source SourceStats `json:"source"`
 }

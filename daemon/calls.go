@@ -15,7 +15,6 @@ import (
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/index"
-	"github.com/shale-image/shale/reader"
 )
 
 // dispatch carries out one request. Descriptors it returns are closed once
@@ -126,9 +125,10 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 	if err != nil {
 		return nil, err
 	}
-	if a.Complete && u.Index == reader.Repository && u.Doubted == "" {
+	if a.Complete && s.store.comparable(u.ManifestDigest) {
 		// Somebody's word was taken for what the layers say. Now they are read.
-		wrong, err := s.store.reread(ctx, u, "it has been read as a whole", progress)
+		s.store.breakOff(u.ManifestDigest)
+		wrong, err := s.store.reread(ctx, u.ManifestDigest, u.repo, "it has been read as a whole", progress)
 		if wrong != "" {
 			progress(Progress{Note: "the index beside the image is wrong, and no longer used: " + wrong})
 			s.log.Error("an index lies", "digest", u.ManifestDigest, "how", wrong)
@@ -157,6 +157,7 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 		}
 		missing = im.Missing()
 	}
+	s.compare(u, im)
 	out := u.pulled(a.Ref)
 	out.ContentBytes, out.MissingBytes = im.ContentBytes(), missing.Stored
 	return &out, nil

@@ -103,6 +103,9 @@ type server struct {
 	traces  keeper
 	started time.Time
 	stop    context.CancelFunc
+	life    context.Context // until stop
+
+	background sync.WaitGroup // comparisons
 
 	mu     sync.Mutex
 	mounts map[string]*mounted
@@ -202,6 +205,9 @@ func listen(root string) (*net.UnixListener, error) {
 
 func (s *server) run(ctx context.Context) error {
 	ctx, s.stop = context.WithCancel(ctx)
+	s.mu.Lock()
+	s.life = ctx
+	s.mu.Unlock()
 	defer s.stop()
 	s.log.Info("serving", "root", s.cfg.Root, "pid", os.Getpid(), "version", s.cfg.Version)
 	context.AfterFunc(ctx, func() {
@@ -233,6 +239,7 @@ func (s *server) run(ctx context.Context) error {
 	calls.Wait()
 	s.endMounts()
 	s.traces.flush()
+	s.background.Wait()
 	s.log.Info("ended")
 	return s.close()
 }
@@ -277,6 +284,7 @@ func (s *server) keepHouse(ctx context.Context) {
 		}
 		s.turnLog()
 		s.giveMemoryBack()
+		s.compareComplete()
 		if s.idle() {
 			s.log.Info("idle; ending", "idle", s.cfg.Idle)
 			s.stop()
@@ -290,7 +298,7 @@ func (s *server) keepHouse(ctx context.Context) {
 func (s *server) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.calls > 0 || s.served() > 0 || s.traces.busy() {
+	if s.calls > 0 || s.served() > 0 || s.traces.busy() || s.store.compares() {
 		s.last = time.Now()
 	}
 	if s.cfg.Idle > 0 && time.Since(s.last) >= s.cfg.Idle {

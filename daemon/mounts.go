@@ -38,6 +38,10 @@ type mounted struct {
 
 	reading sync.RWMutex // held while image is asked for its status
 	ended   bool         // image is closed
+
+	chunks  int64     // brought when it was last looked at
+	compare time.Time // when to see again whether all of it is here
+	pause   time.Duration
 }
 
 // pullImage begins the use of an image and opens it. A linked image that is
@@ -79,7 +83,7 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 		if u.Index == reader.Local || s.store.isForeign(u.ManifestDigest) {
 			im.OnWrongIndex(func(ctx context.Context) error {
 				s.log.Warn("an index is wrong, or of no use: all of the image is read", "ref", u.repo.Ref().String(), "digest", u.ManifestDigest)
-				wrong, err := s.store.reread(ctx, u, "it could not be read by its index", func(Progress) {})
+				wrong, err := s.store.reread(ctx, u.ManifestDigest, u.repo, "it could not be read by its index", func(Progress) {})
 				if wrong != "" {
 					s.log.Error("an index lies", "digest", u.ManifestDigest, "how", wrong)
 				}
@@ -130,6 +134,7 @@ func (s *server) watch(m *mounted) {
 	delete(s.mounts, m.id)
 	s.ended.add(t)
 	s.mu.Unlock()
+	s.compare(m.use, m.image)
 	m.reading.Lock()
 	m.ended = true
 	m.image.Close()
@@ -173,10 +178,14 @@ func (m *mounted) status() (MountStatus, bool) {
 		return MountStatus{}, false
 	}
 	missing := m.image.Missing()
+	wrong := ""
+	if rec, err := m.use.store.loadRecord(m.use.ManifestDigest); err == nil && m.use.Index != reader.Local {
+		wrong = rec.Wrong
+	}
 	return MountStatus{
 		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where, Face: m.face,
 		Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(), MissingChunks: missing.Chunks, MissingBytes: missing.Stored,
-		Fill: m.image.Stats(), Source: m.use.origin.stats(),
+		Wrong: wrong, Fill: m.image.Stats(), Source: m.use.origin.stats(),
 	}, true
 }
 

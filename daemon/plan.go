@@ -77,7 +77,7 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	raw, err := reader.Fetch(ctx, repo, img, reader.Options{TempDir: tmp, Trust: trust, Keys: st.cfg.Keys()})
+	raw, err := reader.Fetch(ctx, repo, img, reader.Options{TempDir: tmp, Trust: trust, Keys: st.cfg.Keys(), Limits: st.limits()})
 	if errors.Is(err, reader.ErrNoIndex) {
 		p.FetchBytes, p.StartBytes = p.LayerBytes, p.LayerBytes
 		return p, nil

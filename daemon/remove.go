@@ -59,6 +59,7 @@ func (s *store) remove(ctx context.Context, reference string) (*Removed, error) 
 
 // unname takes the reference's names from an image.
 func (s *store) unname(ctx context.Context, ref, digest string) error {
+	s.breakOff(digest)
 	unlock, err := s.lock(ctx, digest)
 	if err != nil {
 		return err
@@ -111,16 +112,15 @@ func (s *store) removeUnnamed(ctx context.Context, digest string) (bool, error) 
 	if _, err := os.Stat(filepath.Join(s.path(digest), "record")); err != nil {
 		return false, nil // it is being made
 	}
+	if s.unused(digest) == nil && !s.hasName(digest) {
+		s.breakOff(digest)
+	}
 	unlock, err := s.lock(ctx, digest)
 	if err != nil {
 		return false, err
 	}
 	defer unlock()
-	s.mu.Lock()
-	named := slices.Contains(slices.Collect(maps.Values(s.names)), digest)
-	stays := named || s.unusedLocked(digest) != nil
-	s.mu.Unlock()
-	if stays {
+	if s.hasName(digest) || s.unused(digest) != nil {
 		return false, nil
 	}
 	// Renamed it cannot be found any more, and what is left of it after a
@@ -131,6 +131,13 @@ func (s *store) removeUnnamed(ctx context.Context, digest string) (bool, error) 
 		return false, err
 	}
 	return true, os.RemoveAll(gone)
+}
+
+// hasName tells whether an image has a name.
+func (s *store) hasName(digest string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(slices.Collect(maps.Values(s.names)), digest)
 }
 
 // forget makes the node index and link an image again when it is next asked

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -127,15 +126,15 @@ func keepSide(dir string, made *reader.Made) error {
 // scan has the layers of an image read, and returns its index, whose files are
 // in dir. The caller closes it.
 func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Image, dir string, progress func(Progress)) (*reader.Raw, error) {
-	if _, err := s.read(ctx, repo, img, dir, nil, progress); err != nil {
+	if _, err := s.read(ctx, repo, img, dir, nil, reader.Parallel, progress); err != nil {
 		return nil, err
 	}
 	return s.localIndex(img.ManifestDigest, img.Layers)
 }
 
 // read is scan that compares what is made with an index from elsewhere, if there
-// is one.
-func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, progress func(Progress)) (out scanned, _ error) {
+// is one. So many layers at once are fetched as atOnce says.
+func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, atOnce int, progress func(Progress)) (out scanned, _ error) {
 	var ours, theirs []*os.File
 	defer func() {
 		for _, f := range append(ours, theirs...) {
@@ -161,7 +160,7 @@ func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Ima
 	var copied error
 	g.Go(func() error {
 		layers, lctx := errgroup.WithContext(gctx)
-		layers.SetLimit(reader.Parallel)
+		layers.SetLimit(atOnce)
 		for n, l := range img.Layers {
 			layers.Go(func() error {
 				defer ours[n].Close()
@@ -198,94 +197,6 @@ func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Ima
 		err = copied // the other saw layers that are cut off
 	}
 	return out, err
-}
-
-// keepForeign keeps an index that has to be compared with the layers once all of
-// them are read.
-func (s *store) keepForeign(raw *reader.Raw, dir string) error {
-	if raw.Kind == reader.Nydus || raw.Trust == reader.Local {
-		return nil
-	}
-	js, err := json.Marshal(raw)
-	if err != nil {
-		return err
-	}
-	if err := renameio.WriteFile(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil || raw.Kind != reader.Index {
-		return err // what others cut cannot be compared
-	}
-	f, err := renameio.NewPendingFile(filepath.Join(dir, foreignFile), renameio.WithPermissions(0o600))
-	if err != nil {
-		return err
-	}
-	defer f.Cleanup()
-	if _, err := io.Copy(f, io.NewSectionReader(raw.File, 0, raw.Size)); err != nil {
-		return err
-	}
-	return f.CloseAtomicallyReplace()
-}
-
-// isForeign tells whether an image is used by an index from elsewhere that can
-// be done without.
-func (s *store) isForeign(digest string) bool {
-	_, err := os.Stat(filepath.Join(s.path(digest), foreignFile+".json"))
-	return err == nil
-}
-
-// foreign opens what keepForeign kept.
-func (s *store) foreign(dir string) (*reader.Raw, error) {
-	js, err := os.ReadFile(filepath.Join(dir, foreignFile+".json"))
-	if err != nil {
-		return nil, err
-	}
-	raw := &reader.Raw{}
-	if err := json.Unmarshal(js, raw); err != nil {
-		return nil, err
-	}
-	raw.File, err = os.Open(filepath.Join(dir, foreignFile))
-	return raw, err
-}
-
-// reread reads all of an image that is in use by an index from elsewhere: its
-// content comes into the pool, and this node's own index is made. It returns how
-// the other differs; if it does, or cannot be used, the record says so, and who
-// uses the image next does so by this node's.
-func (s *store) reread(ctx context.Context, u *use, why string, progress func(Progress)) (wrong string, err error) {
-	unlock, err := s.lock(ctx, u.ManifestDigest)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	dir := s.path(u.ManifestDigest)
-	img, err := u.repo.At(u.ManifestDigest).Resolve(ctx, image.Platform{})
-	if err != nil {
-		return "", err
-	}
-	foreign, err := s.foreign(dir)
-	if err != nil {
-		foreign = nil
-	} else {
-		defer foreign.Close()
-	}
-	out, err := s.read(ctx, u.repo, img, dir, foreign, progress)
-	if err != nil {
-		return "", err
-	}
-	release := s.pool.Exclusive()
-	err = s.pool.Load()
-	release()
-	if err != nil {
-		return "", err
-	}
-	rec, err := s.loadRecord(u.ManifestDigest)
-	if err != nil {
-		return "", err
-	}
-	rec.Doubted = cmp.Or(out.Wrong, why)
-	js, err := json.MarshalIndent(rec, "", "  ")
-	if err != nil {
-		return "", err
-	}
-	return out.Wrong, renameio.WriteFile(filepath.Join(dir, "record"), js, 0o600)
 }
 
 func (s *store) removeIndex(dir string) error {

@@ -51,6 +51,8 @@ type store struct {
 	names map[string]string        // "<reference> <platform>" -> manifest digest
 	busy  map[string]chan struct{} // by manifest digest; see lock
 	uses  map[string]int           // by manifest digest
+
+	comparing map[string]*comparison // by manifest digest
 }
 
 // record is what the node keeps of an image besides its config and its link.
@@ -61,17 +63,26 @@ type record struct {
 	// Index is where the index is from; "" in records of old, whose images
 	// brought it along.
 	Index reader.Trust `json:"index,omitempty"`
+	// Kind is that of the index; "" in records of old.
+	Kind reader.Kind `json:"kind,omitempty"`
 	// Key is the id of the key that has signed the index, if one has.
 	Key string `json:"key,omitempty"`
 	// Doubted says that the index turned out to be wrong, and why. The node has
 	// made its own since.
 	Doubted string `json:"doubted,omitempty"`
-	config  json.RawMessage
+	// Wrong says how the index, or the image's config, differs from what the
+	// layers are. Nobody mounts the image by that index any more.
+	Wrong  string `json:"wrong,omitempty"`
+	config json.RawMessage
 }
 
 // believed tells whether its index is one of those that trust lets through. A
-// signature counts as long as its key is one of the node's.
+// signature counts as long as its key is one of the node's. A Nydus image can be read
+// by nothing but its bootstrap.
 func (s *store) believed(r *record, trust reader.Trust) bool {
+	if r.Kind == reader.Nydus {
+		return true
+	}
 	from := cmp.Or(r.Index, reader.Bound)
 	if from == reader.Signed && !s.cfg.Keys().Has(r.Key) {
 		from = reader.Repository
@@ -88,6 +99,7 @@ func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 		dir: filepath.Join(cfg.Root, "images"), refs: filepath.Join(cfg.Root, "refs.json"), pool: p, poolDir: poolDir(cfg.Root), engine: e,
 		cfg: cfg.Registries, agent: "shale/" + cfg.Version, log: cfg.Logger,
 		names: map[string]string{}, busy: map[string]chan struct{}{}, uses: map[string]int{},
+		comparing: map[string]*comparison{},
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
@@ -109,9 +121,13 @@ func (s *store) path(digest string) string {
 type use struct {
 	*record
 	repo   *image.Repository
+	open   opener  // for who reads on when the use has ended
 	origin *origin // where its bytes come from
 	store  *store
 }
+
+// opener opens the repository of an image, as the user who asked for it.
+type opener func(context.Context) (*image.Repository, error)
 
 // Close ends the use.
 func (u *use) Close() error {
@@ -146,14 +162,18 @@ func (s *store) pull(ctx context.Context, src Source, progress func(Progress)) (
 		return nil, err
 	}
 	// Opening costs nothing until the repository is asked for something.
-	repo, err := image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
+	open := func(ctx context.Context) (*image.Repository, error) {
+		return image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
+	}
+	repo, err := open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	key := nameKey(ref, src.Platform)
 	if !src.Refresh {
 		if u, err := s.known(key, repo); err == nil {
-			if s.believed(u.record, trust) && (u.Doubted == "" || !s.alone(u.ManifestDigest)) {
+			if s.believed(u.record, trust) && (u.Doubted == "" || u.Wrong == "" && !s.alone(u.ManifestDigest)) {
+				u.open = open
 				return u, nil
 			}
 			s.endUse(u.ManifestDigest)
@@ -166,6 +186,7 @@ func (s *store) pull(ctx context.Context, src Source, progress func(Progress)) (
 	if err != nil {
 		return nil, errors.Join(err, repo.Close())
 	}
+	u.open = open
 	return u, nil
 }
 
@@ -191,7 +212,7 @@ func (s *store) known(key string, repo *image.Repository) (*use, error) {
 
 // newUse makes a use that is counted already.
 func (s *store) newUse(rec *record, repo *image.Repository) *use {
-	return &use{rec, repo, newOrigin(repo, s.path(rec.ManifestDigest)), s}
+	return &use{record: rec, repo: repo, origin: newOrigin(repo, s.path(rec.ManifestDigest)), store: s}
 }
 
 // fetch asks the repository what it has, and gives it the name.
@@ -200,6 +221,7 @@ func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, p
 	if err != nil {
 		return nil, err
 	}
+	s.breakOff(img.ManifestDigest)
 	unlock, err := s.lock(ctx, img.ManifestDigest)
 	if err != nil {
 		return nil, err
@@ -271,6 +293,11 @@ func (s *store) loadRecord(digest string) (*record, error) {
 // before. The caller holds its lock.
 func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, trust reader.Trust, progress func(Progress)) (_ *record, err error) {
 	rec, err := s.load(img.ManifestDigest)
+	if err == nil && rec.Wrong != "" {
+		if err := s.usable(rec); err != nil {
+			return nil, err
+		}
+	}
 	if err == nil && (!s.believed(rec, trust) || rec.Doubted != "" && s.unused(img.ManifestDigest) == nil) {
 		err = os.ErrNotExist // it can be had without that index
 	}
@@ -296,33 +323,36 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	from, key, err := s.index(ctx, repo, img, dir, trust, progress)
-	if err != nil {
+	if rec, err = s.index(ctx, repo, img, dir, trust, progress); err != nil {
 		return nil, err
 	}
-	rec = &record{Index: from, Key: key, ManifestDigest: img.ManifestDigest, Platform: img.Platform.String(), Pulled: time.Now().UTC(), config: img.ConfigBytes}
-	js, err := json.MarshalIndent(rec, "", "  ")
-	if err != nil {
-		return nil, err
-	}
+	rec.ManifestDigest, rec.Platform, rec.Pulled, rec.config = img.ManifestDigest, img.Platform.String(), time.Now().UTC(), img.ConfigBytes
 	if err := renameio.WriteFile(filepath.Join(dir, "config"), img.ConfigBytes, 0o600); err != nil {
 		return nil, err
 	}
-	return rec, renameio.WriteFile(filepath.Join(dir, "record"), js, 0o600)
+	return rec, s.saveRecord(rec)
+}
+
+func (s *store) saveRecord(rec *record) error {
+	js, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(filepath.Join(s.path(rec.ManifestDigest), "record"), js, 0o600)
 }
 
 // index reads the index of an image, while its config is on the way, and links
-// it into dir. It returns where the index is from, and which key signed it. An
-// image that has none, or cannot be read by ranges, is read as a whole.
-func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, trust reader.Trust, progress func(Progress)) (from reader.Trust, key string, err error) {
+// it into dir. It returns what there is to remember of the index. An image that has
+// none, or cannot be read by ranges, is read as a whole.
+func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, trust reader.Trust, progress func(Progress)) (*record, error) {
 	linked := filepath.Join(dir, "linked")
 	if raw, err := s.localIndex(img.ManifestDigest, img.Layers); err == nil {
 		defer raw.Close()
 		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
-			return reader.Local, "", err
+			return &record{Index: reader.Local, Kind: raw.Kind}, err
 		}
 		if err := s.removeIndex(dir); err != nil {
-			return "", "", err
+			return nil, err
 		}
 	}
 	var raw *reader.Raw
@@ -337,13 +367,13 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		})
 	}
 	g.Go(func() (err error) {
-		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: trust, Keys: s.cfg.Keys()})
+		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: trust, Keys: s.cfg.Keys(), Limits: s.limits()})
 		if errors.Is(err, reader.ErrNoIndex) {
 			none, err = err, nil
 		}
 		return err
 	})
-	err = g.Wait()
+	err := g.Wait()
 	if err == nil && none == nil && !ranges {
 		none = fmt.Errorf("the registry does not serve parts of objects")
 		raw.Close()
@@ -352,20 +382,20 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		defer raw.Close()
 		err = errors.Join(s.keepForeign(raw, dir), s.linkRaw(ctx, raw, linked))
 		if err == nil || raw.Kind == reader.Nydus || !ofNoUse(err) || ctx.Err() != nil {
-			return raw.Trust, raw.Key, err
+			return &record{Index: raw.Trust, Kind: raw.Kind, Key: raw.Key}, err
 		}
 		none, err = err, nil // the image can be read without it
 	}
 	if err != nil {
-		return "", "", err
+		return nil, err
 	}
 	progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
 	own, err := s.scan(ctx, repo, img, dir, progress)
 	if err != nil {
-		return "", "", err
+		return nil, err
 	}
 	defer own.Close()
-	return own.Trust, "", s.linkRaw(ctx, own, linked)
+	return &record{Index: own.Trust, Kind: own.Kind}, s.linkRaw(ctx, own, linked)
 }
 
 // ofNoUse tells what is wrong with an index from what is wrong with this node.
@@ -443,7 +473,7 @@ func (s *store) limits() layer.Limits {
 	if s.cfg == nil {
 		return layer.Limits{}
 	}
-	return s.cfg.Limits
+	return s.cfg.Limits.Limits
 }
 
 // indexTrust is what the node's configuration says.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/shale-image/shale/config"
@@ -41,6 +42,7 @@ func TestBelieved(t *testing.T) {
 		"another key":      {with, record{Index: reader.Signed, Key: "0123"}, map[reader.Trust]bool{"repository": true}},
 		"no key":           {with, record{Index: reader.Signed}, map[reader.Trust]bool{"repository": true}},
 		"repository":       {with, record{Index: reader.Repository, Key: key.ID()}, map[reader.Trust]bool{"repository": true}},
+		"converted":        {with, record{Index: reader.Bound, Kind: reader.Nydus}, map[reader.Trust]bool{"local": true, "bound": true, "signed": true, "repository": true}},
 		"of no kind":       {with, record{Index: "notary"}, nil},
 	} {
 		for _, at := range []reader.Trust{reader.Local, reader.Bound, reader.Signed, reader.Repository} {
@@ -48,5 +50,27 @@ func TestBelieved(t *testing.T) {
 				t.Errorf("%s, at %s: %v", name, at, got)
 			}
 		}
+	}
+}
+
+// A converted image is linked once, also where nothing but the node's own indexes
+// is believed: there is no other way to read it.
+func TestConvertedIsLinkedOnce(t *testing.T) {
+	c, ref := service(t), layout(t)
+	linked := func() os.FileInfo {
+		t.Helper()
+		p, err := c.Pull(background, Source{Ref: ref, Platform: "linux/amd64", IndexTrust: string(reader.Local), Refresh: true}, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(filepath.Join(c.Root, "images", strings.TrimPrefix(p.ManifestDigest, "sha256:"), "linked", "meta"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	first, second := linked(), linked()
+	if !os.SameFile(first, second) {
+		t.Error("it was linked anew")
 	}
 }

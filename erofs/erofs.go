@@ -106,7 +106,7 @@ type Run struct {
 // the default. Passing a limit is an error that wraps index.ErrLimit and names
 // the field.
 type Limits struct {
-	Entries    int   // names in all directories; 4 Mi
+	Entries    int   // names in all directories; 10,000,000
 	NameBytes  int64 // of these names and of symbolic links' targets; 256 MiB
 	XattrBytes int64 // of all attributes' names and values; 256 MiB
 	PathBytes  int   // length of a path; 16 KiB; this bounds the depth, too
@@ -115,7 +115,7 @@ type Limits struct {
 
 func (l Limits) withDefaults() Limits {
 	if l.Entries == 0 {
-		l.Entries = 4 << 20
+		l.Entries = 10_000_000
 	}
 	if l.NameBytes == 0 {
 		l.NameBytes = 256 << 20

@@ -132,7 +132,7 @@ func (r *Raw) artifact() (*index.Tree, error) {
 	if _, err := r.File.ReadAt(p, 0); err != nil {
 		return nil, err
 	}
-	t, info, err := artifact.Decode(p, r.Name, artifact.Limits{})
+	t, info, err := artifact.Decode(p, r.Name, artifact.Limits{Entries: r.Limits.Entries, XattrBytes: r.Limits.XattrBytes, FileSize: r.Limits.FileSize})
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package reader
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -71,11 +73,16 @@ func Make(ctx context.Context, j Job) (_ *Made, err error) {
 			}
 		}
 	}()
+	var entries atomic.Int64
+	most := int64(cmp.Or(max(0, j.Limits.Entries), layer.DefaultLimits().Entries))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(Parallel)
 	for n := range j.Layers {
 		g.Go(func() (err error) {
 			layers[n], err = j.scan(gctx, n)
+			if err == nil && entries.Add(int64(len(layers[n].Changes))) > most {
+				err = index.Errorf(index.ErrLimit, j.Manifest, -1, "with layer %s the image has more than %d entries (Entries)", j.Layers[n].Digest, most)
+			}
 			return err
 		})
 	}

@@ -285,6 +285,7 @@ func TestMakeRefuses(t *testing.T) {
 		"not an archive":     {func(j *job) { j.cut(0, func([]byte) []byte { return gzipped(text(1, 5000)) }) }, index.ErrCorrupt},
 		"a bomb":             {func(j *job) { j.cut(0, bomb) }, index.ErrLimit},
 		"too many entries":   {func(j *job) { j.Limits = layer.Limits{Entries: 3} }, index.ErrLimit},
+		"too many in all":    {func(j *job) { j.Limits = layer.Limits{Entries: 5} }, index.ErrLimit},
 		"cannot be opened":   {func(j *job) { j.Open = func(context.Context, int) (io.ReadCloser, error) { return nil, broken } }, broken},
 		"cannot be kept":     {func(j *job) { j.Keep = func(chunk.Digest, []byte) error { return broken } }, broken},
 		"fails half-way":     {func(j *job) { j.fail(1, broken) }, broken},

@@ -72,6 +72,7 @@ type Raw struct {
 	Layers   []image.Descriptor // of the image
 	Side     image.Descriptor   // of Index: what lies beside the layers, if anything
 	Tables   []Table            // of TOC: one for each layer
+	Limits   layer.Limits       // of what it may say
 	File     *os.File           `json:"-"` // without a name
 }
 
@@ -80,13 +81,14 @@ type Options struct {
 	TempDir string     // for a scratch file
 	Trust   Trust      // default Repository
 	Keys    trust.Keys // whose signatures count
+	Limits  layer.Limits
 }
 
 // Fetch fetches the index of an image into a scratch file, verified but for tables
 // of contents. Those are for images that have nothing else: an index cuts files
 // smaller. The caller closes the Raw.
 func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Options) (*Raw, error) {
-	raw := &Raw{Kind: Nydus, Trust: Bound, Manifest: img.ManifestDigest, Layers: img.Layers}
+	raw := &Raw{Kind: Nydus, Trust: Bound, Manifest: img.ManifestDigest, Layers: img.Layers, Limits: o.Limits}
 	boot, ok := Bootstrap(img)
 	if !ok {
 		err := raw.fetchIndex(ctx, repo, img, o)

@@ -241,14 +241,15 @@ func (r *Raw) readTable(i int) (*estargz.Layer, error) {
 	if _, err := r.File.ReadAt(p, t.At); err != nil {
 		return nil, err
 	}
+	lim := estargz.Limits{Entries: r.Limits.Entries, XattrBytes: r.Limits.XattrBytes, MetadataBytes: r.Limits.MetadataBytes, FileSize: r.Limits.FileSize}
 	zstd, err := tableOf(l)
 	switch {
 	case err != nil:
 		return nil, err
 	case zstd != nil:
-		return zstdchunked.Read(p, *zstd, name, estargz.Limits{})
+		return zstdchunked.Read(p, *zstd, name, lim)
 	}
-	return estargz.Read(p, t.Section, l.Annotations[estargz.DigestAnnotation], name, estargz.Limits{})
+	return estargz.Read(p, t.Section, l.Annotations[estargz.DigestAnnotation], name, lim)
 }
 
 // weight is how much memory a table takes, roughly: in pieces of a hundred bytes.

@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/image"
-	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/reader"
 	"github.com/shale-image/shale/trust"
 )
@@ -127,6 +127,10 @@ fetched with the data they serve.`,
 
 // makeIndex makes the index of an image from here, without the service.
 func makeIndex(ctx context.Context, repo *image.Repository, img *image.Image, show bool) (*reader.Made, error) {
+	cfg, err := config.Load()
+	if err != nil {
+		return nil, err
+	}
 	step := func(int) {}
 	if show {
 		p := newProgress()
@@ -139,7 +143,7 @@ func makeIndex(ctx context.Context, repo *image.Repository, img *image.Image, sh
 		step = func(n int) { p.step("read", done.Add(int64(n)), total) }
 	}
 	return reader.Make(ctx, reader.Job{
-		Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, TempDir: os.TempDir(), Limits: layer.Limits{},
+		Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, TempDir: os.TempDir(), Limits: cfg.Limits.Limits,
 		Open: func(ctx context.Context, n int) (io.ReadCloser, error) {
 			r, err := repo.Blob(ctx, img.Layers[n])
 			if err != nil {

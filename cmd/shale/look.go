@@ -62,7 +62,10 @@ func readTree(ctx context.Context, repo *image.Repository, img *image.Image) (*i
 // a key of the node is said to have signed it, and has not.
 func indexOptions() (reader.Options, error) {
 	cfg, err := config.Load()
-	return reader.Options{TempDir: os.TempDir(), Keys: cfg.Keys()}, err
+	if err != nil {
+		return reader.Options{}, err
+	}
+	return reader.Options{TempDir: os.TempDir(), Keys: cfg.Keys(), Limits: cfg.Limits.Limits}, nil
 }
 
 func (l *looked) source() blob.Source { return retry.New(l.repo.Blobs(), retry.Policy{}) }

@@ -26,8 +26,9 @@ answers within a second.
 
 With --json: {root, version, processes[], started, mounts[], images[], pool}, or of
 one mount: {id, ref, manifest_digest, platform, where, face, since, dev,
-content_bytes, missing_chunks, missing_bytes, fill, source}. fill is what readers
-caused: {read_bytes, requests, fetched_bytes, chunks, content_bytes, errors,
+content_bytes, missing_chunks, missing_bytes, wrong, fill, source}. wrong says how
+what is mounted differs from the image, if the index it is mounted by turned out to
+be untrue. fill is what readers caused: {read_bytes, requests, fetched_bytes, chunks, content_bytes, errors,
 last_errors[]}. source is what was asked of the registry for it: {requests, retries,
 bytes, errors}.`,
 		Example: `  shale status
@@ -106,6 +107,11 @@ func printMount(w io.Writer, m *daemon.MountStatus) error {
 }
 
 func printFailures(w io.Writer, m *daemon.MountStatus) error {
+	if m.Wrong != "" {
+		if _, err := fmt.Fprintf(w, "\n%s: this is not the image: %s\n", m.Where, m.Wrong); err != nil {
+			return err
+		}
+	}
 	for _, f := range m.Fill.LastErrors {
 		if _, err := fmt.Fprintf(w, "\n%s: %s: %s\n", m.Where, f.Time.Format(time.RFC3339), f.Error); err != nil {
 			return err

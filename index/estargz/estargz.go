@@ -62,7 +62,7 @@ type Layer struct {
 // field the default applies.
 type Limits struct {
 	// Entries is the number of entries in a table, chunks of files included.
-	// Default 4,194,304.
+	// Default 10,000,000.
 	Entries int
 
 	// TableBytes is the size of the table, uncompressed. Default 512 MiB, a
@@ -70,30 +70,30 @@ type Limits struct {
 	TableBytes int64
 
 	// XattrBytes is the size of one file's extended attributes, names and
-	// values. Default 128 KiB.
+	// values. Default 64 KiB.
 	XattrBytes int64
 
 	// MetadataBytes is what names, link targets and extended attributes of all
 	// entries together may take. Default 1 GiB.
 	MetadataBytes int64
 
-	// FileSize is the size of one file. Default 1 TiB.
+	// FileSize is the size of one file. Default 16 TiB.
 	FileSize int64
 }
 
 // WithDefaults returns l with the defaults where a field does not say.
 func (l Limits) WithDefaults() Limits {
 	if l.Entries <= 0 {
-		l.Entries = 4 << 20
+		l.Entries = 10_000_000
 	}
 	for _, f := range []struct {
 		field *int64
 		value int64
 	}{
 		{&l.TableBytes, 512 << 20},
-		{&l.XattrBytes, 128 << 10},
+		{&l.XattrBytes, 64 << 10},
 		{&l.MetadataBytes, 1 << 30},
-		{&l.FileSize, 1 << 40},
+		{&l.FileSize, 16 << 40},
 	} {
 		if *f.field <= 0 {
 			*f.field = f.value

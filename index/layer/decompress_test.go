@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -129,7 +131,7 @@ func TestDecompressSourceError(t *testing.T) {
 
 func TestDecompressLimits(t *testing.T) {
 	bomb := bytes.Repeat(zst(make([]byte, 10<<20)), 30)
-	if _, err := decompress(layer.Limits{}, bytes.NewReader(bomb)); !errors.Is(err, index.ErrLimit) {
+	if _, err := decompress(layer.Limits{}, bytes.NewReader(bomb)); !errors.Is(err, index.ErrLimit) || !strings.Contains(fmt.Sprint(err), "(Expansion)") {
 		t.Errorf("300 MiB from %d bytes: %v, want ErrLimit", len(bomb), err)
 	}
 	if n, err := decompress(layer.Limits{Expansion: 1 << 20}, bytes.NewReader(bomb)); err != nil || n != 300<<20 {
@@ -145,7 +147,7 @@ func TestDecompressLimits(t *testing.T) {
 	}
 	w.Write(someBytes(5 << 20))
 	w.Close()
-	if _, err := decompress(layer.Limits{Window: 2 << 20}, bytes.NewReader(long.Bytes())); !errors.Is(err, index.ErrLimit) {
+	if _, err := decompress(layer.Limits{Window: 2 << 20}, bytes.NewReader(long.Bytes())); !errors.Is(err, index.ErrLimit) || !strings.Contains(fmt.Sprint(err), "(Window)") {
 		t.Errorf("with Window: %v, want ErrLimit", err)
 	}
 	if _, err := decompress(layer.Limits{}, bytes.NewReader(long.Bytes())); err != nil {

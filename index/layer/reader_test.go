@@ -274,6 +274,12 @@ func TestReaderRefuses(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
+	if got, want := layer.DefaultLimits(), (layer.Limits{
+		Entries: 10_000_000, HeaderBytes: 1 << 20, XattrBytes: 64 << 10, MetadataBytes: 1 << 30,
+		FileSize: 16 << 40, StreamBytes: 1 << 40, Expansion: 1000, Window: 128 << 20,
+	}); got != want {
+		t.Errorf("the defaults are %+v, want %+v: docs/ARCHITECTURE.md lists them", got, want)
+	}
 	sparse := pax('x', "GNU.sparse.size=1000000", "GNU.sparse.map=1000000,0") + file("a")
 	for _, test := range []struct {
 		field, archive string
