@@ -43,15 +43,7 @@ func (s *store) keepForeign(raw *reader.Raw, dir string) error {
 	if err := renameio.WriteFile(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil || raw.Kind != reader.Index {
 		return err // what others cut cannot be compared
 	}
-	f, err := renameio.NewPendingFile(filepath.Join(dir, foreignFile), renameio.WithPermissions(0o600))
-	if err != nil {
-		return err
-	}
-	defer f.Cleanup()
-	if _, err := io.Copy(f, io.NewSectionReader(raw.File, 0, raw.Size)); err != nil {
-		return err
-	}
-	return f.CloseAtomicallyReplace()
+	return keepFile(filepath.Join(dir, foreignFile), io.NewSectionReader(raw.File, 0, raw.Size))
 }
 
 // isForeign tells whether an image is used by an index from elsewhere that can

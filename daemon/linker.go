@@ -59,25 +59,45 @@ func Init() {
 	os.Exit(1)
 }
 
-// readOrder reads an order and the index it is about, and opens the pool, which
-// the caller closes.
-func readOrder() (o order, t *index.Tree, p *pool.Pool, err error) {
+// readOrder reads an order, and opens the pool, which the caller closes.
+func readOrder() (o order, p *pool.Pool, err error) {
 	if err = json.NewDecoder(os.Stdin).Decode(&o); err != nil {
-		return o, nil, nil, err
+		return o, nil, err
 	}
 	o.Raw.File = os.NewFile(firstFile, o.Raw.Name)
-	if t, err = o.Raw.Tree(); err == nil {
-		p, err = pool.OpenTables(o.Pool)
+	p, err = pool.OpenTables(o.Pool)
+	return o, p, err
+}
+
+// readTree reads the index of an order. What of the content has come with it goes
+// into the pool.
+func (o *order) readTree(p *pool.Pool) (*index.Tree, error) {
+	if o.Raw.Kind != reader.SOCI {
+		return o.Raw.Tree()
 	}
-	return o, t, p, err
+	b, err := p.Build()
+	if err != nil {
+		return nil, err
+	}
+	o.Raw.Keep = b.Add
+	t, err := o.Raw.Tree()
+	if err != nil {
+		return nil, errors.Join(err, b.Abort())
+	}
+	_, err = b.Commit()
+	return t, err
 }
 
 func linker() (err error) {
-	o, t, p, err := readOrder()
+	o, p, err := readOrder()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
+	t, err := o.readTree(p)
+	if err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	return link.Link(ctx, t, p, o.Dir)

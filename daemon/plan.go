@@ -119,16 +119,21 @@ func (s *server) planKnown(rec *record, p *Plan) error {
 
 // planner is the process that reads an index to see what of it is here.
 func planner() error {
-	_, t, pl, err := readOrder()
+	o, pl, err := readOrder()
 	if err != nil {
 		return err
 	}
 	defer pl.Close()
-	return json.NewEncoder(os.Stdout).Encode(cost(t, pl))
+	t, err := o.Raw.Tree()
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(cost(t, pl, o.Raw.Fetched))
 }
 
-// cost adds up the chunks of a tree, each once.
-func cost(t *index.Tree, pl *pool.Pool) (p struct {
+// cost adds up the chunks of a tree, each once. Blobs that had to be fetched for the
+// index are not counted again.
+func cost(t *index.Tree, pl *pool.Pool, fetched func(blob int) bool) (p struct {
 	ContentBytes int64 `json:"content_bytes"`
 	HereBytes    int64 `json:"here_bytes"`
 	FetchBytes   int64 `json:"fetch_bytes"`
@@ -152,7 +157,9 @@ func cost(t *index.Tree, pl *pool.Pool) (p struct {
 			p.HereBytes += int64(c.Size)
 			continue
 		}
-		p.FetchBytes += t.StoredShare(c)
+		if !fetched(int(c.Blob)) {
+			p.FetchBytes += t.StoredShare(c)
+		}
 	}
 	return p
 }

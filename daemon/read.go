@@ -15,10 +15,11 @@ import (
 
 // origin is where a mount's bytes come from: the image's own repository, asked
 // again when it stumbles. It counts what was asked of it, and what that took.
-// What this node has made to lie beside the layers is on the node alone.
+// What this node has made to lie beside the layers is on the node alone, and so are
+// the ztocs it has fetched.
 type origin struct {
 	asked, made *count.Source
-	beside      *dirblob.Source // nil if there is nothing
+	beside      []*dirblob.Source
 }
 
 // SourceStats is what the repository of an image was asked for, by one mount.
@@ -33,22 +34,24 @@ type SourceStats struct {
 func newOrigin(repo *image.Repository, dir string) *origin {
 	made := count.New(repo.Blobs())
 	o := &origin{asked: count.New(retry.New(made, retry.Policy{})), made: made}
-	if d, err := dirblob.Open(filepath.Join(dir, sideDir)); err == nil {
-		o.beside = d
+	for _, name := range []string{sideDir, ztocDir} {
+		if d, err := dirblob.Open(filepath.Join(dir, name)); err == nil {
+			o.beside = append(o.beside, d)
+		}
 	}
 	return o
 }
 
 func (o *origin) close() {
-	if o.beside != nil {
-		_ = o.beside.Close()
+	for _, d := range o.beside {
+		_ = d.Close()
 	}
 }
 
 // Range implements blob.Source.
 func (o *origin) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
-	if o.beside != nil {
-		if r, err := o.beside.Range(ctx, ref, off, n); !errors.Is(err, blob.ErrNotFound) {
+	for _, d := range o.beside {
+		if r, err := d.Range(ctx, ref, off, n); !errors.Is(err, blob.ErrNotFound) {
 			return r, err
 		}
 	}

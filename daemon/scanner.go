@@ -31,6 +31,7 @@ import (
 const (
 	indexFile   = "index"
 	sideDir     = "side"
+	ztocDir     = "ztoc"    // what a SOCI index has beside the layers, likewise
 	foreignFile = "foreign" // an index from elsewhere; what it is, in foreign.json
 )
 
@@ -103,21 +104,30 @@ func keepSide(dir string, made *reader.Made) error {
 	if made.Side.Size == 0 {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	_, hex, _ := strings.Cut(made.Side.Digest, ":")
-	f, err := renameio.NewPendingFile(filepath.Join(dir, hex), renameio.WithPermissions(0o600))
-	if err != nil {
-		return err
-	}
-	defer f.Cleanup()
 	side, err := made.OpenSide()
 	if err != nil {
 		return err
 	}
 	defer side.Close()
-	if _, err := io.Copy(f, side); err != nil {
+	return keepBeside(dir, made.Side.Digest, side)
+}
+
+// keepBeside makes a file that package dirblob finds in dir by its digest.
+func keepBeside(dir, digest string, content io.Reader) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	_, hex, _ := strings.Cut(digest, ":")
+	return keepFile(filepath.Join(dir, hex), content)
+}
+
+func keepFile(path string, content io.Reader) error {
+	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	if _, err := io.Copy(f, content); err != nil {
 		return err
 	}
 	return f.CloseAtomicallyReplace()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -310,7 +311,7 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err := s.unused(img.ManifestDigest); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"record", "config", "linked", foreignFile, foreignFile + ".json"} { // an index that was made here stays
+	for _, name := range []string{"record", "config", "linked", ztocDir, foreignFile, foreignFile + ".json"} { // an index that was made here stays
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return nil, err
 		}
@@ -380,7 +381,9 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 	}
 	if err == nil && none == nil {
 		defer raw.Close()
-		err = errors.Join(s.keepForeign(raw, dir), s.linkRaw(ctx, raw, linked))
+		err = errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
+			return keepBeside(filepath.Join(dir, ztocDir), ref.Digest, content)
+		}), s.linkRaw(ctx, raw, linked))
 		if err == nil || raw.Kind == reader.Nydus || !ofNoUse(err) || ctx.Err() != nil {
 			return &record{Index: raw.Trust, Kind: raw.Kind, Key: raw.Key}, err
 		}

@@ -86,6 +86,20 @@ func (r *Repository) Artifact(ctx context.Context, d Descriptor, subject string)
 	return parseArtifact(name, d.MediaType, m, subject)
 }
 
+// BoundArtifact fetches an artifact that a manifest names by its digest; it names
+// no subject itself. Errors are those of Artifact.
+func (r *Repository) BoundArtifact(ctx context.Context, digest string) (*Artifact, error) {
+	name := "artifact " + printable(digest)
+	if !reDigest.MatchString(digest) {
+		return nil, corrupt(name, "not a sha256 digest")
+	}
+	m, err := r.Manifest(ctx, digest)
+	if err != nil {
+		return nil, err
+	}
+	return parseArtifact(name, m.MediaType, m, "")
+}
+
 func parseArtifact(name, mediaType string, m Manifest, subject string) (*Artifact, error) {
 	doc, err := parseDocument(name, mediaType, m.Bytes)
 	if err != nil {

@@ -182,6 +182,12 @@ func (s *search) order(doc *document) []entry {
 		if a.rank != b.rank {
 			return b.rank - a.rank
 		}
+		if a.artifact() != b.artifact() { // what lies beside an image is for its platform, too
+			if a.artifact() {
+				return 1
+			}
+			return -1
+		}
 		return b.features - a.features
 	})
 	best := make([]entry, 0, len(fit)+len(open))

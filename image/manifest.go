@@ -40,6 +40,11 @@ type entry struct {
 	Platform     *entryPlatform `json:"platform"`
 }
 
+// artifact tells whether the entry says that it is something other than an image.
+func (e *entry) artifact() bool {
+	return e.ArtifactType != "" && e.ArtifactType != MediaTypeConfig && e.ArtifactType != MediaTypeDockerConfig
+}
+
 type entryPlatform struct {
 	Platform
 	OSFeatures []string `json:"os.features"`

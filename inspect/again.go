@@ -29,7 +29,7 @@ func (c *checker) again(ctx context.Context) error {
 	job := reader.Job{Manifest: m.ManifestDigest, Layers: m.Layers, DiffIDs: m.Config.DiffIDs,
 		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return c.im.repo.Blob(ctx, m.Layers[n]) }}
 	has, says := &contents{}, &contents{}
-	if c.im.Kind == reader.TOC {
+	if c.im.Kind != reader.Index {
 		job.Keep = func(d chunk.Digest, p []byte) error {
 			has.add(d, p)
 			return nil
@@ -43,6 +43,8 @@ func (c *checker) again(ctx context.Context) error {
 		defer made.Close()
 		if c.im.Kind == reader.TOC {
 			forget(made.Tree, c.im.Tree)
+		}
+		if c.im.Kind != reader.Index {
 			err = adopt(made.Tree, c.im.Tree, has, says)
 		}
 	}

@@ -85,7 +85,7 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 	if err := c.read(ctx); err != nil {
 		return nil, err
 	}
-	if im.Tree != nil && (im.Kind == reader.Index || im.Kind == reader.TOC) {
+	if im.Tree != nil && im.Kind != "" && im.Kind != reader.Nydus {
 		if err := c.again(ctx); err != nil {
 			return nil, err
 		}
@@ -169,7 +169,7 @@ func (c *checker) list() {
 	for i, b := range c.im.Tree.Blobs {
 		of[i] = add("blob", b.Digest, b.Size, false)
 		of[i].blob = i
-		if c.im.Kind != reader.Index && c.im.Kind != reader.TOC { // else again looks
+		if c.im.Kind == "" || c.im.Kind == reader.Nydus { // else again looks
 			of[i].spans = b.Spans
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path"
 
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/layer"
@@ -46,6 +47,7 @@ const (
 	Nydus Kind = "nydus" // a bootstrap among its layers
 	Index Kind = "index" // an artifact beside it, or a file of this node
 	TOC   Kind = "toc"   // a table of contents in each of its layers
+	SOCI  Kind = "soci"  // a SOCI index beside it
 )
 
 // Tree reads the index of an image. tmp is a directory for a scratch file.
@@ -72,8 +74,14 @@ type Raw struct {
 	Layers   []image.Descriptor // of the image
 	Side     image.Descriptor   // of Index: what lies beside the layers, if anything
 	Tables   []Table            // of TOC: one for each layer
+	Parts    []Part             // of SOCI: one for each layer
+	TempDir  string             // of SOCI: for scratch files
 	Limits   layer.Limits       // of what it may say
 	File     *os.File           `json:"-"` // without a name
+
+	// Keep is given the content of layers that had to be fetched to read the
+	// index of a SOCI image: scan.Options.Keep. It may be nil.
+	Keep func(chunk.Digest, []byte) error `json:"-"`
 }
 
 // Options say where an index may come from.
@@ -85,16 +93,23 @@ type Options struct {
 }
 
 // Fetch fetches the index of an image into a scratch file, verified but for tables
-// of contents. Those are for images that have nothing else: an index cuts files
-// smaller. The caller closes the Raw.
+// of contents. Those, and SOCI indexes, are for images that have nothing else: an
+// index cuts files smaller, and has digests of their content. The caller closes the
+// Raw.
 func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Options) (*Raw, error) {
 	raw := &Raw{Kind: Nydus, Trust: Bound, Manifest: img.ManifestDigest, Layers: img.Layers, Limits: o.Limits}
 	boot, ok := Bootstrap(img)
 	if !ok {
 		err := raw.fetchIndex(ctx, repo, img, o)
 		if errors.Is(err, ErrNoIndex) && o.Trust != Local && (o.Trust == Bound || !useless(err)) {
-			if none := raw.fetchTables(ctx, repo, img, o); !useless(err) || !errors.Is(none, ErrNoIndex) {
-				err = none
+			for _, fetch := range []func(context.Context, *image.Repository, *image.Image, Options) error{raw.fetchTables, raw.fetchSOCI} {
+				none := fetch(ctx, repo, img, o)
+				if !useless(err) || !errors.Is(none, ErrNoIndex) {
+					err = none
+				}
+				if !errors.Is(none, ErrNoIndex) {
+					break
+				}
 			}
 		}
 		if err != nil {
@@ -136,6 +151,9 @@ func (r *Raw) Open() (*rafs.Image, *index.Tree, error) {
 		return nil, t, err
 	case TOC:
 		t, err := r.toc()
+		return nil, t, err
+	case SOCI:
+		t, err := r.soci()
 		return nil, t, err
 	}
 	return nil, nil, fmt.Errorf("index of kind %q: %w", r.Kind, index.ErrUnsupported)

@@ -206,7 +206,7 @@ func (r *Raw) mergeTables() (*index.Tree, error) {
 				return err
 			}
 			layers[i] = &scan.Layer{Changes: t.Changes, Chunks: t.Chunks, Spans: t.Spans}
-			if entries.Add(weight(t)) > maxEntries {
+			if entries.Add(weight(t.Changes, len(t.Chunks)+len(t.Spans))) > maxEntries {
 				return index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with its table of contents the image has more than %d entries", maxEntries)
 			}
 			return nil
@@ -253,9 +253,9 @@ func (r *Raw) readTable(i int) (*estargz.Layer, error) {
 }
 
 // weight is how much memory a table takes, roughly: in pieces of a hundred bytes.
-func weight(t *estargz.Layer) int64 {
-	n := len(t.Changes) + len(t.Chunks) + len(t.Spans)
-	for _, c := range t.Changes {
+func weight(changes []index.Change, others int) int64 {
+	n := len(changes) + others
+	for _, c := range changes {
 		if c.Inode != nil {
 			n += len(c.Inode.Extents)
 		}

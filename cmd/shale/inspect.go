@@ -24,7 +24,7 @@ are fetched.
   ref, manifest_digest, platform, layer_bytes
   converted  whether it brings its index along;  format  "rafs-v6" or "oci"
   lazy       whether it starts before its data is here, by which index
-             (nydus, index, toc), of index_bytes, at what index_trust
+             (nydus, index, toc, soci), of index_bytes, at what index_trust
   layers[]   digest, media_type, size, role ("layer", "blob", "bootstrap")
   blobs[]    digest, size, compressor, digester, chunk_size, chunks (in the
              blob), used_chunks (by files), used_stored, used_bytes
@@ -61,6 +61,8 @@ func starts(r *inspect.Report) string {
 	switch {
 	case r.Converted:
 		return fmt.Sprintf("lazily, by its own index of %s", size(r.IndexBytes))
+	case r.Index == string(reader.SOCI):
+		return fmt.Sprintf("lazily, as it is, by a SOCI index of %s, small layers included (--index-trust %s)", size(r.IndexBytes), r.IndexTrust)
 	case r.Lazy:
 		return fmt.Sprintf("lazily, as it is, by an index of %s (--index-trust %s)", size(r.IndexBytes), r.IndexTrust)
 	}
