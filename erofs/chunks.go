@@ -96,7 +96,7 @@ func (l *Layout) checkLocation(path func() string, c uint32, loc Location, n int
 	if end := int64(loc.Block) + n; end > int64(l.devices[loc.Device-1].Blocks) {
 		return index.Errorf(index.ErrCorrupt, path(), -1, "chunk %d ends at block %d of device %d, which has %d", c, end, loc.Device, l.devices[loc.Device-1].Blocks)
 	}
-	if loc.Index >= 1<<24 || loc.Index >= 1<<16 && l.mask > 0xff {
+	if loc.Index > 0 && l.opt.Flat || loc.Index >= 1<<24 || loc.Index >= 1<<16 && l.mask > 0xff {
 		return index.Errorf(index.ErrUnsupported, path(), -1, "chunk index %d has no place beside %d devices", loc.Index, len(l.devices))
 	}
 	return nil

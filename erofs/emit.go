@@ -204,9 +204,13 @@ func (l *Layout) emitIndex(e *emitter, n *node) error {
 	path := func() string { return "erofs layout" } // NewLayout has accepted it
 	return l.spans(path, n.ino, func(s span) error {
 		for off := int64(0); off < s.n; off += 1 << n.chunkBits {
-			if s.loc.Device == 0 {
+			switch {
+			case s.loc.Device == 0:
 				e.u64(nullBlock << 32)
-			} else {
+			case l.opt.Flat:
+				e.u32(0)
+				e.u32(l.devices[s.loc.Device-1].Mapped + s.loc.Block + uint32(off))
+			default:
 				e.u16(uint16(s.loc.Index))
 				e.u16(s.loc.Device | uint16(s.loc.Index>>16<<8))
 				e.u32(s.loc.Block + uint32(off))

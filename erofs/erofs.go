@@ -73,6 +73,12 @@ type Options struct {
 	// next one where the last ended, rounded up alike. FlatAlign 0 is 1.
 	KeepMapped bool
 	FlatAlign  uint32
+
+	// Flat has chunk indexes tell places in the flat address space. The kernel
+	// reads what lies side by side there at once; if they tell device and place
+	// in it, and the devices are mapped in one file, it reads page by page
+	// (Linux 6.12 to 6.18 at least). RAFS has Location.Index there instead.
+	Flat bool
 }
 
 // Super is the super block of an image.

@@ -185,17 +185,17 @@ func (w *world) compareFile(t *testing.T, path, label string, ino *index.Inode) 
 
 func TestKernel(t *testing.T) {
 	w := awkward()
-	for _, bits := range []uint8{0, BlockBits} {
+	for i, bits := range []uint8{0, 0, BlockBits} {
 		o := w.options()
-		o.ChunkBits, o.FlatAlign = bits, 4
-		if bits != 0 { // files of exabytes in blocks have too many entries
+		o.ChunkBits, o.FlatAlign, o.Flat = bits, 4, i == 1
+		if i == 2 { // files of exabytes in blocks have too many entries
 			delete(w.tree.Root.Children, "huge")
 			delete(w.tree.Root.Children, "endless")
 		}
 		l, img := w.build(t, o)
 		meta, devices, flat := w.store(t, l, img)
-		t.Run(fmt.Sprintf("devices,bits=%d", bits), func(t *testing.T) { w.compareMount(t, kernelMount(t, meta, devices...)) })
-		t.Run(fmt.Sprintf("flat,bits=%d", bits), func(t *testing.T) { w.compareMount(t, kernelMount(t, flat)) })
+		t.Run(fmt.Sprintf("devices,bits=%d,flat=%t", bits, o.Flat), func(t *testing.T) { w.compareMount(t, kernelMount(t, meta, devices...)) })
+		t.Run(fmt.Sprintf("mapped,bits=%d,flat=%t", bits, o.Flat), func(t *testing.T) { w.compareMount(t, kernelMount(t, flat)) })
 	}
 }
 
@@ -205,10 +205,14 @@ func TestKernelManyDevices(t *testing.T) {
 		c := w.chunk(i+1, 5000, i%3)
 		w.tree.Root.Children[fmt.Sprint("file", i)] = w.file(5000, index.Extent{Chunk: c})
 	}
-	l, img := w.build(t, w.options())
-	meta, devices, flat := w.store(t, l, img)
-	w.compareMount(t, kernelMount(t, meta, devices...))
-	w.compareMount(t, kernelMount(t, flat))
+	for _, flat := range []bool{false, true} {
+		o := w.options()
+		o.Flat = flat
+		l, img := w.build(t, o)
+		meta, devices, mapped := w.store(t, l, img)
+		w.compareMount(t, kernelMount(t, meta, devices...))
+		w.compareMount(t, kernelMount(t, mapped))
+	}
 }
 
 // Without a device there is no data, and the image needs no device table.

@@ -278,8 +278,8 @@ func (n *Nodes) Map(nid uint64, off, length int64) ([]Piece, error) {
 			return nil, err
 		}
 		if block := le.Uint32(b[4:]); block != nullBlock {
-			dev := int(le.Uint16(b[2:]) & mask)
-			if dev == 0 || dev > len(n.im.devices) {
+			dev, block := n.im.locate(le.Uint16(b[2:])&mask, block)
+			if dev == 0 || int(dev) > len(n.im.devices) {
 				return nil, v.errorf(index.ErrCorrupt, at, "data at file offset %d lies in device %d of %d", off, dev, len(n.im.devices))
 			}
 			d := n.im.devices[dev-1]

@@ -14,7 +14,9 @@ import (
 // Nodes tells file by file what Tree tells at once.
 func TestNodes(t *testing.T) {
 	w := awkward()
-	l, img := w.build(t, w.options())
+	o := w.options()
+	o.Flat = true
+	l, img := w.build(t, o)
 	im, tree, _ := read(t, img)
 	n := im.Nodes()
 	flat := make([]byte, len(img))
@@ -119,8 +121,10 @@ func FuzzNodes(f *testing.F) {
 	w.tree.Root.Children["d"] = dir()
 	o := w.options()
 	o.Checksum = false
-	_, img := w.build(f, o)
-	f.Add(img)
+	for _, o.Flat = range []bool{false, true} {
+		_, img := w.build(f, o)
+		f.Add(img)
+	}
 	f.Fuzz(func(t *testing.T, img []byte) {
 		im, err := Open(bytes.NewReader(img), int64(len(img)), "image")
 		if err != nil {

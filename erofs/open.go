@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sort"
 
 	"github.com/shale-image/shale/index"
 )
@@ -103,6 +104,20 @@ func checkIncompat(v *view, have uint32) error {
 
 // Super returns the super block.
 func (im *Image) Super() Super { return im.super }
+
+// locate returns where a chunk index says that data are: in device 0 is the flat
+// address space, where devices are mapped in their order. The device is 0 if the
+// data are in none.
+func (im *Image) locate(device uint16, block uint32) (uint16, uint32) {
+	if device > 0 {
+		return device, block
+	}
+	i := sort.Search(len(im.devices), func(i int) bool { return im.devices[i].Mapped > block })
+	if i == 0 || block-im.devices[i-1].Mapped >= im.devices[i-1].Blocks {
+		return 0, block
+	}
+	return uint16(i), block - im.devices[i-1].Mapped
+}
 
 // Devices returns the device table. The caller may keep it.
 func (im *Image) Devices() []Device { return slices.Clone(im.devices) }

@@ -90,6 +90,7 @@ func TestRefuseOptions(t *testing.T) {
 		"build time":        func(_ *world, o *Options) { o.BuildTime.Nsec = 1e9 },
 		"beyond 2^32-1":     func(_ *world, o *Options) { o.Devices = append(o.Devices, Device{Blocks: 1<<32 - 1}) },
 		"inside a chunk":    func(_ *world, o *Options) { o.ChunkBits = 13 },
+		"has no place":      func(w *world, o *Options) { o.Flat, w.locs[0].Index = true, 1 },
 		"more than the fixed": func(w *world, o *Options) {
 			o.ChunkBits, w.locs[0].Index = 13, 1
 			w.tree.Root.Children["f"].Extents = w.tree.Root.Children["f"].Extents[:1]

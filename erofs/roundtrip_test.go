@@ -3,6 +3,7 @@ package erofs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"testing"
@@ -107,8 +108,15 @@ func (w *world) sameData(t testing.TB, runs map[string][]Run) {
 }
 
 func TestRoundTrip(t *testing.T) {
+	for _, flat := range []bool{false, true} {
+		t.Run(fmt.Sprintf("flat=%t", flat), func(t *testing.T) { roundTrip(t, flat) })
+	}
+}
+
+func roundTrip(t *testing.T, flat bool) {
 	w := awkward()
 	o := w.options()
+	o.Flat = flat
 	o.Ext, o.Compat = []byte("extension"), CompatMtime
 	l, img := w.build(t, o)
 	im, tree, runs := read(t, img)

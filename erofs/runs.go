@@ -70,9 +70,10 @@ func (rd *reader) readIndex(path []byte, in *rawInode) error {
 					r.Index |= uint32(raw>>8) << 16
 				}
 			}
+			r.Device, r.Block = rd.im.locate(r.Device, r.Block)
 			switch {
 			case r.Device == 0:
-				return v.errorf(index.ErrUnsupported, at, "%s: data at file offset %d lies beside the metadata", path, r.Off)
+				return v.errorf(index.ErrUnsupported, at, "%s: data at file offset %d lies in no device", path, r.Off)
 			case int(r.Device) > len(rd.im.devices):
 				return v.errorf(index.ErrCorrupt, at, "%s: data at file offset %d lies in device %d of %d", path, r.Off, r.Device, len(rd.im.devices))
 			}

@@ -119,6 +119,7 @@ func (pl *placement) layout(t *index.Tree) (*erofs.Layout, error) {
 		},
 		Checksum:  true,
 		FlatAlign: blocksGranule,
+		Flat:      true,
 	})
 }
 

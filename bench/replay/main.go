@@ -8,8 +8,8 @@
 //	go run ./bench/replay [-window KIB] [-readahead KIB] ... DIR CMD [ARG...]
 //
 // Only fill and the kernel are measured: the image is linked beforehand, and
-// the command runs in a chroot with a /tmp of its own, not in a container. It
-// needs root.
+// the command runs in a chroot with a /tmp of its own and the host's /dev
+// and /proc, not in a container. It needs root.
 package main
 
 import (
@@ -273,6 +273,8 @@ func inside(root, user string, command []string) {
 	uid, err := strconv.Atoi(user)
 	for _, step := range []func() error{
 		func() error { return unix.Mount("tmpfs", filepath.Join(root, "tmp"), "tmpfs", 0, "mode=1777") },
+		func() error { return unix.Mount("/dev", filepath.Join(root, "dev"), "", unix.MS_BIND, "") },
+		func() error { return unix.Mount("/proc", filepath.Join(root, "proc"), "", unix.MS_BIND, "") },
 		func() error { return unix.Chroot(root) },
 		func() error { return unix.Chdir("/") },
 		func() error { return syscall.Setgid(uid) },
