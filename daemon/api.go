@@ -106,6 +106,10 @@ type Place struct {
 
 	Command    []string `json:"command,omitempty"`    // that the mount is for, for traces; none is the image's own
 	Unrecorded bool     `json:"unrecorded,omitempty"` // the mount is no run of the image: what is read is not kept
+
+	// ShareTraces has what was read pushed beside the image when the mount ends,
+	// with the mount's credentials (package fleet).
+	ShareTraces bool `json:"share_traces,omitempty"`
 }
 
 type mountArgs struct {

@@ -100,7 +100,8 @@ type server struct {
 	pool    *pool.Pool
 	engine  *fill.Engine
 	store   *store
-	traces  keeper
+	traces  keeper // keep what was read
+	sharing keeper // push it
 	started time.Time
 	stop    context.CancelFunc
 	life    context.Context // until stop
@@ -158,6 +159,7 @@ func (s *server) open() (err error) {
 	}
 	s.engine = fill.New(s.pool, fill.Options{Logger: s.log})
 	s.traces.init(s.keepTraces, s.log)
+	s.sharing.init(s.shareTraces, s.log)
 	if s.store, err = openStore(s.cfg, s.pool, s.engine); err != nil {
 		return err
 	}
@@ -239,6 +241,7 @@ func (s *server) run(ctx context.Context) error {
 	calls.Wait()
 	s.endMounts()
 	s.traces.flush()
+	s.sharing.flush()
 	s.background.Wait()
 	s.log.Info("ended")
 	return s.close()
@@ -298,7 +301,7 @@ func (s *server) keepHouse(ctx context.Context) {
 func (s *server) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.calls > 0 || s.served() > 0 || s.traces.busy() || s.store.compares() {
+	if s.calls > 0 || s.served() > 0 || s.traces.busy() || s.sharing.busy() || s.store.compares() {
 		s.last = time.Now()
 	}
 	if s.cfg.Idle > 0 && time.Since(s.last) >= s.cfg.Idle {

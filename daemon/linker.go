@@ -34,6 +34,7 @@ var children = map[string]func() error{
 	"shale-scanner": scanner,
 	"shale-planner": planner,
 	"shale-tracer":  tracer,
+	"shale-sharer":  sharer,
 }
 
 // order is what to link where.

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/mount"
@@ -27,7 +28,7 @@ type mounted struct {
 	id    string
 	ref   string
 	where string
-	place Place
+	asked mountArgs
 	use   *use
 	since time.Time
 	image *fill.Image
@@ -103,8 +104,9 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if err != nil {
 		return nil, nil, errors.Join(err, im.Close(), u.Close())
 	}
+	a.ShareTraces = a.ShareTraces || s.cfg.Registries.Traces == config.TracesShare
 	m := &mounted{
-		id: newID(), ref: a.Ref, where: a.Where, place: a.Place, use: u, since: time.Now(),
+		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
 		image: im, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
 	}
 	s.mu.Lock()
@@ -127,7 +129,7 @@ func (s *server) watch(m *mounted) {
 	<-m.fs.Done()
 	m.fs.Close()
 	t := m.totals()
-	if s.keepsTraces() && !m.place.Unrecorded {
+	if s.keepsTraces() && !m.asked.Unrecorded {
 		s.traces.add(m.recording()) // before anybody sees that it is gone
 	}
 	s.mu.Lock()

@@ -65,17 +65,21 @@ type recording struct {
 	MetaSum string        `json:"meta_blake3"` // of the linked image that has the addresses
 
 	manifest string
+	share    *Source // where to push it to, if it is shared
 }
 
 // recording copies what was read. The image is open.
 func (m *mounted) recording() *recording {
 	r := &recording{MetaSum: m.image.Linked().MetaSum, manifest: m.use.ManifestDigest}
 	r.Run = trace.Run{
-		ID: m.id, Command: m.place.command(), Started: m.since.UTC().Round(0), Arch: runtime.GOARCH, CPU: cpuModel(),
-		ReadAhead: m.place.ReadAheadKiB,
+		ID: m.id, Command: m.asked.command(), Started: m.since.UTC().Round(0), Arch: runtime.GOARCH, CPU: cpuModel(),
+		ReadAhead: m.asked.ReadAheadKiB,
 	}
 	if r.Run.ReadAhead == 0 {
 		r.Run.ReadAhead = defaultReadAhead
+	}
+	if m.asked.ShareTraces {
+		r.share = &m.asked.Source
 	}
 	r.Touches, r.Run.Lost = m.image.Touched()
 	return r
@@ -106,7 +110,7 @@ func (s *server) trace(ctx context.Context, a traceArgs) (json.RawMessage, error
 	}
 	var all []*recording
 	for _, m := range s.all() {
-		if m.fs.Served() && (m.id == a.Mount || digest != "" && m.use.ManifestDigest == digest && !m.place.Unrecorded) {
+		if m.fs.Served() && (m.id == a.Mount || digest != "" && m.use.ManifestDigest == digest && !m.asked.Unrecorded) {
 			m.reading.RLock()
 			if !m.ended {
 				all = append(all, m.recording())
@@ -163,8 +167,15 @@ func (s *server) keepTraces(ctx context.Context, all []*recording) error {
 	if _, err := os.Stat(filepath.Join(s.store.path(digest), "record")); err != nil {
 		return nil // the image was removed meanwhile
 	}
-	_, err = s.resolve(ctx, traceOrder{Kept: true, Keep: true, Recordings: all})
-	return err
+	if _, err = s.resolve(ctx, traceOrder{Kept: true, Keep: true, Recordings: all}); err != nil {
+		return err
+	}
+	for _, r := range all {
+		if r.share != nil {
+			s.sharing.add(r)
+		}
+	}
+	return nil
 }
 
 // resolve has recordings of an image resolved, by a process of its own.

@@ -14,6 +14,8 @@ import (
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/fleet"
+	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/trace"
 )
 
@@ -223,5 +225,57 @@ func TestTraceOfAnotherLink(t *testing.T) {
 	}
 	if err := unix.Unmount(dir, 0); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What runs have read comes to lie beside the image: of the first run, and when
+// there are as many again.
+func TestShareTraces(t *testing.T) {
+	c, ref := service(t), windowed(t)
+	r, err := image.ParseRef(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := image.Open(background, r, image.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	img, err := repo.Resolve(background, image.Platform{OS: "linux", Architecture: "amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for run, want := range []int{1, 2, 2, 4} {
+		place := exact
+		place.ShareTraces = true
+		dir, _ := attachAs(t, c, ref, place)
+		readBlock(t, dir, "text", int64(run))
+		unmount(t, c, dir)
+		if err := c.Stop(background); err != nil { // which has all kept and shared
+			t.Fatal(err)
+		}
+		end(t, c)
+		tr, err := fleet.Traces(background, repo, img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(tr.Runs) != want || len(tr.Blocks) != want {
+			t.Errorf("after %d runs: %d with %q, want %d", run+1, len(tr.Runs), blocks(tr), want)
+		}
+	}
+	found, err := repo.Referrers(background, img.ManifestDigest, fleet.ArtifactType)
+	if err != nil || len(found) != 1 {
+		t.Errorf("one node has %d traces there: %v", len(found), err)
+	}
+	// Who does not share does not.
+	dir, _ := attachAs(t, c, ref, exact)
+	readBlock(t, dir, "text", 40)
+	unmount(t, c, dir)
+	if err := c.Stop(background); err != nil {
+		t.Fatal(err)
+	}
+	end(t, c)
+	if tr, err := fleet.Traces(background, repo, img); err != nil || len(tr.Runs) != 4 {
+		t.Errorf("%v, %v", tr, err)
 	}
 }

@@ -132,10 +132,10 @@ func parseArtifact(name, mediaType string, m Manifest, subject string) (*Artifac
 // index, and returns its digest. Its layers are there already (PushBlob). The
 // same arguments make the same bytes, and pushing them again changes nothing.
 //
-// Where artifacts are listed in an index (see Referrers), those of the same
-// type for which replaces is true leave the list; nil keeps them all. A
-// registry that lists them by itself keeps all in any case. Their manifests
-// stay. Pushers at the same time, here and elsewhere, do not lose each other's
+// Those of the same type for which replaces is true leave the list; nil keeps
+// them all. Their manifests stay where the list is an index (see Referrers). A
+// registry that lists artifacts by itself is asked to delete them; if it does not
+// let us, it keeps all. Pushers at the same time, here and elsewhere, do not lose each other's
 // artifacts, nor replace them: only what was there before leaves.
 func (r *Repository) PushArtifact(ctx context.Context, subject Descriptor, artifactType string, layers []Descriptor, annotations map[string]string, replaces func(Descriptor) bool) (digest string, err error) {
 	f, err := newReferral(subject, artifactType, layers, annotations)

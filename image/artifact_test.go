@@ -28,6 +28,7 @@ const (
 type listing struct {
 	perPage int  // entries; 0 for all
 	filter  bool // by artifactType, and say so
+	keeps   bool // lets nobody delete anything
 
 	mu   sync.Mutex
 	list map[string][]object // by subject
@@ -41,6 +42,15 @@ func (l *listing) wrap(next http.Handler) http.Handler {
 		if _, subject, ok := strings.Cut(r.URL.Path, "/referrers/"); ok && r.Method == http.MethodGet {
 			l.serve(w, r, subject)
 			return
+		}
+		if _, digest, ok := strings.Cut(r.URL.Path, "/manifests/"); ok && r.Method == http.MethodDelete {
+			if l.keeps {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return
+			}
+			for subject, all := range l.list {
+				l.list[subject] = slices.DeleteFunc(all, func(o object) bool { return o["digest"] == digest })
+			}
 		}
 		if strings.Contains(r.URL.Path, "/manifests/") && r.Method == http.MethodPut {
 			p, _ := io.ReadAll(r.Body)
@@ -262,6 +272,32 @@ func TestReplace(t *testing.T) {
 			t.Errorf("its manifest is gone: %v", err)
 		}
 	})
+}
+
+// TestReplaceListed: where the registry makes the list, what is replaced is deleted,
+// if the registry lets us.
+func TestReplaceListed(t *testing.T) {
+	for _, l := range []*listing{{}, {perPage: 1, filter: true}, {keeps: true}} {
+		repo := open(t, serve(t, l.wrap)+"/app", image.Options{})
+		subject := pushImage(t, repo, "v1", "amd64")
+		old := pushArtifact(t, repo, subject, typeA, "old", nil)
+		kept := pushArtifact(t, repo, subject, typeA, "kept", nil)
+		b := pushArtifact(t, repo, subject, typeB, "old", nil)
+		ours := func(d image.Descriptor) bool { return d.Annotations["content"] == "old" }
+		for range 2 {
+			a := pushArtifact(t, repo, subject, typeA, "new", ours)
+			want := sorted(a, b, kept)
+			if l.keeps {
+				want = sorted(a, b, kept, old)
+			}
+			if got := referrers(t, repo, subject.Digest, ""); !slices.Equal(got, want) {
+				t.Errorf("%+v: %v, want %v", l, got, want)
+			}
+		}
+		if _, err := repo.Manifest(t.Context(), old); l.keeps != (err == nil) {
+			t.Errorf("its manifest: %v", err)
+		}
+	}
 }
 
 func TestArtifactScopes(t *testing.T) {

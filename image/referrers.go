@@ -211,6 +211,10 @@ type referral struct {
 	// drop holds the digests that are to leave the list. It is made when the
 	// list is first seen: two that replace all others would take turns for ever.
 	drop map[string]bool
+
+	// before is the same where the registry makes the list, once it was looked at.
+	before []Descriptor
+	looked bool
 }
 
 // add returns the index, nil if there is none yet, with the artifact in it, or

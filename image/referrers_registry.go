@@ -190,11 +190,54 @@ func nextLink(h http.Header) string {
 }
 
 func (g *registry) attach(ctx context.Context, f *referral) error {
-	answer, err := g.putManifest(ctx, f.m, f.m.Digest, "")
-	if err != nil || answer.Get("OCI-Subject") == f.subject { // which the registry lists
+	if err := g.supersede(ctx, f); err != nil {
 		return err
 	}
-	return g.tagReferrer(ctx, f)
+	answer, err := g.putManifest(ctx, f.m, f.m.Digest, "")
+	if err != nil {
+		return err
+	}
+	if answer.Get("OCI-Subject") != f.subject {
+		return g.tagReferrer(ctx, f)
+	}
+	// The registry lists it, and what it replaces until that is removed. Many let
+	// nobody do that.
+	for _, d := range f.before {
+		if err := g.delete(ctx, d.Digest); err != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// supersede finds out what an artifact replaces where the registry makes the list:
+// only what was there before, or two that replace all others would remove each
+// other.
+func (g *registry) supersede(ctx context.Context, f *referral) error {
+	if f.replaces == nil || f.looked {
+		return nil
+	}
+	list, err := g.pages(ctx, g.self(), f.subject, f.artifactType)
+	if err == nil {
+		f.before, err = ofType(ctx, list, f.artifactType, f.limit, func(ctx context.Context, digest string) (Manifest, error) {
+			m, _, err := g.manifestFrom(ctx, g.self(), digest)
+			return m, err
+		})
+	}
+	if err != nil && err != errNoList {
+		return err
+	}
+	f.before = slices.DeleteFunc(f.before, func(d Descriptor) bool { return d.Digest == f.d.Digest || !f.replaces(d) })
+	f.looked = true
+	return nil
+}
+
+// delete takes 1 request.
+func (g *registry) delete(ctx context.Context, digest string) error {
+	e := g.self()
+	scope := "repository:" + g.ref.repository + ":pull,push,delete"
+	return request(ctx, g.client(e, scope), http.MethodDelete, e.url+"/manifests/"+digest, nil, nil,
+		func(*http.Response) error { return nil }, http.StatusAccepted, http.StatusOK, http.StatusNoContent)
 }
 
 // tagReferrer adds an artifact to the index with the tag of its referrers. Few

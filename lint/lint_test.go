@@ -24,7 +24,7 @@ var layers = [][]string{
 	{"index/layer", "index/stream", "blob/memblob", "blob/dirblob", "blob/httpblob"},
 	{"blob/blobtest", "index/rafs", "index/scan", "index/estargz", "index/soci", "content", "image", "link"},
 	{"export", "index/zstdchunked", "trace", "pack"},
-	{"reader", "fill", "mount/fusedev"},
+	{"reader", "fill", "mount/fusedev", "fleet"},
 	{"convert", "inspect", "mount", "runtime", "config"},
 	{"daemon"},
 	{"cmd"},

@@ -1,0 +1,119 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/config"
+	"github.com/shale-image/shale/fleet"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/trace"
+)
+
+// sharedFile says, in the directory of an image, what of its trace was pushed.
+const sharedFile = "trace.shared"
+
+// shared is its content. What a node has pushed it pushes anew when it has
+// recorded as many runs again: a busy node does so a dozen times, not thousands.
+type shared struct {
+	Artifact string `json:"artifact"` // digest
+	Runs     int    `json:"runs"`     // in it
+	Since    int    `json:"since"`    // runs recorded since
+}
+
+// shareTraces pushes what is kept of an image, to which these recordings were
+// added.
+func (s *server) shareTraces(ctx context.Context, all []*recording) error {
+	name := filepath.Join(s.store.path(all[0].manifest), sharedFile)
+	var done shared
+	if js, err := os.ReadFile(name); err == nil && json.Unmarshal(js, &done) != nil {
+		done = shared{}
+	}
+	done.Since += len(all)
+	var failed error
+	if done.Since >= done.Runs {
+		digest, err := s.share(ctx, all[len(all)-1], done.Artifact)
+		if failed = err; err == nil {
+			s.log.Info("a trace was pushed", "digest", all[0].manifest, "artifact", digest)
+			done = shared{Artifact: digest, Runs: done.Runs + done.Since}
+		}
+	}
+	js, err := json.Marshal(done)
+	if err == nil {
+		err = renameio.WriteFile(name, js, 0o600)
+	}
+	if errors.Is(err, fs.ErrNotExist) { // the image was removed meanwhile
+		err = nil
+	}
+	return errors.Join(failed, err)
+}
+
+func (s *server) share(ctx context.Context, r *recording, previous string) (digest string, err error) {
+	js, err := ask(ctx, "shale-sharer", shareOrder{
+		Source: *r.share, Manifest: r.manifest, Trace: filepath.Join(s.store.path(r.manifest), traceFile), Previous: previous,
+		Registries: s.cfg.Registries, Agent: s.store.agent,
+	})
+	if err != nil {
+		return "", err
+	}
+	return digest, json.Unmarshal(js, &digest)
+}
+
+// shareOrder is what to push where.
+type shareOrder struct {
+	Source     Source         `json:"source"`
+	Manifest   string         `json:"manifest"` // digest of the image's
+	Trace      string         `json:"trace"`    // file
+	Previous   string         `json:"previous"` // fleet.Push
+	Registries *config.Config `json:"registries"`
+	Agent      string         `json:"agent"`
+}
+
+// sharer is the process that pushes a trace: it may have to read what others
+// have pushed.
+func sharer() error {
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10)
+	var o shareOrder
+	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	f, err := os.Open(o.Trace)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	t, err := trace.Decode(f, o.Trace)
+	if err != nil {
+		return err
+	}
+	ref, err := image.ParseRef(o.Source.Ref)
+	if err != nil {
+		return err
+	}
+	repo, err := image.Open(ctx, ref, o.Registries.Options(ref, o.Source.Credentials, o.Agent))
+	if err != nil {
+		return err
+	}
+	defer repo.Close()
+	img, err := repo.At(o.Manifest).ResolveManifest(ctx, image.Platform{})
+	if err != nil {
+		return err
+	}
+	digest, err := fleet.Push(ctx, repo, img, t, o.Previous)
+	if err != nil {
+		return fmt.Errorf("share the trace of %s: %w", ref, err)
+	}
+	return json.NewEncoder(os.Stdout).Encode(digest)
+}
