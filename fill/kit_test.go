@@ -52,6 +52,7 @@ type builder struct {
 	blobs [][]byte
 	spans []index.Blob // of blobs
 	codec chunk.Codec
+	data  map[chunk.Digest][]byte // of packed files
 
 	seed   uint64 // of the last file of files
 	broken func() // makes the index lie, once all is known
@@ -59,7 +60,7 @@ type builder struct {
 
 func newBuilder(codec chunk.Codec) *builder {
 	root := &index.Inode{Mode: syscall.S_IFDIR | 0o755, Children: map[string]*index.Inode{}}
-	return &builder{tree: index.Tree{Root: root}, codec: codec}
+	return &builder{tree: index.Tree{Root: root}, codec: codec, data: map[chunk.Digest][]byte{}}
 }
 
 // blob begins a new blob; gap leaves bytes out that belong to no chunk.
@@ -103,7 +104,9 @@ func (b *builder) pack(files ...[]byte) {
 	at := b.spans[k].Append(index.Span{Size: int64(len(raw)), Codec: b.codec, Length: int64(len(stored)), Offset: b.last(stored)})
 	for _, p := range files {
 		ino := &index.Inode{Mode: syscall.S_IFREG | 0o644, Size: int64(len(p)), Extents: []index.Extent{{Chunk: uint32(len(b.tree.Chunks))}}}
-		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: chunk.Sum(chunk.BLAKE3, p), Size: uint32(len(p)), Blob: uint32(k), Offset: at})
+		d := chunk.Sum(chunk.BLAKE3, p)
+		b.data[d] = p
+		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: d, Size: uint32(len(p)), Blob: uint32(k), Offset: at})
 		at += int64(len(p))
 		b.tree.Root.Children[fmt.Sprintf("f%05d", len(b.tree.Root.Children))] = ino
 	}
@@ -211,6 +214,10 @@ func (n *node) store(b *builder) {
 	for _, ino := range b.tree.Root.Children {
 		for _, e := range ino.Extents {
 			c := b.tree.Chunks[e.Chunk]
+			if p, ok := b.data[c.Digest]; ok {
+				n.pieces[c.Digest] = p
+				continue
+			}
 			blob := &b.tree.Blobs[c.Blob]
 			s := blob.Spans[blob.Find(c.Offset)]
 			data := make([]byte, s.Size)

@@ -51,9 +51,14 @@ type Window struct {
 // End is the offset in the stream behind the span.
 func (s *Span) End() int64 { return s.Start + s.Size }
 
+// maxWhole is up to which size a zstd frame is decoded as one piece. Of a larger one,
+// such as a layer that is one frame, the first chunks are of use long before the
+// last have come.
+const maxWhole = 1 << 20
+
 // Whole tells whether the span is decoded as one piece in memory.
 func (s *Span) Whole() bool {
-	return (s.Codec == chunk.Zstd || s.Codec == chunk.LZ4) && s.Size <= chunk.MaxSize
+	return s.Codec == chunk.Zstd && s.Size <= maxWhole || s.Codec == chunk.LZ4 && s.Size <= chunk.MaxSize
 }
 
 // Inflated tells whether the span is a part of a gzip stream.

@@ -57,20 +57,20 @@ func piped(name string, args ...string) func(testing.TB, []byte) []byte {
 // layer, and has it read all of that; docs/BENCHMARKS.md has what came of one.
 func TestEveryPage(t *testing.T) {
 	const page = 4096
-	data, span := everything(1<<20), int64(64<<10)
+	data := everything(1 << 20)
 	if name := os.Getenv("ZRAN_DATA"); name != "" {
 		p, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		data, span = p, 1<<20
+		data = p
 	}
 	for _, w := range writers {
 		t.Run(w.name, func(t *testing.T) {
 			gz := w.gzip(t, data)
 			var cps []Checkpoint
 			var windows [][]byte
-			z := NewReader(bytes.NewReader(gz), Options{Span: span, Checkpoint: func(cp Checkpoint, w []byte) error {
+			z := NewReader(bytes.NewReader(gz), Options{Span: WindowSize, Checkpoint: func(cp Checkpoint, w []byte) error {
 				cps, windows = append(cps, cp), append(windows, bytes.Clone(w))
 				return nil
 			}})
