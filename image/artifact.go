@@ -34,9 +34,15 @@ const (
 // reMediaType is RFC 6838, section 4.2.
 var reMediaType = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$`)
 
+// Referrer is what refers to a manifest, as a list has it.
+type Referrer struct {
+	Descriptor
+	Type string // artifactType, else the type of the configuration; "" if the list does not tell and nobody asked
+}
+
 // Referrers lists the manifests whose subject is the manifest with a digest, in
-// no particular order, each once: those of an artifact type, or all for "".
-// Annotations are those of the manifests. There being none is no error.
+// no particular order, each once: those of some artifact types, or all if none is
+// given. Annotations are those of the manifests. There being none is no error.
 //
 // Where a registry has no API for that, or a layout is read, the list is the
 // index tagged sha256-<hex>; in a layout also any other manifest that is in
@@ -44,16 +50,16 @@ var reMediaType = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A
 //
 // A list is the registry's word and not bound by any digest: Artifact checks
 // what it leads to. One that is too long is ErrLimit.
-func (r *Repository) Referrers(ctx context.Context, subject, artifactType string) ([]Descriptor, error) {
+func (r *Repository) Referrers(ctx context.Context, subject string, types ...string) ([]Referrer, error) {
 	if !reDigest.MatchString(subject) {
 		return nil, fmt.Errorf("referrers of %.100q: not a sha256 digest", subject)
 	}
 	parent := ctx
 	ctx, cancel := context.WithTimeout(ctx, referrersTime)
 	defer cancel()
-	var list []Descriptor
+	var list []Referrer
 	err := retry.Do(ctx, retry.Policy{Attempts: 4, Total: requestTime}, func(ctx context.Context) (err error) {
-		list, err = r.store.referrers(ctx, subject, artifactType)
+		list, err = r.store.referrers(ctx, subject, types)
 		return err
 	})
 	if err != nil && ctx.Err() != nil && parent.Err() == nil {

@@ -125,11 +125,22 @@ func pushArtifact(t *testing.T, repo *image.Repository, subject image.Descriptor
 // referrers returns the sorted digests of what a repository lists.
 func referrers(t *testing.T, repo *image.Repository, subject, kind string) []string {
 	t.Helper()
-	list, err := repo.Referrers(t.Context(), subject, kind)
+	var kinds []string
+	if kind != "" {
+		kinds = []string{kind}
+	}
+	list, err := repo.Referrers(t.Context(), subject, kinds...)
 	if err != nil {
 		t.Error(err)
 	}
-	return digests(list)
+	return digests(descriptors(list))
+}
+
+func descriptors(list []image.Referrer) (out []image.Descriptor) {
+	for _, r := range list {
+		out = append(out, r.Descriptor)
+	}
+	return out
 }
 
 func digests(list []image.Descriptor) []string {
@@ -181,7 +192,7 @@ func TestArtifacts(t *testing.T) {
 			if err != nil || len(list) != 1 || list[0].MediaType != image.MediaTypeManifest || list[0].Annotations["content"] != "three" {
 				t.Fatalf("%+v, %v", list, err)
 			}
-			a, err := repo.Artifact(t.Context(), list[0], subject.Digest)
+			a, err := repo.Artifact(t.Context(), list[0].Descriptor, subject.Digest)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -196,7 +207,7 @@ func TestArtifacts(t *testing.T) {
 			if p, err := io.ReadAll(r); err != nil || string(p) != "three" {
 				t.Errorf("%q, %v", p, err)
 			}
-			if _, err := repo.Artifact(t.Context(), list[0], other.Digest); !errors.Is(err, image.ErrCorrupt) {
+			if _, err := repo.Artifact(t.Context(), list[0].Descriptor, other.Digest); !errors.Is(err, image.ErrCorrupt) {
 				t.Errorf("an artifact of something else: %v", err)
 			}
 			// The image is what it was, by tag and without a platform's help.

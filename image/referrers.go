@@ -97,11 +97,11 @@ func parseReferrer(name string, p []byte) (referrer, error) {
 	return referrer{d.Subject.Digest, firstNonEmpty(d.ArtifactType, d.Config.MediaType), d.Annotations}, nil
 }
 
-// ofType returns what is of a type in a list, each once. Not all lists tell: in
+// ofType returns what is of some types in a list, or all of it for none, each once. Not all lists tell: in
 // some the type is missing, in some it is always that of the configuration,
 // which is empty. Then the manifests themselves are asked.
-func ofType(ctx context.Context, list []entry, artifactType string, limit int64, get func(context.Context, string) (Manifest, error)) ([]Descriptor, error) {
-	var out []Descriptor
+func ofType(ctx context.Context, list []entry, types []string, limit int64, get func(context.Context, string) (Manifest, error)) ([]Referrer, error) {
+	var out []Referrer
 	seen := map[string]bool{}
 	lookups := 0
 	for _, e := range list {
@@ -110,7 +110,7 @@ func ofType(ctx context.Context, list []entry, artifactType string, limit int64,
 		}
 		seen[e.Digest] = true
 		has := e.ArtifactType
-		if artifactType != "" && (has == "" || has == mediaTypeEmpty) && (isManifest(e.MediaType) || isIndex(e.MediaType)) && e.Size <= limit {
+		if len(types) > 0 && (has == "" || has == mediaTypeEmpty) && (isManifest(e.MediaType) || isIndex(e.MediaType)) && e.Size <= limit {
 			if lookups++; lookups > maxLookups {
 				return nil, overLimitN("referrers", "manifests whose type the list does not tell", maxLookups)
 			}
@@ -127,8 +127,8 @@ func ofType(ctx context.Context, list []entry, artifactType string, limit int64,
 			}
 			has = r.artifactType
 		}
-		if artifactType == "" || has == artifactType {
-			out = append(out, e.Descriptor)
+		if len(types) == 0 || slices.Contains(types, has) {
+			out = append(out, Referrer{e.Descriptor, has})
 		}
 	}
 	return out, nil
@@ -137,13 +137,14 @@ func ofType(ctx context.Context, list []entry, artifactType string, limit int64,
 // walk looks for referrers in a layout, which has no list of them: any manifest
 // may be one.
 type walk struct {
-	subject, artifactType string
-	limit                 int64 // bytes of a manifest
-	read                  func(digest string) ([]byte, error)
+	subject string
+	types   []string
+	limit   int64 // bytes of a manifest
+	read    func(digest string) ([]byte, error)
 
 	seen  map[string]bool
 	bytes int64
-	found []Descriptor
+	found []Referrer
 }
 
 // visit looks at what an index lists, and the indexes in it.
@@ -182,12 +183,12 @@ func (w *walk) visit(ctx context.Context, name string, p []byte, depth int) erro
 		if err != nil {
 			return err
 		}
-		if r.subject == w.subject && (w.artifactType == "" || r.artifactType == w.artifactType) {
+		if r.subject == w.subject && (len(w.types) == 0 || slices.Contains(w.types, r.artifactType)) {
 			if len(w.found) == maxReferrers {
 				return overLimitN("referrers", "of one manifest", maxReferrers)
 			}
 			e.Annotations = r.annotations // not those of its place in the index
-			w.found = append(w.found, e.Descriptor)
+			w.found = append(w.found, Referrer{e.Descriptor, r.artifactType})
 		}
 		if isIndex(e.MediaType) && depth > 0 {
 			if err := w.visit(ctx, name, p, depth-1); err != nil {

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-func (l *layout) referrers(ctx context.Context, subject, artifactType string) ([]Descriptor, error) {
+func (l *layout) referrers(ctx context.Context, subject string, types []string) ([]Referrer, error) {
 	root, err := os.OpenRoot(l.dir)
 	if err != nil {
 		return nil, unlessMissing(err)
@@ -19,7 +19,7 @@ func (l *layout) referrers(ctx context.Context, subject, artifactType string) ([
 	if err != nil {
 		return nil, unlessMissing(err)
 	}
-	w := walk{subject: subject, artifactType: artifactType, limit: l.opts.ManifestLimit, seen: map[string]bool{}}
+	w := walk{subject: subject, types: types, limit: l.opts.ManifestLimit, seen: map[string]bool{}}
 	w.read = func(digest string) ([]byte, error) { return l.read(root, blobPath(digest)) }
 	err = w.visit(ctx, "index.json", p, maxDepth)
 	return w.found, err
@@ -72,7 +72,7 @@ func (l *layout) attach(ctx context.Context, f *referral) error {
 
 func blobPath(digest string) string { return blobDir + "/" + strings.TrimPrefix(digest, "sha256:") }
 
-func (a *archive) referrers(ctx context.Context, subject, artifactType string) ([]Descriptor, error) {
+func (a *archive) referrers(ctx context.Context, subject string, types []string) ([]Referrer, error) {
 	if err := a.open(); err != nil || a.docker { // which has no manifests
 		return nil, err
 	}
@@ -80,7 +80,7 @@ func (a *archive) referrers(ctx context.Context, subject, artifactType string) (
 	if err != nil {
 		return nil, err
 	}
-	w := walk{subject: subject, artifactType: artifactType, limit: a.opts.ManifestLimit, seen: map[string]bool{}}
+	w := walk{subject: subject, types: types, limit: a.opts.ManifestLimit, seen: map[string]bool{}}
 	w.read = func(digest string) ([]byte, error) { return a.read(blobPath(digest), a.opts.ManifestLimit) }
 	err = w.visit(ctx, "index.json", p, maxDepth)
 	return w.found, err

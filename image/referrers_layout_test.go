@@ -114,10 +114,10 @@ func TestSkopeoReferrers(t *testing.T) {
 	for _, ref := range []string{remote, theirs} {
 		repo := open(t, ref, image.Options{})
 		list, err := repo.Referrers(t.Context(), subject.Digest, typeA)
-		if err != nil || !slices.Equal(digests(list), []string{a}) {
+		if err != nil || !slices.Equal(digests(descriptors(list)), []string{a}) {
 			t.Fatalf("%s: %v, %v", ref, list, err)
 		}
-		if got, err := repo.Artifact(t.Context(), list[0], subject.Digest); err != nil || got.Type != typeA {
+		if got, err := repo.Artifact(t.Context(), list[0].Descriptor, subject.Digest); err != nil || got.Type != typeA {
 			t.Errorf("%s: %v", ref, err)
 		}
 		b := pushArtifact(t, repo, subject, typeA, "z", nil)

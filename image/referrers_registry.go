@@ -28,11 +28,11 @@ const (
 // errNoList says that a registry has no API for referrers.
 var errNoList = errors.New("no list of referrers")
 
-func (g *registry) referrers(ctx context.Context, subject, artifactType string) (out []Descriptor, err error) {
+func (g *registry) referrers(ctx context.Context, subject string, types []string) (out []Referrer, err error) {
 	err = g.each(ctx, func(e *endpoint) error {
-		list, err := g.list(ctx, e, subject, artifactType)
+		list, err := g.list(ctx, e, subject, types)
 		if err == nil {
-			out, err = ofType(ctx, list, artifactType, g.opts.ManifestLimit, func(ctx context.Context, digest string) (Manifest, error) {
+			out, err = ofType(ctx, list, types, g.opts.ManifestLimit, func(ctx context.Context, digest string) (Manifest, error) {
 				m, _, err := g.manifestFrom(ctx, e, digest)
 				return m, err
 			})
@@ -51,13 +51,45 @@ func (g *registry) referrers(ctx context.Context, subject, artifactType string) 
 	return out, nil
 }
 
-// list asks an endpoint's API for the referrers (1 request a page), else for the
-// index with their tag (1 request).
-func (g *registry) list(ctx context.Context, e *endpoint, subject, artifactType string) ([]entry, error) {
-	list, err := g.pages(ctx, e, subject, artifactType)
-	if err != errNoList {
-		return list, err
+// list asks an endpoint's API for the referrers (1 request a page), and for the
+// index with their tag, which counts if there is no API (1 request). It asks for
+// both at once until it is known which of them this registry has: a start waits
+// for the answer.
+func (g *registry) list(ctx context.Context, e *endpoint, subject string, types []string) ([]entry, error) {
+	type answer struct {
+		list []entry
+		err  error
 	}
+	tagged := make(chan answer, 1)
+	if !e.lists.Load() {
+		tctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			list, err := g.tagged(tctx, e, subject)
+			tagged <- answer{list, err}
+		}()
+	}
+	if !e.listless.Load() {
+		list, err := g.pages(ctx, e, subject, types)
+		if err != errNoList {
+			e.lists.Store(err == nil)
+			return list, err
+		}
+		if e.lists.CompareAndSwap(true, false) { // it had an API before
+			return g.tagged(ctx, e, subject)
+		}
+		e.listless.Store(true)
+	}
+	select {
+	case a := <-tagged:
+		return a.list, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// tagged gets the index with the tag of the referrers, if there is one.
+func (g *registry) tagged(ctx context.Context, e *endpoint, subject string) ([]entry, error) {
 	m, _, err := g.manifestFrom(ctx, e, referrersTag(subject))
 	if err != nil {
 		if lacks(err) {
@@ -87,13 +119,15 @@ func mediaType(s string) string {
 }
 
 // pages gets a list that may come in parts.
-func (g *registry) pages(ctx context.Context, e *endpoint, subject, artifactType string) ([]entry, error) {
+func (g *registry) pages(ctx context.Context, e *endpoint, subject string, types []string) ([]entry, error) {
 	name := "referrers of " + subject
 	u, err := url.Parse(e.url + "/referrers/" + subject)
 	if err != nil {
 		return nil, err
 	}
-	if artifactType != "" {
+	artifactType := ""
+	if len(types) == 1 { // there is no way to ask for several
+		artifactType = types[0]
 		u.RawQuery = url.Values{"artifactType": {artifactType}}.Encode()
 	}
 	var all []entry

@@ -256,10 +256,10 @@ func TestReferrersMirrors(t *testing.T) {
 	rec := newRecorder(t)
 	repo = open(t, origin+"/app:v1", image.Options{Transport: rec, Mirrors: []string{empty, bad, stale}})
 	list, err := repo.Referrers(t.Context(), subject.Digest, typeA)
-	if err != nil || !slices.Equal(digests(list), []string{a}) {
+	if err != nil || !slices.Equal(digests(descriptors(list)), []string{a}) {
 		t.Fatalf("%v, %v", list, err)
 	}
-	if got, err := repo.Artifact(t.Context(), list[0], subject.Digest); err != nil || got.Digest != a {
+	if got, err := repo.Artifact(t.Context(), list[0].Descriptor, subject.Digest); err != nil || got.Digest != a {
 		t.Error(err)
 	}
 	if got := referrers(t, repo, subject.Digest, typeB); len(got) != 1 {

@@ -38,6 +38,8 @@ type endpoint struct {
 	client *http.Client
 	blobs  *httpblob.Source
 	down   atomic.Int64 // a mirror that failed is left alone until then; Unix seconds
+
+	lists, listless atomic.Bool // has an API for referrers, has none; neither is set before it was asked
 }
 
 // mirrorRest is how long a mirror that failed is left alone, so that a dead

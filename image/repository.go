@@ -58,7 +58,7 @@ type store interface {
 	// pushManifest stores m under its digest and, unless it is empty, a tag.
 	pushManifest(ctx context.Context, m Manifest, tag string) error
 	// referrers lists what refers to a manifest, of a type unless it is empty.
-	referrers(ctx context.Context, subject, artifactType string) ([]Descriptor, error)
+	referrers(ctx context.Context, subject string, types []string) ([]Referrer, error)
 	// attach stores an artifact's manifest and sees to it that it is listed.
 	attach(ctx context.Context, f *referral) error
 	close() error

@@ -46,17 +46,23 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 	if o.Trust == Local {
 		return none
 	}
-	found, err := repo.Referrers(ctx, img.ManifestDigest, ArtifactType)
+	types := []string{ArtifactType}
+	if o.Start != nil {
+		types = append(types, PackArtifactType)
+	}
+	found, err := repo.Referrers(ctx, img.ManifestDigest, types...)
 	if err != nil && useless(err) {
 		return fmt.Errorf("%w: %w", none, err)
 	}
 	if err != nil {
 		return err
 	}
+	r.openPack(ctx, repo, found, o) // before all else: it has the index, too
+	found = slices.DeleteFunc(found, func(d image.Referrer) bool { return d.Type != ArtifactType })
 	var candidates []candidate
 	var bad error // the first
 	for _, d := range found[:min(len(found), maxArtifacts)] {
-		c, err := consider(ctx, repo, img, d, o)
+		c, err := consider(ctx, repo, img, d.Descriptor, o)
 		switch {
 		case err == nil:
 			candidates = append(candidates, c)
@@ -94,18 +100,8 @@ func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, a candi
 	if a.Layers[0].Size > maxIndex {
 		return index.Errorf(index.ErrLimit, a.Layers[0].Digest, -1, "index of %d bytes, at most %d are read", a.Layers[0].Size, maxIndex)
 	}
-	f, err := scratch(o.TempDir)
+	f, err := r.indexFile(ctx, repo, a.Layers[0], o)
 	if err != nil {
-		return err
-	}
-	rc, err := repo.Blob(ctx, a.Layers[0])
-	if err != nil {
-		f.Close()
-		return err
-	}
-	defer rc.Close()
-	if _, err := io.Copy(f, rc); err != nil {
-		f.Close()
 		return err
 	}
 	r.Kind, r.Trust, r.Key = Index, a.trust, a.key
@@ -114,6 +110,37 @@ func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, a candi
 		r.Side = a.Layers[1]
 	}
 	return nil
+}
+
+// indexFile fetches an index, from the pack that is on its way if that has it.
+func (r *Raw) indexFile(ctx context.Context, repo *image.Repository, d image.Descriptor, o Options) (*os.File, error) {
+	if r.Pack != nil && r.Pack.Index == d.Digest {
+		f, err := scratch(o.TempDir)
+		if err != nil {
+			return nil, err
+		}
+		if err = r.Pack.metadata(f, d); err == nil {
+			return f, nil
+		}
+		_ = f.Close()
+		_ = r.Pack.Close() // it is of no use
+		r.Pack = nil
+	}
+	f, err := scratch(o.TempDir)
+	if err != nil {
+		return nil, err
+	}
+	rc, err := repo.Blob(ctx, d)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	defer rc.Close()
+	if _, err := io.Copy(f, rc); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // LocalIndex is the index of an image that this node made: File has what

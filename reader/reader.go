@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"sync"
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
@@ -82,6 +83,9 @@ type Raw struct {
 	// Keep is given the content of layers that had to be fetched to read the
 	// index of a SOCI image: scan.Options.Keep. It may be nil.
 	Keep func(chunk.Digest, []byte) error `json:"-"`
+
+	Packs []PackRef `json:"-"` // start packs beside it, if Options.Start asked for them
+	Pack  *Pack     `json:"-"` // that of them which fits the start, on its way; nil if there is none
 }
 
 // Options say where an index may come from.
@@ -90,14 +94,20 @@ type Options struct {
 	Trust   Trust      // default Repository
 	Keys    trust.Keys // whose signatures count
 	Limits  layer.Limits
+	Start   *Start // if not nil: look for a start pack, too, and begin to fetch it
 }
 
 // Fetch fetches the index of an image into a scratch file, verified but for tables
 // of contents. Those, and SOCI indexes, are for images that have nothing else: an
 // index cuts files smaller, and has digests of their content. The caller closes the
 // Raw.
-func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Options) (*Raw, error) {
+func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Options) (_ *Raw, err error) {
 	raw := &Raw{Kind: Nydus, Trust: Bound, Manifest: img.ManifestDigest, Layers: img.Layers, Limits: o.Limits}
+	defer func() {
+		if err != nil && raw.Pack != nil {
+			_ = raw.Pack.Close()
+		}
+	}()
 	boot, ok := Bootstrap(img)
 	if !ok {
 		err := raw.fetchIndex(ctx, repo, img, o)
@@ -120,17 +130,41 @@ func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Opti
 	if v := boot.Annotations[NydusFSVersion]; v != "" && v != "6" {
 		return nil, fmt.Errorf("%s: RAFS version %s: %w", boot.Digest, v, index.ErrUnsupported)
 	}
-	var err error
 	raw.Name, raw.Stored = boot.Digest, boot.Size
+	var packs sync.WaitGroup
+	if o.Start != nil {
+		packs.Go(func() {
+			// What goes wrong with it is no reason not to start the image.
+			found, _ := repo.Referrers(ctx, img.ManifestDigest, PackArtifactType)
+			raw.openPack(ctx, repo, found, o)
+		})
+	}
 	raw.File, raw.Size, err = spoolBootstrap(ctx, repo, boot, o.TempDir)
+	packs.Wait()
 	if err != nil {
 		return nil, err
 	}
 	return raw, nil
 }
 
-// Close gives up the scratch file.
-func (r *Raw) Close() error { return r.File.Close() }
+// Close gives up the scratch file, and the pack if it is still there.
+func (r *Raw) Close() error {
+	if r.Pack != nil {
+		_ = r.Pack.Close()
+	}
+	return r.File.Close()
+}
+
+// openPack begins to fetch the pack that fits the start that is planned.
+func (r *Raw) openPack(ctx context.Context, repo *image.Repository, found []image.Referrer, o Options) {
+	if o.Start == nil {
+		return
+	}
+	r.Packs = packRefs(found)
+	if p := o.Start.Choose(r.Packs); p != nil {
+		r.Pack = OpenPack(context.WithoutCancel(ctx), repo, *p, r.Manifest)
+	}
+}
 
 // Tree reads the index.
 func (r *Raw) Tree() (*index.Tree, error) {

@@ -75,7 +75,7 @@ func (r *Raw) fetchSOCI(ctx context.Context, repo *image.Repository, img *image.
 		}
 		bad = cmp.Or(bad, err)
 		for _, d := range found[:min(len(found), maxArtifacts)] {
-			a, err := repo.Artifact(ctx, d, img.ManifestDigest)
+			a, err := repo.Artifact(ctx, d.Descriptor, img.ManifestDigest)
 			if done, err := try(a, err, sociType1, Repository); done {
 				return err
 			}

@@ -1,0 +1,219 @@
+package reader
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"github.com/shale-image/shale/blob/retry"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/pack"
+)
+
+// How a start pack looks in a registry: docs/formats/pack.md. Its annotations are
+// repeated by the list of referrers, so that it can be asked for at once.
+const (
+	PackArtifactType = "application/vnd.shale.pack.v1"
+	PackMediaType    = "application/vnd.shale.pack.v1+binary"
+
+	packDigest   = "io.github.shale-image.pack.digest"
+	packSize     = "io.github.shale-image.pack.size"
+	packIndex    = "io.github.shale-image.pack.index"
+	packCommands = "io.github.shale-image.pack.commands"
+)
+
+// Bounds on what a list of referrers may have one look at.
+const (
+	maxPacks    = 64
+	maxCommands = 256
+	maxPackBlob = pack.MaxSize + pack.MaxMetadata
+)
+
+// PackRef is a start pack that lies beside an image, as the list of referrers
+// describes it.
+type PackRef struct {
+	Artifact image.Descriptor `json:"artifact"`
+	Blob     image.Descriptor `json:"blob"`
+	Index    string           `json:"index,omitempty"` // digest of the metadata; "" if there are none
+	Commands [][]string       `json:"commands"`        // that it is of: what was said behind the image's name
+}
+
+// annotations are those of the pack's artifact.
+func (p *PackRef) annotations() (map[string]string, error) {
+	js, err := json.Marshal(p.Commands)
+	return map[string]string{
+		packDigest: p.Blob.Digest, packSize: strconv.FormatInt(p.Blob.Size, 10), packIndex: p.Index, packCommands: string(js),
+	}, err
+}
+
+var reSHA256 = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
+// packRefs are the packs in a list of referrers. What makes no sense is left out.
+func packRefs(found []image.Referrer) (out []PackRef) {
+	for _, d := range found {
+		a := d.Annotations
+		size, err := strconv.ParseInt(a[packSize], 10, 64)
+		p := PackRef{Artifact: d.Descriptor, Index: a[packIndex], Blob: image.Descriptor{MediaType: PackMediaType, Digest: a[packDigest], Size: size}}
+		p.Artifact.Annotations = nil
+		if d.Type != PackArtifactType || err != nil || size <= 0 || size > maxPackBlob || !reSHA256.MatchString(p.Blob.Digest) ||
+			p.Index != "" && !reSHA256.MatchString(p.Index) ||
+			json.Unmarshal([]byte(a[packCommands]), &p.Commands) != nil || len(p.Commands) > maxCommands || len(out) == maxPacks {
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// Start says that an image is about to be started, and how.
+type Start struct {
+	Args []string `json:"args,omitempty"` // what is said behind the image's name
+	Any  bool     `json:"any,omitempty"`  // what will run is not known
+}
+
+// Choose returns the pack that fits a start best, nil if none does: one that is of
+// the same command, else of the same program, that with the longest beginning in
+// common.
+func (s *Start) Choose(packs []PackRef) *PackRef {
+	best, most := -1, 0
+	for i, p := range packs {
+		fit := 0
+		if s.Any {
+			fit = 1
+		}
+		for _, c := range p.Commands {
+			n := 0
+			for n < min(len(c), len(s.Args)) && c[n] == s.Args[n] {
+				n++
+			}
+			if slices.Equal(c, s.Args) {
+				n++
+			}
+			fit = max(fit, 2*n)
+		}
+		if fit > most {
+			best, most = i, fit
+		}
+	}
+	if best < 0 {
+		return nil
+	}
+	return &packs[best]
+}
+
+// Pack is a start pack that is being fetched. Its methods must not be called
+// concurrently, but for Close.
+type Pack struct {
+	PackRef
+	cancel context.CancelFunc
+	spool  *spool
+	reader *pack.Reader
+
+	checked  chan struct{} // closed when it is known whether the manifest is right
+	checkErr error
+}
+
+// OpenPack begins to fetch a pack of the image with a manifest, and to see whether
+// it is what the list of referrers says. It does not wait. ctx bounds all of it;
+// the caller calls Close.
+func OpenPack(ctx context.Context, repo *image.Repository, ref PackRef, manifest string) *Pack {
+	p := &Pack{PackRef: ref, checked: make(chan struct{})}
+	ctx, p.cancel = context.WithCancel(ctx)
+	p.spool = newSpool(ctx, func(ctx context.Context) (io.ReadCloser, error) {
+		return retry.New(repo.Blobs(), retry.Policy{}).Range(ctx, ref.Blob.Ref(), 0, ref.Blob.Size)
+	})
+	go func() {
+		defer close(p.checked)
+		p.checkErr = ref.check(ctx, repo, manifest)
+	}()
+	return p
+}
+
+// check compares a list's word with the artifact itself.
+func (p *PackRef) check(ctx context.Context, repo *image.Repository, manifest string) error {
+	a, err := repo.Artifact(ctx, p.Artifact, manifest)
+	if err != nil {
+		return err
+	}
+	if len(a.Layers) != 1 || a.Layers[0].Digest != p.Blob.Digest || a.Layers[0].Size != p.Blob.Size || a.Annotations[packIndex] != p.Index {
+		return index.Errorf(index.ErrCorrupt, "start pack "+p.Artifact.Digest, -1, "its manifest does not say what the list of referrers does")
+	}
+	return nil
+}
+
+// Reader returns the pack as it arrives, once its beginning is here and its
+// manifest is right.
+func (p *Pack) Reader() (*pack.Reader, error) {
+	<-p.checked
+	if p.checkErr != nil {
+		return nil, p.checkErr
+	}
+	return p.open()
+}
+
+func (p *Pack) open() (*pack.Reader, error) {
+	if p.reader == nil {
+		r, err := pack.NewReader(p.spool, "start pack "+p.Blob.Digest)
+		if err != nil {
+			return nil, err
+		}
+		p.reader = r
+	}
+	return p.reader, nil
+}
+
+// metadata writes the pack's metadata to f if they are the object that d names.
+// An error says that they are not, or did not come.
+func (p *Pack) metadata(f *os.File, d image.Descriptor) error {
+	r, err := p.open()
+	if err != nil {
+		return err
+	}
+	if r.MetadataSize() != d.Size {
+		return fmt.Errorf("start pack %s: %d bytes of metadata, want %d", p.Blob.Digest, r.MetadataSize(), d.Size)
+	}
+	sum := sha256.New()
+	if err := r.Metadata(io.MultiWriter(f, sum)); err != nil {
+		return err
+	}
+	if got := fmt.Sprintf("sha256:%x", sum.Sum(nil)); got != d.Digest {
+		return index.Errorf(index.ErrCorrupt, "start pack "+p.Blob.Digest, -1, "its metadata are %s, want %s", got, d.Digest)
+	}
+	return nil
+}
+
+// Close ends the fetch.
+func (p *Pack) Close() error {
+	p.cancel()
+	if p.reader != nil {
+		p.reader.Close()
+	}
+	<-p.checked
+	return p.spool.Close()
+}
+
+// PushPack pushes a start pack beside an image, in place of those of the same
+// commands, and returns the digest of the artifact. p.Blob names what open opens.
+func PushPack(ctx context.Context, repo *image.Repository, img *image.Image, p PackRef, open func() (io.ReadCloser, error)) (string, error) {
+	if len(p.Commands) > maxCommands {
+		return "", fmt.Errorf("start pack: %w: it is of %d commands, at most %d", index.ErrLimit, len(p.Commands), maxCommands)
+	}
+	annotations, err := p.annotations()
+	if err != nil {
+		return "", err
+	}
+	if err := repo.PushBlob(ctx, p.Blob, open); err != nil {
+		return "", err
+	}
+	subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
+	return repo.PushArtifact(ctx, subject, PackArtifactType, []image.Descriptor{p.Blob}, annotations, func(d image.Descriptor) bool {
+		return d.Annotations[packCommands] == annotations[packCommands]
+	})
+}
