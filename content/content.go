@@ -4,9 +4,11 @@
 package content
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/index"
@@ -124,4 +126,21 @@ func zeros(w io.Writer, n int64) error {
 		n -= int64(m)
 	}
 	return nil
+}
+
+// Chunks calls fn with the content of chunks of a tree, by their positions in
+// Tree.Chunks, each verified. Those that lie one behind the other in a blob come
+// by one request, so fn is called in the order of blobs and offsets. data is valid
+// until it returns.
+func Chunks(ctx context.Context, t *index.Tree, src blob.Source, chunks []uint32, fn func(chunk uint32, data []byte) error) error {
+	order := slices.Clone(chunks)
+	slices.SortFunc(order, func(a, b uint32) int {
+		x, y := &t.Chunks[a], &t.Chunks[b]
+		return cmp.Or(cmp.Compare(x.Blob, y.Blob), cmp.Compare(x.Offset, y.Offset))
+	})
+	all := &index.Inode{}
+	for i, c := range order {
+		all.Extents = append(all.Extents, index.Extent{Off: int64(i), Chunk: c})
+	}
+	return Pieces(ctx, t, src, all, func(p Piece) error { return fn(order[p.Off], p.Data) })
 }

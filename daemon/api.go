@@ -104,8 +104,12 @@ type Place struct {
 	// reads nothing but what it is asked for, so that a trace is exact.
 	ReadAheadKiB int `json:"readahead_kib,omitempty"`
 
-	Command    []string `json:"command,omitempty"`    // that the mount is for, for traces; none is the image's own
-	Unrecorded bool     `json:"unrecorded,omitempty"` // the mount is no run of the image: what is read is not kept
+	// Command is what the mount is for, for traces and to choose a start pack:
+	// what was said behind the image's name; none is the image's own.
+	Command    []string `json:"command,omitempty"`
+	AnyCommand bool     `json:"any_command,omitempty"` // what will run is not known
+	NoPack     bool     `json:"no_pack,omitempty"`     // use no start pack
+	Unrecorded bool     `json:"unrecorded,omitempty"`  // the mount is no run of the image: what is read is not kept
 
 	// ShareTraces has what was read pushed beside the image when the mount ends,
 	// with the mount's credentials (package fleet).

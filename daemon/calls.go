@@ -121,7 +121,7 @@ func tell(c *net.UnixConn) func(Progress) {
 }
 
 func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) (*Pulled, error) {
-	u, im, err := s.pullImage(ctx, a.Source, progress)
+	u, im, err := s.pullImage(ctx, a.Source, nil, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 		err = errors.Join(err, im.Close(), u.Close())
 		if err == nil {
 			a.Refresh = false
-			u, im, err = s.pullImage(ctx, a.Source, progress)
+			u, im, err = s.pullImage(ctx, a.Source, nil, progress)
 		}
 		if err != nil {
 			return nil, err

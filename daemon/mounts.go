@@ -25,17 +25,18 @@ const readTimeout = 2 * time.Minute
 
 // mounted is an image that a face shows.
 type mounted struct {
-	id    string
-	ref   string
-	where string
-	asked mountArgs
-	use   *use
-	since time.Time
-	image *fill.Image
-	fs    *mount.Mounted
-	face  string
-	dev   uint64        // st_dev of what is mounted
-	gone  chan struct{} // closed when the mount is no more and all is released
+	id      string
+	ref     string
+	where   string
+	asked   mountArgs
+	use     *use
+	since   time.Time
+	image   *fill.Image
+	landing *landing
+	fs      *mount.Mounted
+	face    string
+	dev     uint64        // st_dev of what is mounted
+	gone    chan struct{} // closed when the mount is no more and all is released
 
 	reading sync.RWMutex // held while image is asked for its status
 	ended   bool         // image is closed
@@ -48,9 +49,9 @@ type mounted struct {
 // pullImage begins the use of an image and opens it. A linked image that is
 // damaged, of another version, or does not fit the pool any more, of which a
 // damaged segment was set aside, is linked anew.
-func (s *server) pullImage(ctx context.Context, src Source, progress func(Progress)) (*use, *fill.Image, error) {
+func (s *server) pullImage(ctx context.Context, src Source, start *reader.Start, progress func(Progress)) (*use, *fill.Image, error) {
 	for again := false; ; again = true {
-		u, err := s.store.pull(ctx, src, progress)
+		u, err := s.store.pull(ctx, src, start, progress)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -96,24 +97,43 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 }
 
 func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)) (any, []*os.File, error) {
-	u, im, err := s.pullImage(ctx, a.Source, progress)
+	start := &reader.Start{Args: a.Command, Any: a.AnyCommand}
+	if a.NoPack {
+		start = nil
+	}
+	u, im, err := s.pullImage(ctx, a.Source, start, progress)
 	if err != nil {
 		return nil, nil, err
 	}
+	l := s.land(ctx, u, im)
+	quiet := u.packed && a.ReadAheadKiB == 0
+	if quiet {
+		a.ReadAheadKiB = packReadAhead
+	}
 	shown, face, err := s.show(ctx, u.record, im, a.Place)
 	if err != nil {
+		l.stop()
 		return nil, nil, errors.Join(err, im.Close(), u.Close())
 	}
 	a.ShareTraces = a.ShareTraces || s.cfg.Registries.Traces == config.TracesShare
 	m := &mounted{
 		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
-		image: im, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
+		image: im, landing: l, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
 	}
 	s.mu.Lock()
 	s.mounts[m.id] = m
 	s.mu.Unlock()
 	s.log.Info("mounted", "id", m.id, "ref", m.ref, "where", m.where)
 	go s.watch(m)
+	if quiet {
+		go func() {
+			select {
+			case <-time.After(packStart):
+				shown.SetReadAhead(defaultReadAhead)
+			case <-m.gone:
+			}
+		}()
+	}
 	if ctx.Err() != nil { // the client is gone, or the service ends
 		return nil, nil, errors.Join(ctx.Err(), shown.Abort(), shown.Close())
 	}
@@ -136,6 +156,7 @@ func (s *server) watch(m *mounted) {
 	delete(s.mounts, m.id)
 	s.ended.add(t)
 	s.mu.Unlock()
+	m.landing.stop()
 	s.compare(m.use, m.image)
 	m.reading.Lock()
 	m.ended = true
@@ -143,7 +164,7 @@ func (s *server) watch(m *mounted) {
 	m.reading.Unlock()
 	m.use.Close()
 	close(m.gone)
-	s.log.Info("unmounted", "id", m.id, "ref", m.ref, "requests", t.origin.Requests, "fetched", t.origin.Bytes, "read", t.fill.ReadBytes)
+	s.log.Info("unmounted", "id", m.id, "ref", m.ref, "requests", t.origin.Requests, "fetched", t.origin.Bytes, "read", t.fill.ReadBytes, "pack", t.fill.PackBytes, "pack_waits", t.fill.PackWaits, "stalls", t.fill.Stalls)
 }
 
 // endMounts aborts what is still mounted when the service ends: its readers

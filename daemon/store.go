@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,14 +14,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
-	"golang.org/x/sync/errgroup"
-
-	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
-	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/pool"
@@ -73,7 +67,11 @@ type record struct {
 	Doubted string `json:"doubted,omitempty"`
 	// Wrong says how the index, or the image's config, differs from what the
 	// layers are. Nobody mounts the image by that index any more.
-	Wrong  string `json:"wrong,omitempty"`
+	Wrong string `json:"wrong,omitempty"`
+	// Packs are the start packs that lay beside the image when it was asked for
+	// last, Landed the digests of those whose content has come.
+	Packs  []reader.PackRef `json:"packs,omitempty"`
+	Landed []string         `json:"landed,omitempty"`
 	config json.RawMessage
 }
 
@@ -122,8 +120,10 @@ func (s *store) path(digest string) string {
 type use struct {
 	*record
 	repo   *image.Repository
-	open   opener  // for who reads on when the use has ended
-	origin *origin // where its bytes come from
+	open   opener       // for who reads on when the use has ended
+	origin *origin      // where its bytes come from
+	pack   *reader.Pack // a start pack on its way, nil if there is none
+	packed bool         // there is one that fits what starts, here or on its way
 	store  *store
 }
 
@@ -134,6 +134,9 @@ type opener func(context.Context) (*image.Repository, error)
 func (u *use) Close() error {
 	u.store.endUse(u.ManifestDigest)
 	u.origin.close()
+	if u.pack != nil {
+		_ = u.pack.Close()
+	}
 	return u.repo.Close()
 }
 
@@ -147,7 +150,8 @@ func (s *store) endUse(digest string) {
 
 // pull finds the image of a reference: on the node if it is there, else, or if
 // the caller wants to know anew, in its repository. The caller closes the use.
-func (s *store) pull(ctx context.Context, src Source, progress func(Progress)) (_ *use, err error) {
+// start, if not nil, says what it is about to do: then the use may have a pack.
+func (s *store) pull(ctx context.Context, src Source, start *reader.Start, progress func(Progress)) (_ *use, err error) {
 	ref, err := image.ParseRef(src.Ref)
 	if err != nil {
 		return nil, err
@@ -175,6 +179,7 @@ func (s *store) pull(ctx context.Context, src Source, progress func(Progress)) (
 		if u, err := s.known(key, repo); err == nil {
 			if s.believed(u.record, trust) && (u.Doubted == "" || u.Wrong == "" && !s.alone(u.ManifestDigest)) {
 				u.open = open
+				u.openPack(ctx, start)
 				return u, nil
 			}
 			s.endUse(u.ManifestDigest)
@@ -183,7 +188,7 @@ func (s *store) pull(ctx context.Context, src Source, progress func(Progress)) (
 			return nil, errors.Join(err, repo.Close())
 		}
 	}
-	u, err := s.fetch(ctx, key, repo, platform, trust, progress)
+	u, err := s.fetch(ctx, key, repo, wish{platform, trust, start}, progress)
 	if err != nil {
 		return nil, errors.Join(err, repo.Close())
 	}
@@ -216,9 +221,16 @@ func (s *store) newUse(rec *record, repo *image.Repository) *use {
 	return &use{record: rec, repo: repo, origin: newOrigin(repo, s.path(rec.ManifestDigest)), store: s}
 }
 
+// wish is what is wanted of an image.
+type wish struct {
+	platform image.Platform
+	trust    reader.Trust
+	start    *reader.Start // nil if it is not started
+}
+
 // fetch asks the repository what it has, and gives it the name.
-func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, platform image.Platform, trust reader.Trust, progress func(Progress)) (*use, error) {
-	img, err := repo.ResolveManifest(ctx, platform)
+func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, w wish, progress func(Progress)) (*use, error) {
+	img, err := repo.ResolveManifest(ctx, w.platform)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +240,7 @@ func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, p
 		return nil, err
 	}
 	defer unlock()
-	rec, err := s.add(ctx, repo, img, trust, progress)
+	rec, pack, err := s.add(ctx, repo, img, w, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -240,10 +252,16 @@ func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, p
 	if news {
 		if err := s.saveNames(); err != nil {
 			s.endUse(rec.ManifestDigest)
+			if pack != nil {
+				_ = pack.Close()
+			}
 			return nil, err
 		}
 	}
-	return s.newUse(rec, repo), nil
+	u := s.newUse(rec, repo)
+	u.pack = pack
+	u.openPack(ctx, w.start)
+	return u, nil
 }
 
 // lock keeps others from making or removing the image until the caller calls
@@ -288,137 +306,6 @@ func (s *store) loadRecord(digest string) (*record, error) {
 		return nil, fmt.Errorf("%s/record is damaged: %w", s.path(digest), os.ErrNotExist)
 	}
 	return rec, nil
-}
-
-// add indexes and links an image and remembers it, if that was not done
-// before. The caller holds its lock.
-func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, trust reader.Trust, progress func(Progress)) (_ *record, err error) {
-	rec, err := s.load(img.ManifestDigest)
-	if err == nil && rec.Wrong != "" {
-		if err := s.usable(rec); err != nil {
-			return nil, err
-		}
-	}
-	if err == nil && (!s.believed(rec, trust) || rec.Doubted != "" && s.unused(img.ManifestDigest) == nil) {
-		err = os.ErrNotExist // it can be had without that index
-	}
-	if err == nil || !errors.Is(err, os.ErrNotExist) {
-		return rec, err
-	}
-	dir := s.path(img.ManifestDigest)
-	// A record is written last: without one nothing here is of use, unless it
-	// got lost while somebody reads the image.
-	if err := s.unused(img.ManifestDigest); err != nil {
-		return nil, err
-	}
-	for _, name := range []string{"record", "config", "linked", ztocDir, foreignFile, foreignFile + ".json"} { // an index that was made here stays
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-			return nil, err
-		}
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	if rec, err = s.index(ctx, repo, img, dir, trust, progress); err != nil {
-		return nil, err
-	}
-	rec.ManifestDigest, rec.Platform, rec.Pulled, rec.config = img.ManifestDigest, img.Platform.String(), time.Now().UTC(), img.ConfigBytes
-	if err := renameio.WriteFile(filepath.Join(dir, "config"), img.ConfigBytes, 0o600); err != nil {
-		return nil, err
-	}
-	return rec, s.saveRecord(rec)
-}
-
-func (s *store) saveRecord(rec *record) error {
-	js, err := json.MarshalIndent(rec, "", "  ")
-	if err != nil {
-		return err
-	}
-	return renameio.WriteFile(filepath.Join(s.path(rec.ManifestDigest), "record"), js, 0o600)
-}
-
-// index reads the index of an image, while its config is on the way, and links
-// it into dir. It returns what there is to remember of the index. An image that has
-// none, or cannot be read by ranges, is read as a whole.
-func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, trust reader.Trust, progress func(Progress)) (*record, error) {
-	linked := filepath.Join(dir, "linked")
-	if raw, err := s.localIndex(img.ManifestDigest, img.Layers); err == nil {
-		defer raw.Close()
-		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
-			return &record{Index: reader.Local, Kind: raw.Kind}, err
-		}
-		if err := s.removeIndex(dir); err != nil {
-			return nil, err
-		}
-	}
-	var raw *reader.Raw
-	var none error
-	ranges := true
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return repo.LoadConfig(gctx, img) })
-	if _, ok := reader.Bootstrap(img); !ok {
-		g.Go(func() error {
-			ranges = hasRanges(gctx, repo, img)
-			return nil
-		})
-	}
-	g.Go(func() (err error) {
-		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: trust, Keys: s.cfg.Keys(), Limits: s.limits()})
-		if errors.Is(err, reader.ErrNoIndex) {
-			none, err = err, nil
-		}
-		return err
-	})
-	err := g.Wait()
-	if err == nil && none == nil && !ranges {
-		none = fmt.Errorf("the registry does not serve parts of objects")
-		raw.Close()
-	}
-	if err == nil && none == nil {
-		defer raw.Close()
-		err = errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
-			return keepBeside(filepath.Join(dir, ztocDir), ref.Digest, content)
-		}), s.linkRaw(ctx, raw, linked))
-		if err == nil || raw.Kind == reader.Nydus || !ofNoUse(err) || ctx.Err() != nil {
-			return &record{Index: raw.Trust, Kind: raw.Kind, Key: raw.Key}, err
-		}
-		none, err = err, nil // the image can be read without it
-	}
-	if err != nil {
-		return nil, err
-	}
-	progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
-	own, err := s.scan(ctx, repo, img, dir, progress)
-	if err != nil {
-		return nil, err
-	}
-	defer own.Close()
-	return &record{Index: own.Trust, Kind: own.Kind}, s.linkRaw(ctx, own, linked)
-}
-
-// ofNoUse tells what is wrong with an index from what is wrong with this node.
-func ofNoUse(err error) bool {
-	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) || errors.Is(err, reader.ErrNoIndex)
-}
-
-// hasRanges tells whether a registry serves parts of an image's layers. It is
-// believed to unless it says otherwise.
-func hasRanges(ctx context.Context, repo *image.Repository, img *image.Image) bool {
-	for _, l := range img.Layers {
-		if l.Size > 4<<20 { // of less it does not matter
-			r, err := repo.Blobs().Range(ctx, l.Ref(), l.Size-1, 1)
-			if err == nil {
-				r.Close()
-			}
-			return !errors.Is(err, blob.ErrRange)
-		}
-	}
-	return true
 }
 
 func (s *store) link(rec *record) (*link.Image, error) {

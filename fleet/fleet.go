@@ -90,12 +90,12 @@ func add(sum, t *trace.Trace) (*trace.Trace, error) {
 }
 
 // list lists the traces of an image, maxListed at most, in order of their digests.
-func list(ctx context.Context, repo *image.Repository, img *image.Image) ([]image.Descriptor, error) {
+func list(ctx context.Context, repo *image.Repository, img *image.Image) ([]image.Referrer, error) {
 	found, err := repo.Referrers(ctx, img.ManifestDigest, ArtifactType)
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(found, func(a, b image.Descriptor) int { return cmp.Compare(a.Digest, b.Digest) })
+	slices.SortFunc(found, func(a, b image.Referrer) int { return cmp.Compare(a.Digest, b.Digest) })
 	return found[:min(len(found), maxListed)], nil
 }
 
@@ -107,11 +107,11 @@ type fetched struct {
 }
 
 // fetch fetches what was listed. It fails if the repository cannot be read.
-func fetch(ctx context.Context, repo *image.Repository, img *image.Image, found []image.Descriptor) ([]fetched, error) {
+func fetch(ctx context.Context, repo *image.Repository, img *image.Image, found []image.Referrer) ([]fetched, error) {
 	var out []fetched
 	blocks := 0
 	for _, d := range found {
-		t, err := fetchOne(ctx, repo, img, d)
+		t, err := fetchOne(ctx, repo, img, d.Descriptor)
 		if err != nil && !useless(err) {
 			return nil, err
 		}

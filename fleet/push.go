@@ -31,7 +31,7 @@ func Push(ctx context.Context, repo *image.Repository, img *image.Image, t *trac
 			return digest, err
 		}
 		// Some registries list also what was replaced.
-		others := slices.DeleteFunc(slices.Clone(found), func(d image.Descriptor) bool { return replaced[d.Digest] || d.Digest == digest })
+		others := slices.DeleteFunc(slices.Clone(found), func(d image.Referrer) bool { return replaced[d.Digest] || d.Digest == digest })
 		switch {
 		case digest != "" && len(others) < Max:
 			return digest, nil
@@ -55,7 +55,7 @@ func Push(ctx context.Context, repo *image.Repository, img *image.Image, t *trac
 
 // merge merges a trace with all that lie beside the image, and notes which the
 // result takes the place of.
-func merge(ctx context.Context, repo *image.Repository, img *image.Image, t *trace.Trace, found []image.Descriptor, replaced map[string]bool) (*trace.Trace, error) {
+func merge(ctx context.Context, repo *image.Repository, img *image.Image, t *trace.Trace, found []image.Referrer, replaced map[string]bool) (*trace.Trace, error) {
 	all, err := fetch(ctx, repo, img, found)
 	if err != nil {
 		return nil, err

@@ -214,7 +214,7 @@ type referral struct {
 	drop map[string]bool
 
 	// before is the same where the registry makes the list, once it was looked at.
-	before []Descriptor
+	before []Referrer
 	looked bool
 }
 

@@ -251,9 +251,9 @@ func (g *registry) supersede(ctx context.Context, f *referral) error {
 	if f.replaces == nil || f.looked {
 		return nil
 	}
-	list, err := g.pages(ctx, g.self(), f.subject, f.artifactType)
+	list, err := g.pages(ctx, g.self(), f.subject, []string{f.artifactType})
 	if err == nil {
-		f.before, err = ofType(ctx, list, f.artifactType, f.limit, func(ctx context.Context, digest string) (Manifest, error) {
+		f.before, err = ofType(ctx, list, []string{f.artifactType}, f.limit, func(ctx context.Context, digest string) (Manifest, error) {
 			m, _, err := g.manifestFrom(ctx, g.self(), digest)
 			return m, err
 		})
@@ -261,7 +261,7 @@ func (g *registry) supersede(ctx context.Context, f *referral) error {
 	if err != nil && err != errNoList {
 		return err
 	}
-	f.before = slices.DeleteFunc(f.before, func(d Descriptor) bool { return d.Digest == f.d.Digest || !f.replaces(d) })
+	f.before = slices.DeleteFunc(f.before, func(d Referrer) bool { return d.Digest == f.d.Digest || !f.replaces(d.Descriptor) })
 	f.looked = true
 	return nil
 }

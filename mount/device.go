@@ -53,14 +53,14 @@ func Device(ctx context.Context, c fusedev.Content, o Options) (_ *Mounted, err 
 		return nil, err
 	}
 	unwatch := context.AfterFunc(ctx, func() { _ = k.stop() })
-	fd, err := k.mountImage(server.Name(), o)
+	fd, bdi, err := k.mountImage(server.Name(), o)
 	_ = k.root.Close()
 	if !unwatch() {
 		err = errors.Join(ctx.Err(), err)
 	}
 	var m *Mounted
 	if err == nil {
-		m, err = newMounted(fd, k)
+		m, err = newMounted(fd, k, bdi)
 	}
 	if err != nil {
 		if fd != nil {
@@ -76,25 +76,25 @@ func Device(ctx context.Context, c fusedev.Content, o Options) (_ *Mounted, err 
 // mountImage mounts EROFS from the served file. No lock is held but, if a
 // readahead is asked for, readAheadMu: the kernel reads the super block and
 // the root directory from our own server meanwhile.
-func (k *conn) mountImage(name string, o Options) (*os.File, error) {
+func (k *conn) mountImage(name string, o Options) (fd *os.File, bdi string, err error) {
 	setReadAhead(k.bdi(), o.ReadAheadKiB)
 	// A path through the mount's descriptor, which the kernel shows as the
 	// mount's source: end it in the image's name.
 	path := fmt.Sprintf("/proc/self/fd/%d/%s", k.root.Fd(), name)
 	if o.Backing != Loop {
-		fd, err := mountFile(path, nil, !o.Buffered, o.ReadAheadKiB)
+		fd, bdi, err := mountFile(path, nil, !o.Buffered, o.ReadAheadKiB)
 		if o.Backing == File || !errors.Is(err, unix.ENOTBLK) {
-			return fd, err
+			return fd, bdi, err
 		}
 	}
 	image, err := k.openImage(name)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer image.Close()
 	loop, err := attachLoop(image, !o.Buffered)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer loop.Close() // the mount holds the device now, or nobody does
 	return mountFile(loop.Name(), nil, false, 0)
@@ -116,8 +116,9 @@ func (k *conn) openImage(name string) (*os.File, error) {
 // maxValue is the longest value that fsconfig(2) takes.
 const maxValue = 255
 
-// mountFile mounts EROFS from a file or block device.
-func mountFile(source string, devices []string, directIO bool, readAheadKiB int) (*os.File, error) {
+// mountFile mounts EROFS from a file or block device. It returns the backing
+// device whose readahead was set, "" if none was.
+func mountFile(source string, devices []string, directIO bool, readAheadKiB int) (fd *os.File, bdi string, err error) {
 	fs := openContext("erofs")
 	defer fs.close()
 	setPath := func(key, path string) *os.File {
@@ -143,8 +144,9 @@ func mountFile(source string, devices []string, directIO bool, readAheadKiB int)
 	if directIO {
 		fs.flag("directio") // before 6.15 or so there is none: correct all the same, but caches data twice
 	}
-	if err := createWithReadAhead(fs, readAheadKiB); err != nil {
-		return nil, err
+	if bdi, err = createWithReadAhead(fs, readAheadKiB); err != nil {
+		return nil, "", err
 	}
-	return fs.mount(unix.MOUNT_ATTR_RDONLY)
+	fd, err = fs.mount(unix.MOUNT_ATTR_RDONLY)
+	return fd, bdi, err
 }

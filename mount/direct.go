@@ -12,34 +12,34 @@ import (
 // must be complete, and must not change while the mount lives: nobody stands
 // between them and the readers, who go on when this process ends.
 func Direct(meta string, devices []string, o Options) (*Mounted, error) {
-	fd, err := direct(meta, devices, o)
+	fd, bdi, err := direct(meta, devices, o)
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMounted(fd, nil)
+	m, err := newMounted(fd, nil, bdi)
 	if err != nil {
 		_ = fd.Close()
 	}
 	return m, err
 }
 
-func direct(meta string, devices []string, o Options) (*os.File, error) {
+func direct(meta string, devices []string, o Options) (fd *os.File, bdi string, err error) {
 	if o.Backing != Loop {
-		fd, err := mountFile(meta, devices, false, o.ReadAheadKiB)
+		fd, bdi, err := mountFile(meta, devices, false, o.ReadAheadKiB)
 		if o.Backing == File || !errors.Is(err, unix.ENOTBLK) {
-			return fd, err
+			return fd, bdi, err
 		}
 	}
 	loops := make([]string, 0, 1+len(devices))
 	for _, path := range append([]string{meta}, devices...) {
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		loop, err := attachLoop(f, false)
 		_ = f.Close()
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		defer loop.Close()
 		loops = append(loops, loop.Name())

@@ -64,7 +64,7 @@ func Fuse(ctx context.Context, meta string, c fusedev.Content, o Options) (_ *Mo
 		settle(unix.AT_FDCWD, o.Dir)
 	}
 	setReadAhead(k.bdi(), o.ReadAheadKiB)
-	return &Mounted{fd: k.root, dev: k.number, done: k.done, conn: k, stop: tree.Abort}, nil
+	return &Mounted{fd: k.root, dev: k.number, bdi: k.bdi(), done: k.done, conn: k, stop: tree.Abort}, nil
 }
 
 // settle makes the kernel learn that files are always ready to be read, which it

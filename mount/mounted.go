@@ -12,18 +12,19 @@ import (
 type Mounted struct {
 	fd   *os.File // nil if the face attached it
 	dev  uint64
+	bdi  string // whose readahead is the mount's; "" if it is not known
 	done <-chan struct{}
 	conn *conn  // nil if nothing of ours serves it
 	stop func() // with conn, may be nil: ends what waits in the server
 }
 
-// newMounted takes fd, a detached mount, and what serves it.
-func newMounted(fd *os.File, k *conn) (*Mounted, error) {
+// newMounted takes fd, a detached mount, what serves it, and its backing device.
+func newMounted(fd *os.File, k *conn, bdi string) (*Mounted, error) {
 	dev, err := device(int(fd.Fd()), "")
 	if err != nil {
 		return nil, err
 	}
-	m := &Mounted{fd: fd, dev: dev, conn: k}
+	m := &Mounted{fd: fd, dev: dev, bdi: bdi, conn: k}
 	if k != nil {
 		m.done = k.done
 		return m, nil

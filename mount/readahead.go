@@ -20,20 +20,28 @@ func setReadAhead(bdi string, kib int) {
 
 var readAheadMu sync.Mutex
 
+// SetReadAhead sets the kernel's readahead of a mount that was made with one
+// (Options.ReadAheadKiB); else it does nothing. Files that are open keep theirs.
+func (m *Mounted) SetReadAhead(kib int) {
+	if m.bdi != "" {
+		setReadAhead(m.bdi, kib)
+	}
+}
+
 // createWithReadAhead makes an EROFS super block and sets its readahead. An
 // EROFS on a file has a backing device named "erofs-N", and nothing tells
 // which N belongs to which mount: it is the one that was not there before. If
 // another process mounts EROFS at the same moment there may be two; then the
-// readahead is left alone.
-func createWithReadAhead(fs *fsContext, kib int) error {
+// readahead is left alone. It returns the device whose readahead it has set.
+func createWithReadAhead(fs *fsContext, kib int) (bdi string, err error) {
 	if kib <= 0 {
-		return fs.create()
+		return "", fs.create()
 	}
 	readAheadMu.Lock()
 	defer readAheadMu.Unlock()
 	before := erofsDevices()
 	if err := fs.create(); err != nil {
-		return err
+		return "", err
 	}
 	var added []string
 	for name := range erofsDevices() {
@@ -41,10 +49,11 @@ func createWithReadAhead(fs *fsContext, kib int) error {
 			added = append(added, name)
 		}
 	}
-	if len(added) == 1 {
-		setReadAhead(added[0], kib)
+	if len(added) != 1 {
+		return "", nil
 	}
-	return nil
+	setReadAhead(added[0], kib)
+	return added[0], nil
 }
 
 func erofsDevices() map[string]bool {

@@ -3,8 +3,8 @@
 // lazily, converted or as they are, with and without an index. It prints a
 // table of medians and leaves nothing behind but the cached images.
 //
-//	go run ./bench/start [-images python,numpy] [-modes plain,convert,index,none]
-//	    [-compression gzip|zstd] [-runs 3] [-json FILE]
+//	go run ./bench/start [-images python,numpy] [-modes plain,convert,index,none,pack]
+//	    [-compression gzip|zstd] [-service] [-runs 3] [-json FILE]
 package main
 
 import (
@@ -32,6 +32,7 @@ func main() {
 	flag.IntVar(&b.runs, "runs", 3, "cold starts of each kind")
 	cache := flag.String("cache", "build/images", "where the built images are kept")
 	flag.StringVar(&b.lab.Shale, "shale", "bin/shale", "the program")
+	flag.BoolVar(&b.lab.Service, "service", false, "the node's service runs before the start")
 	flag.DurationVar(&b.lab.Model.Delay, "delay", netmodel.Default.Delay, "delay of each request")
 	flag.Float64Var(&b.lab.Model.Bandwidth, "bandwidth", netmodel.Default.Bandwidth, "bits a second")
 	flag.BoolVar(&b.lab.DropCaches, "drop-caches", false, "drop the machine's page cache before each start: also programs come from disk then")
@@ -96,9 +97,9 @@ func (b *bench) run(ctx context.Context) (err error) {
 	var failed error
 	for _, w := range b.workloads {
 		for _, m := range b.modes {
-			repo := m.repo(w.Image.Name)
+			repo := m.repo(w)
 			if _, ok := ready[repo]; !ok {
-				ready[repo] = m.prepare(ctx, lab, "oci:"+dirs[w.Image.Name], w.Image.Name)
+				ready[repo] = m.prepare(ctx, lab, "oci:"+dirs[w.Image.Name], w)
 			}
 		}
 		failed = errors.Join(failed, b.measure(ctx, lab, w, ready))
@@ -116,7 +117,7 @@ func (b *bench) measure(ctx context.Context, lab *cold.Lab, w debian.Workload, r
 	errs := make([]error, len(b.modes))
 	for i, m := range b.modes {
 		starts[i] = start{Workload: w.Name, Image: w.Image.Name, Mode: m.name}
-		errs[i] = ready[m.repo(w.Image.Name)]
+		errs[i] = ready[m.repo(w)]
 	}
 	for run := range b.runs {
 		for i, m := range b.modes {
@@ -149,7 +150,12 @@ func (b *bench) measure(ctx context.Context, lab *cold.Lab, w debian.Workload, r
 func (s *start) once(ctx context.Context, lab *cold.Lab, m mode, w debian.Workload) (err error) {
 	node := lab.Node()
 	defer func() { err = errors.Join(err, node.Close()) }()
-	name := m.repo(w.Image.Name) + ":" + m.tag
+	if lab.Service {
+		if err := node.StartService(ctx); err != nil {
+			return err
+		}
+	}
+	name := m.repo(w) + ":" + m.tag
 	command := cold.Command{Args: w.Command, User: w.User, Line: w.Line}
 	first, err := m.start(node, ctx, name, command)
 	if err != nil {

@@ -18,37 +18,57 @@ type mode struct {
 
 	// ready makes that out of the image that was pushed to the repository with
 	// the tag "plain", at no cost to the start. It is nil if nothing is needed.
-	ready func(ctx context.Context, lab *cold.Lab, repo string) error
+	ready func(ctx context.Context, lab *cold.Lab, repo string, w debian.Workload) error
 	start func(n *cold.Node, ctx context.Context, name string, c cold.Command) (cold.Cost, error)
 	again bool // measure a second start on the same node, too
+	each  bool // what makes it ready is for one workload, not for its image
 }
 
 var allModes = []mode{
 	{name: "plain", tag: "plain", start: (*cold.Node).Plain},
 	{name: "convert", tag: "converted", start: (*cold.Node).Lazy,
-		ready: func(ctx context.Context, lab *cold.Lab, repo string) error {
+		ready: func(ctx context.Context, lab *cold.Lab, repo string, _ debian.Workload) error {
 			return lab.Convert(ctx, repo+":plain", repo+":converted")
 		}},
 	{name: "index", tag: "plain", start: (*cold.Node).Lazy, again: true,
-		ready: func(ctx context.Context, lab *cold.Lab, repo string) error {
+		ready: func(ctx context.Context, lab *cold.Lab, repo string, _ debian.Workload) error {
 			return lab.Index(ctx, repo+":plain")
+		}},
+	{name: "pack", tag: "plain", start: (*cold.Node).Lazy, again: true, each: true,
+		ready: func(ctx context.Context, lab *cold.Lab, repo string, w debian.Workload) error {
+			if err := lab.Index(ctx, repo+":plain"); err != nil {
+				return err
+			}
+			return lab.Optimize(ctx, repo+":plain", cold.Command{Args: w.Command, User: w.User})
+		}},
+	{name: "convert-pack", tag: "converted", start: (*cold.Node).Lazy, again: true, each: true,
+		ready: func(ctx context.Context, lab *cold.Lab, repo string, w debian.Workload) error {
+			if err := lab.Convert(ctx, repo+":plain", repo+":converted"); err != nil {
+				return err
+			}
+			return lab.Optimize(ctx, repo+":converted", cold.Command{Args: w.Command, User: w.User})
 		}},
 	{name: "none", tag: "plain", start: (*cold.Node).Lazy, again: true},
 }
 
-// repo returns the repository of an image for the mode.
-func (m mode) repo(image string) string { return image + "-" + m.name }
+// repo returns the repository of a workload's image for the mode.
+func (m mode) repo(w debian.Workload) string {
+	if m.each {
+		return w.Name + "-" + m.name
+	}
+	return w.Image.Name + "-" + m.name
+}
 
 // prepare pushes an image and makes it ready to be started.
-func (m mode) prepare(ctx context.Context, lab *cold.Lab, from, image string) error {
-	say("%s: preparing it for mode %s", image, m.name)
-	if err := lab.Push(ctx, from, m.repo(image)+":plain"); err != nil {
+func (m mode) prepare(ctx context.Context, lab *cold.Lab, from string, w debian.Workload) error {
+	say("%s: preparing it for mode %s", w.Image.Name, m.name)
+	if err := lab.Push(ctx, from, m.repo(w)+":plain"); err != nil {
 		return fmt.Errorf("pushing the image: %w", err)
 	}
 	if m.ready == nil {
 		return nil
 	}
-	return m.ready(ctx, lab, m.repo(image))
+	return m.ready(ctx, lab, m.repo(w), w)
 }
 
 // choose reads the flags that say what to measure.
@@ -78,14 +98,22 @@ func (b *bench) choose(images, modes, compression string) error {
 	for _, name := range words(modes) {
 		i := slices.IndexFunc(allModes, func(m mode) bool { return m.name == name })
 		if i < 0 {
-			return fmt.Errorf("-modes %q: want some of plain, convert, index, none", name)
+			return fmt.Errorf("-modes %q: want some of %s", name, modeNames())
 		}
 		b.modes = append(b.modes, allModes[i])
 	}
 	if b.modes == nil {
-		return fmt.Errorf("-modes: want some of plain, convert, index, none")
+		return fmt.Errorf("-modes: want some of %s", modeNames())
 	}
 	return nil
+}
+
+func modeNames() string {
+	var names []string
+	for _, m := range allModes {
+		names = append(names, m.name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // words splits what is separated by commas.

@@ -156,7 +156,7 @@ fetches, verifies and keeps each chunk when something first reads it.`,
 		return usageError{fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath())}
 	})
 	g.flags(cmd)
-	cmd.AddCommand(newConvert(g), newIndex(g), newKey(g), newPlan(g), newInspect(g), newLs(g), newCat(g), newCheck(g), newDiff(g), newExport(g),
+	cmd.AddCommand(newConvert(g), newIndex(g), newOptimize(g), newKey(g), newPlan(g), newInspect(g), newLs(g), newCat(g), newCheck(g), newDiff(g), newExport(g),
 		newPull(g), newMount(g), newUmount(g), newRun(g), newImages(g), newRmi(g), newStatus(g), newDoctor(g), newDaemon(g), &cobra.Command{
 			Use:   "exit-codes",
 			Short: "What the exit codes mean",

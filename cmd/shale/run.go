@@ -21,6 +21,12 @@ type runFlags struct {
 	remove, interactive, terminal, readOnly                        bool
 	cpus                                                           float64
 	flags                                                          runtime.Flags
+
+	place daemon.Place // how the image is mounted; what run says of it is added
+	out   *os.File     // what the container prints goes there; default standard output
+	// ran, if not nil, is called when the container has ended and its mount is
+	// still there.
+	ran func(*daemon.Client, *daemon.Mounted) error
 }
 
 func newRun(g *globals) *cobra.Command {
@@ -57,8 +63,14 @@ code is 130.`,
 			return nil
 		},
 	}
+	r.addFlags(g, cmd)
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+// addFlags adds the flags of a run to a command.
+func (r *runFlags) addFlags(g *globals, cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.SetInterspersed(false)
 	f.BoolVar(&r.remove, "rm", false, "remove what the container wrote when it ends")
 	f.BoolVarP(&r.interactive, "interactive", "i", false, "keep standard input open")
 	f.BoolVarP(&r.terminal, "tty", "t", false, "give the container a terminal")
@@ -76,7 +88,14 @@ code is 130.`,
 	g.trustFlag(cmd)
 	faceFlag(cmd, &r.face)
 	f.StringVar(&r.runtime, "runtime", "", "OCI runtime (default: crun, else runc)")
-	return cmd
+}
+
+// command is what says which of an image's programs runs, for traces and packs.
+func (r *runFlags) command() []string {
+	if r.flags.Entrypoint == nil {
+		return r.flags.Args
+	}
+	return append([]string{"--entrypoint=" + *r.flags.Entrypoint}, r.flags.Args...)
 }
 
 // imageConfig is what of an image's config a run needs.
@@ -105,6 +124,9 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 		return runtime.ExitFailed, err
 	}
 	o := runtime.Options{Runtime: oci, StateDir: state, Remove: r.remove, Stdout: os.Stdout, Stderr: os.Stderr}
+	if r.out != nil {
+		o.Stdout = r.out
+	}
 	if r.interactive || r.terminal {
 		o.Stdin = os.Stdin
 	}
@@ -115,7 +137,9 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 	}
 	defer c.Close()
 	client := g.client()
-	m, err := client.Mount(ctx, src, daemon.Place{Where: "container " + c.ID, Face: r.face}, tellNotes)
+	place := r.place
+	place.Where, place.Face, place.Command = "container "+c.ID, r.face, r.command()
+	m, err := client.Mount(ctx, src, place, tellNotes)
 	if err != nil {
 		return runtime.ExitFailed, err
 	}
@@ -127,6 +151,9 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 	code, err := c.Run(ctx, m.FS, cfg)
 	if code != 0 {
 		tellFailures(client, m)
+	}
+	if r.ran != nil && err == nil {
+		err = r.ran(client, m)
 	}
 	return code, err
 }

@@ -42,6 +42,8 @@ type Options struct {
 	// node has no file that could be in the page cache; what is dropped is the
 	// programs, and the registry's files, which are another machine's.
 	DropCaches bool
+
+	Service bool // a node's service runs before its first start
 }
 
 // Lab is a registry, the network in front of it, and a directory for nodes.
@@ -147,6 +149,18 @@ func (l *Lab) Index(ctx context.Context, name string) error {
 		return ErrNoIndex
 	}
 	return l.shale(ctx, os.Stderr, "index", "--push", l.Host()+"/"+name)
+}
+
+// Optimize has the program make a start pack of what a command reads, and push it
+// beside the image.
+func (l *Lab) Optimize(ctx context.Context, name string, c Command) (err error) {
+	n := l.Node()
+	defer func() { err = errors.Join(err, n.Close()) }()
+	args := []string{"--root", n.dir, "optimize", "--push"}
+	if c.User != "" {
+		args = append(args, "--user", c.User)
+	}
+	return l.shale(ctx, os.Stderr, append(append(args, l.Host()+"/"+name, "--"), c.Args...)...)
 }
 
 func (l *Lab) shale(ctx context.Context, stdout io.Writer, args ...string) error {

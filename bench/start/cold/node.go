@@ -83,6 +83,14 @@ func (n *Node) StopService() error {
 	return err
 }
 
+// StartService has the program's service run on the node.
+func (n *Node) StartService(ctx context.Context) error {
+	if out, err := command(ctx, n.lab.Shale, "--root", n.dir, "images").CombinedOutput(); err != nil {
+		return fmt.Errorf("shale images: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
 // Plain does what an engine does with the image "repository:tag": download,
 // verify, unpack, run.
 func (n *Node) Plain(ctx context.Context, name string, c Command) (Cost, error) {

@@ -1,0 +1,161 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/reader"
+)
+
+// add indexes and links an image and remembers it, if that was not done
+// before. The caller holds its lock. It returns the pack that came along, if one
+// did.
+func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Image, w wish, progress func(Progress)) (_ *record, pack *reader.Pack, err error) {
+	rec, err := s.load(img.ManifestDigest)
+	if err == nil && rec.Wrong != "" {
+		if err := s.usable(rec); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err == nil && (!s.believed(rec, w.trust) || rec.Doubted != "" && s.unused(img.ManifestDigest) == nil) {
+		err = os.ErrNotExist // it can be had without that index
+	}
+	if err == nil || !errors.Is(err, os.ErrNotExist) {
+		return rec, nil, err
+	}
+	dir := s.path(img.ManifestDigest)
+	// A record is written last: without one nothing here is of use, unless it
+	// got lost while somebody reads the image.
+	if err := s.unused(img.ManifestDigest); err != nil {
+		return nil, nil, err
+	}
+	for _, name := range []string{"record", "config", "linked", ztocDir, foreignFile, foreignFile + ".json"} { // an index that was made here stays
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return nil, nil, err
+		}
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		err = errors.Join(err, os.RemoveAll(dir))
+		if pack != nil {
+			_ = pack.Close()
+			pack = nil
+		}
+	}()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, err
+	}
+	if rec, pack, err = s.index(ctx, repo, img, dir, w, progress); err != nil {
+		return nil, pack, err
+	}
+	rec.ManifestDigest, rec.Platform, rec.Pulled, rec.config = img.ManifestDigest, img.Platform.String(), time.Now().UTC(), img.ConfigBytes
+	if err := renameio.WriteFile(filepath.Join(dir, "config"), img.ConfigBytes, 0o600); err != nil {
+		return nil, pack, err
+	}
+	return rec, pack, s.saveRecord(rec)
+}
+
+func (s *store) saveRecord(rec *record) error {
+	js, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(filepath.Join(s.path(rec.ManifestDigest), "record"), js, 0o600)
+}
+
+// index reads the index of an image, while its config is on the way, and links
+// it into dir. It returns what there is to remember of the index, and the start
+// pack that is on its way, if one is. An image that has no index, or cannot be read
+// by ranges, is read as a whole.
+func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Image, dir string, w wish, progress func(Progress)) (_ *record, _ *reader.Pack, err error) {
+	linked := filepath.Join(dir, "linked")
+	if raw, err := s.localIndex(img.ManifestDigest, img.Layers); err == nil {
+		defer raw.Close()
+		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
+			return &record{Index: reader.Local, Kind: raw.Kind}, nil, err
+		}
+		if err := s.removeIndex(dir); err != nil {
+			return nil, nil, err
+		}
+	}
+	var raw *reader.Raw
+	var none error
+	ranges := true
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return repo.LoadConfig(gctx, img) })
+	if _, ok := reader.Bootstrap(img); !ok {
+		g.Go(func() error {
+			ranges = hasRanges(gctx, repo, img)
+			return nil
+		})
+	}
+	g.Go(func() (err error) {
+		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: w.trust, Keys: s.cfg.Keys(), Limits: s.limits(), Start: w.start})
+		if errors.Is(err, reader.ErrNoIndex) {
+			none, err = err, nil
+		}
+		return err
+	})
+	err = g.Wait()
+	if raw != nil {
+		defer func() { err = errors.Join(err, raw.Close()) }()
+	}
+	if err == nil && none == nil && !ranges {
+		none = fmt.Errorf("the registry does not serve parts of objects")
+	}
+	if err == nil && none == nil {
+		err = errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
+			return keepBeside(filepath.Join(dir, ztocDir), ref.Digest, content)
+		}), s.linkRaw(ctx, raw, linked))
+		if err == nil || raw.Kind == reader.Nydus || !ofNoUse(err) || ctx.Err() != nil {
+			pack := raw.Pack
+			raw.Pack = nil
+			return &record{Index: raw.Trust, Kind: raw.Kind, Key: raw.Key, Packs: raw.Packs}, pack, err
+		}
+		none, err = err, nil // the image can be read without it
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
+	own, err := s.scan(ctx, repo, img, dir, progress)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer own.Close()
+	return &record{Index: own.Trust, Kind: own.Kind}, nil, s.linkRaw(ctx, own, linked)
+}
+
+// ofNoUse tells what is wrong with an index from what is wrong with this node.
+func ofNoUse(err error) bool {
+	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) || errors.Is(err, reader.ErrNoIndex)
+}
+
+// hasRanges tells whether a registry serves parts of an image's layers. It is
+// believed to unless it says otherwise.
+func hasRanges(ctx context.Context, repo *image.Repository, img *image.Image) bool {
+	for _, l := range img.Layers {
+		if l.Size > 4<<20 { // of less it does not matter
+			r, err := repo.Blobs().Range(ctx, l.Ref(), l.Size-1, 1)
+			if err == nil {
+				r.Close()
+			}
+			return !errors.Is(err, blob.ErrRange)
+		}
+	}
+	return true
+}

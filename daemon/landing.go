@@ -1,0 +1,116 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/reader"
+)
+
+const (
+	// packReadAhead is the kernel's readahead, in KiB, for the time of a start
+	// with a pack, packStart: a pack has exactly what was read in a run without
+	// readahead, and what else the kernel read would be fetched for it.
+	packReadAhead = 4
+	packStart     = 10 * time.Second
+
+	// packTime is how long a mount waits for the table of a pack, so that the
+	// first reads are not asked for in vain.
+	packTime = 250 * time.Millisecond
+)
+
+// landing is a start pack on its way into a mount. The zero value is none.
+type landing struct {
+	pack  *reader.Pack
+	ended chan struct{} // closed when it has ended and readers read on without it
+	once  sync.Once
+
+	stopped atomic.Bool
+}
+
+// land has the pack of a use, if there is one, read into the pool. It returns when
+// it is known what the pack has, soon in any case.
+func (s *server) land(ctx context.Context, u *use, im *fill.Image) *landing {
+	l := &landing{pack: u.pack, ended: make(chan struct{})}
+	u.pack = nil
+	if l.pack == nil {
+		close(l.ended)
+		return l
+	}
+	known := make(chan struct{})
+	go func() {
+		defer close(l.ended)
+		var once sync.Once
+		tell := func() { once.Do(func() { close(known) }) }
+		defer tell()
+		r, err := l.pack.Reader()
+		if err == nil {
+			err = im.Land(context.Background(), r, tell)
+		}
+		if err == nil {
+			err = s.store.landed(context.Background(), u.ManifestDigest, l.pack.Blob.Digest)
+		}
+		if err != nil && !l.stopped.Load() {
+			s.log.Warn("a start pack is of no use, or of less", "digest", l.pack.Blob.Digest, "ref", u.repo.Ref().String(), "err", err)
+		}
+		l.close()
+	}()
+	t := time.NewTimer(packTime)
+	defer t.Stop()
+	select {
+	case <-known:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return l
+}
+
+func (l *landing) close() {
+	l.once.Do(func() {
+		if l.pack != nil {
+			_ = l.pack.Close()
+		}
+	})
+}
+
+// stop ends the landing before its time.
+func (l *landing) stop() {
+	l.stopped.Store(true)
+	l.close()
+	<-l.ended
+}
+
+// openPack begins to fetch the start pack that fits, of an image whose packs the
+// node knows, unless it was here before.
+func (u *use) openPack(ctx context.Context, start *reader.Start) {
+	if start == nil {
+		return
+	}
+	p := start.Choose(u.Packs)
+	u.packed = p != nil
+	if p != nil && u.pack == nil && !slices.Contains(u.Landed, p.Blob.Digest) {
+		u.pack = reader.OpenPack(context.WithoutCancel(ctx), u.repo, *p, u.ManifestDigest)
+	}
+}
+
+// landed notes that all of a start pack has come.
+func (s *store) landed(ctx context.Context, manifest, pack string) error {
+	unlock, err := s.lock(ctx, manifest)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, err := s.loadRecord(manifest)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(rec.Landed, pack) {
+		return nil
+	}
+	rec.Landed = append(rec.Landed, pack)
+	return s.saveRecord(rec)
+}
