@@ -10,6 +10,7 @@
 //	ahead.go     fetching ahead of sequential readers
 //	request.go   one request: decode, verify, store
 //	landing.go   a start pack: what will be read comes before it is asked for
+//	failed.go    failures that stand for a moment
 //	rescue.go    where the index is wrong
 //	complete.go  all that is missing
 //
@@ -132,11 +133,12 @@ type Image struct {
 	ctx           context.Context // ends with Close
 	cancel        context.CancelFunc
 
-	streams streams
-	worth   worth
-	rescue  rescue
-	record  *record
-	landing atomic.Pointer[landing] // the start pack that is arriving, if one is
+	streams  streams
+	failures failures
+	worth    worth
+	rescue   rescue
+	record   *record
+	landing  atomic.Pointer[landing] // the start pack that is arriving, if one is
 }
 
 type segment struct {

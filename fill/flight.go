@@ -50,6 +50,9 @@ func (e *Engine) join(im *Image, lo, hi int, from, to int64) (waits []wait, err 
 			if n := min(int64(c.Size), to-c.Flat) - first; n <= 0 || s.pool.Present(at.off+first, n) {
 				continue
 			}
+			if err := im.failures.of(at); err != nil {
+				return waits, err
+			}
 			wants := im.plan(i, hi)
 			e.claim(wants, lo, hi)
 			im.start(wants)

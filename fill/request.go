@@ -18,6 +18,7 @@ type request struct {
 	im    *Image
 	wants []want // not landed yet
 	timer *time.Timer
+	begun time.Time
 	bad   error // why the last span could not be decoded
 }
 
@@ -38,7 +39,7 @@ func (im *Image) start(wants []want) {
 func (im *Image) fetch(wants []want) {
 	e := im.engine
 	ctx, cancel := context.WithCancelCause(im.ctx)
-	r := request{im: im, wants: wants, timer: time.AfterFunc(e.opt.Timeout, func() {
+	r := request{im: im, wants: wants, begun: time.Now(), timer: time.AfterFunc(e.opt.Timeout, func() {
 		cancel(fmt.Errorf("nothing came for %v: %w", e.opt.Timeout, context.DeadlineExceeded))
 	})}
 	var err error
@@ -197,6 +198,7 @@ func (r *request) fail(err error, n int) {
 			r.im.stats.fail(err)
 			r.im.engine.opt.Logger.Error("fetch failed", "err", err, "chunks", n)
 		}
+		r.im.failures.note(w.at, r.begun, err)
 		r.im.engine.land(w, nil, err)
 	}
 }

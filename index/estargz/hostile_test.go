@@ -79,7 +79,7 @@ func TestHostileEntries(t *testing.T) {
 
 		// sizes and digests
 		`{"type":"reg","name":"a","size":-1}`:                                                          {corrupt, "-1 bytes"},
-		`{"type":"reg","name":"a","size":17592186044417}`:                                               {limit, "(FileSize)"},
+		`{"type":"reg","name":"a","size":17592186044417}`:                                              {limit, "(FileSize)"},
 		`{"type":"reg","name":"a","size":1,"offset":9}`:                                                {unsupported, "without a digest"},
 		`{"type":"reg","name":"a","size":1,"offset":9,"chunkDigest":"md5:abc"}`:                        {unsupported, "md5"},
 		`{"type":"reg","name":"a","size":1,"offset":9,"chunkDigest":"sha256:abc"}`:                     {corrupt, "sha256:abc"},
