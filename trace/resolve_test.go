@@ -165,8 +165,8 @@ func TestResolveLikeliest(t *testing.T) {
 	l := tr.link(t, p)
 	for name, want := range map[string]string{"of a": "a", "of b": "b"} {
 		got, err := Resolve(l, manifest, run(1), []Touch{flat(t, l, "shared", 0), flat(t, l, name, 0)})
-		if err != nil || !slices.Equal(got.Files(), []string{want}) {
-			t.Errorf("%q, %v; want %s", got.Files(), err, want)
+		if err != nil || !slices.Equal(names(got), []string{want}) {
+			t.Errorf("%q, %v; want %s", names(got), err, want)
 		}
 	}
 }
@@ -176,7 +176,7 @@ func TestResolveNothing(t *testing.T) {
 	tr.Root.Children["a"] = tr.file("a")
 	l := tr.link(t, openPool(t))
 	got, err := Resolve(l, manifest, run(1), nil)
-	if err != nil || len(got.Blocks) != 0 || len(got.Files()) != 0 {
+	if err != nil || len(got.Blocks) != 0 || len(names(got)) != 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if l.Close(); true {

@@ -3,7 +3,9 @@
 //
 //	trace.go    the model, and how traces merge
 //	encode.go   JSON: docs/formats/trace.md
+//	files.go    what was read of each file
 //	resolve.go  from what a mount has recorded to chunks and files
+//	svg.go      a picture of it
 //
 // A trace speaks of chunks and their digests, so it means the same on every node
 // and in every form of an image. It knows no registry and no service.
@@ -166,17 +168,4 @@ func (t *Trace) Bytes() (n int64) {
 		n += t.Blocks[i].Bytes()
 	}
 	return n
-}
-
-// Files lists the files that were read, in the order of their first reads. Of
-// files that have all of what was read in common, one is named: Block.Also.
-func (t *Trace) Files() (paths []string) {
-	seen := map[string]bool{}
-	for i := range t.Blocks {
-		if p := t.Blocks[i].Path; !seen[p] {
-			seen[p] = true
-			paths = append(paths, p)
-		}
-	}
-	return paths
 }

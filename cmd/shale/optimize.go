@@ -139,7 +139,7 @@ func optimize(ctx context.Context, g *globals, ref string, o *optimizeFlags) (*o
 	out := &optimized{
 		Ref: l.repo.Ref().String(), ManifestDigest: l.img.ManifestDigest,
 		PackDigest: fmt.Sprintf("sha256:%x", sha256.Sum256(p.Bytes())), PackBytes: int64(p.Len()), MetadataBytes: int64(len(l.metadata)),
-		WantedBytes: t.Bytes(), Files: len(t.Files()), Commands: commands(t),
+		WantedBytes: t.Bytes(), Files: len(t.ByFile()), Commands: commands(t),
 	}
 	for _, r := range table.Runs {
 		out.Blocks += r.Count
@@ -210,23 +210,6 @@ func (o *optimizeFlags) trace(ctx context.Context, g *globals, ref string) (*tra
 // exactReadAhead is the kernel's readahead, in KiB, at which nothing is read that
 // nobody asked for.
 const exactReadAhead = 4
-
-func readTraces(files []string) (*trace.Trace, error) {
-	var all []*trace.Trace
-	for _, name := range files {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		t, err := trace.Decode(f, name)
-		f.Close()
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, t)
-	}
-	return trace.Merge(all...)
-}
 
 // packed is an image that a pack is made of.
 type packed struct {

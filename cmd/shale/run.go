@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/mount"
 	"github.com/shale-image/shale/runtime"
+	"github.com/shale-image/shale/trace"
 )
 
 type runFlags struct {
@@ -31,6 +34,7 @@ type runFlags struct {
 
 func newRun(g *globals) *cobra.Command {
 	r := &runFlags{}
+	var file string
 	cmd := &cobra.Command{
 		Use:   "run [flags] REF [CMD...]",
 		Short: "Run a container of an image, at once",
@@ -43,29 +47,61 @@ code is 130.`,
   shale run --rm -it -v ./src:/src -w /src localhost:5000/debian:12-shale bash`,
 		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			r.flags.Args = a[1:]
-			if cmd.Flags().Changed("entrypoint") {
-				r.flags.Entrypoint = &r.entrypoint
+			if file != "" {
+				r.record(func(t *trace.Trace) error { return writeTrace(file, t) })
 			}
-			code, err := run(cmd.Context(), g, a[0], r)
-			var usage usageError
-			switch {
-			case errors.As(err, &usage):
-				return err
-			case errors.Is(err, context.Canceled):
-				return err
-			case err != nil:
-				tell(err)
-			}
-			if code != 0 {
-				return exitStatus(code)
-			}
-			return nil
+			return r.execute(cmd, g, a)
 		},
 	}
 	r.addFlags(g, cmd)
+	r.shareFlag(cmd)
 	cmd.Flags().SetInterspersed(false)
+	cmd.Flags().StringVar(&file, "trace", "", "file to write to what was read of the image, with the usual readahead (see shale trace)")
+	_ = cmd.MarkFlagFilename("trace")
 	return cmd
+}
+
+// execute runs the container of a command line.
+func (r *runFlags) execute(cmd *cobra.Command, g *globals, a []string) error {
+	r.flags.Args = a[1:]
+	if cmd.Flags().Changed("entrypoint") {
+		r.flags.Entrypoint = &r.entrypoint
+	}
+	code, err := run(cmd.Context(), g, a[0], r)
+	var usage usageError
+	switch {
+	case errors.As(err, &usage):
+		return err
+	case errors.Is(err, context.Canceled):
+		return err
+	case err != nil:
+		tell(err)
+	}
+	if code != 0 {
+		return exitStatus(code)
+	}
+	return nil
+}
+
+// record has fn called with what the container has read. What the kernel reads
+// alone nobody can record: the face is one that the service serves.
+func (r *runFlags) record(fn func(*trace.Trace) error) {
+	if r.face == mount.FaceAuto {
+		r.face = "device"
+	}
+	r.ran = func(c *daemon.Client, m *daemon.Mounted) error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // also if the container was interrupted
+		defer cancel()
+		t, err := c.MountTrace(ctx, m.ID)
+		if err != nil {
+			return err
+		}
+		return fn(t)
+	}
+}
+
+func (r *runFlags) shareFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&r.place.ShareTraces, "share-traces", false, "push what was read beside the image when the container ends")
 }
 
 // addFlags adds the flags of a run to a command.
@@ -153,7 +189,9 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 		tellFailures(client, m)
 	}
 	if r.ran != nil && err == nil {
-		err = r.ran(client, m)
+		if err = r.ran(client, m); err != nil && code == 0 {
+			code = runtime.ExitFailed
+		}
 	}
 	return code, err
 }
