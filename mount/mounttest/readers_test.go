@@ -22,6 +22,7 @@ import (
 	"github.com/shale-image/shale/convert"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index/estargz/estargztest"
+	"github.com/shale-image/shale/index/soci/socitest"
 	"github.com/shale-image/shale/mount"
 	"github.com/shale-image/shale/reader"
 )
@@ -54,6 +55,8 @@ var formats = []format{
 	{"eStargz", reader.TOC, tables(estargztest.Options{}), true},
 	{"eStargz, odd chunks", reader.TOC, tables(estargztest.Options{Chunk: 100_001, Landmark: "size65536"}), true},
 	{"zstd:chunked", reader.TOC, tables(estargztest.Options{Zstd: true}), true},
+	{"SOCI", reader.SOCI, ztocs(func(p []byte) []byte { return p }), false},
+	{"SOCI, gzip", reader.SOCI, ztocs(gzipped), false},
 }
 
 // TestReaders: whatever an image is stored as, what is mounted is what GNU tar
@@ -203,6 +206,24 @@ func indexed(compress func([]byte) []byte) func(testing.TB, *image.Repository, [
 	}
 }
 
+// ztocs makes an image with a SOCI index beside it: of all layers but the last.
+func ztocs(compress func([]byte) []byte) func(testing.TB, *image.Repository, [][]byte) {
+	return func(t testing.TB, repo *image.Repository, archives [][]byte) {
+		img := push(t, repo, archives, plainly(compress))
+		var parts []image.Descriptor
+		for i, a := range archives[:len(archives)-1] {
+			p, err := socitest.Build(compress(a), 100_000)
+			must(t, err)
+			d := put(t, repo, "application/octet-stream", p)
+			d.Annotations = map[string]string{"com.amazon.soci.image-layer-digest": img.Layers[i].Digest}
+			parts = append(parts, d)
+		}
+		subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
+		_, err := repo.PushArtifact(t.Context(), subject, "application/vnd.amazon.soci.index.v1+json", parts, nil, nil)
+		must(t, err)
+	}
+}
+
 // tables makes an image of layers with tables of contents.
 func tables(o estargztest.Options) func(testing.TB, *image.Repository, [][]byte) {
 	return func(t testing.TB, repo *image.Repository, archives [][]byte) {
@@ -243,11 +264,6 @@ func plainly(compress func([]byte) []byte) func([]byte) ([]byte, map[string]stri
 // annotations of its descriptor.
 func push(t testing.TB, repo *image.Repository, archives [][]byte, compress func([]byte) ([]byte, map[string]string)) *image.Image {
 	t.Helper()
-	put := func(mediaType string, p []byte) image.Descriptor {
-		d := image.Descriptor{MediaType: mediaType, Digest: chunk.Sum(chunk.SHA256, p).String(), Size: int64(len(p))}
-		must(t, repo.PushBlob(t.Context(), d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }))
-		return d
-	}
 	var layers []image.Descriptor
 	var diffIDs []string
 	for _, a := range archives {
@@ -259,19 +275,26 @@ func push(t testing.TB, repo *image.Repository, archives [][]byte, compress func
 		case bytes.HasPrefix(p, []byte("\x28\xb5\x2f\xfd")):
 			kind = "+zstd"
 		}
-		d := put("application/vnd.oci.image.layer.v1.tar"+kind, p)
+		d := put(t, repo, "application/vnd.oci.image.layer.v1.tar"+kind, p)
 		d.Annotations = annotations
 		layers, diffIDs = append(layers, d), append(diffIDs, chunk.Sum(chunk.SHA256, a).String())
 	}
 	config, err := json.Marshal(map[string]any{"os": "linux", "architecture": "amd64", "rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs}})
 	must(t, err)
-	m, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": image.MediaTypeManifest, "config": put(image.MediaTypeConfig, config), "layers": layers})
+	m, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": image.MediaTypeManifest, "config": put(t, repo, image.MediaTypeConfig, config), "layers": layers})
 	must(t, err)
 	_, err = repo.PushManifest(t.Context(), image.MediaTypeManifest, m, "image")
 	must(t, err)
 	img, err := repo.Resolve(t.Context(), linux)
 	must(t, err)
 	return img
+}
+
+func put(t testing.TB, repo *image.Repository, mediaType string, p []byte) image.Descriptor {
+	t.Helper()
+	d := image.Descriptor{MediaType: mediaType, Digest: chunk.Sum(chunk.SHA256, p).String(), Size: int64(len(p))}
+	must(t, repo.PushBlob(t.Context(), d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }))
+	return d
 }
 
 func zstded(frame int) func([]byte) []byte {
