@@ -179,7 +179,7 @@ func (n *node) stop() {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		err := (&daemon.Client{Root: n.root}).Stop(context.Background())
-		if err != nil && !strings.Contains(err.Error(), "in use") {
+		if err != nil && !strings.Contains(err.Error(), "in use") && n.ended() {
 			return
 		}
 		if time.Now().After(deadline) {
@@ -191,6 +191,17 @@ func (n *node) stop() {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// ended tells whether no service holds the root directory: one that answers no more
+// may still write what it keeps.
+func (n *node) ended() bool {
+	f, err := os.Open(filepath.Join(n.root, "daemon.lock"))
+	if err != nil {
+		return true // there never was one
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
 }
 
 // shale runs the program and returns its standard output; it must exit with
