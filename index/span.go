@@ -34,7 +34,9 @@ type Span struct {
 
 // Proof are the SHA-256 digests of what a span is decoded from: of all its stored
 // bytes, and of its window if it has one. They are compared before anything is
-// decoded, which chunks rely on that have no digest of content (chunk.Origin).
+// decoded. Of a chunk.Zstd span, which is Whole then, Stored is the digest of what it
+// decodes to instead, compared before any of that is used. Chunks rely on it that have
+// no digest of content (chunk.Origin).
 type Proof struct {
 	Stored, Window [32]byte
 }
@@ -58,7 +60,7 @@ const maxWhole = 1 << 20
 
 // Whole tells whether the span is decoded as one piece in memory.
 func (s *Span) Whole() bool {
-	return s.Codec == chunk.Zstd && s.Size <= maxWhole || s.Codec == chunk.LZ4 && s.Size <= chunk.MaxSize
+	return s.Codec == chunk.Zstd && (s.Size <= maxWhole || s.Proof != nil && s.Size <= chunk.MaxSize) || s.Codec == chunk.LZ4 && s.Size <= chunk.MaxSize
 }
 
 // Inflated tells whether the span is a part of a gzip stream.
@@ -189,7 +191,7 @@ func (s *Span) check(start, stored, size int64, blobs []Blob) error {
 		return fmt.Errorf("%d bytes stored as %d, %v", s.Size, s.Length, s.Codec)
 	case s.Codec > chunk.Deflate:
 		return fmt.Errorf("%v", s.Codec)
-	case s.Proof != nil && s.Codec != chunk.None && s.Codec != chunk.Deflate:
+	case s.Proof != nil && s.Codec != chunk.None && s.Codec != chunk.Deflate && (s.Codec != chunk.Zstd || !s.Whole()):
 		return fmt.Errorf("digests of what is stored as %v", s.Codec)
 	case !s.Inflated() && (s.Bits > 0 || s.Window != Window{}), s.Bits > 7:
 		return fmt.Errorf("%v with %d bits and a window of %d bytes", s.Codec, s.Bits, s.Window.Length)

@@ -68,7 +68,7 @@ func TestCheckSpans(t *testing.T) {
 		{"a window in no blob", 5, func(s *Span) { s.Window.Blob = 3 }, "blob 3 of 3"},
 		{"no window, in no blob", 4, func(s *Span) { s.Window.Blob = 3 }, "blob 3 of 3"},
 		{"a proof of gzip", 4, func(s *Span) { s.Proof = &Proof{} }, "stored as gzip"},
-		{"a proof of zstd", 1, func(s *Span) { s.Proof = &Proof{} }, "stored as zstd"},
+		{"a proof of a zstd stream", 1, func(s *Span) { s.Size, s.Proof = chunk.MaxSize+1, &Proof{} }, "stored as zstd"},
 		{"more than is proved", 3, func(s *Span) { s.Codec, s.Proof = chunk.Deflate, &Proof{} }, "stored as"},
 	} {
 		bad := tree()

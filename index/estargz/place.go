@@ -2,6 +2,8 @@ package estargz
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -31,6 +33,8 @@ type piece struct {
 	inner  int64 // in what that decodes to
 	until  int64 // where the frame ends in the blob, 0 if the table does not tell
 	pos    int64 // in the stream
+	span   int   // it lies in
+	alone  bool  // nothing else does
 }
 
 // regular takes in an entry of a file. What has no inode is not read, but takes
@@ -192,7 +196,7 @@ func (b *builder) span(blob *index.Blob, pieces []*piece, next int64) error {
 	}
 	start := blob.Append(s)
 	for _, p := range pieces {
-		p.pos = start + p.inner
+		p.pos, p.span, p.alone = start+p.inner, len(blob.Spans)-1, len(pieces) == 1
 	}
 	return nil
 }
@@ -215,6 +219,9 @@ func (b *builder) extents(f *file) error {
 		}
 		return nil
 	}
+	if f.size > maxOne && b.proved(pieces) {
+		return b.recut(f, pieces)
+	}
 	whole := f.size <= chunk.MaxSize && f.digest != (chunk.Digest{})
 	for i := 1; i < len(pieces); i++ {
 		whole = whole && pieces[i].pos == pieces[i-1].pos+pieces[i-1].size
@@ -223,6 +230,55 @@ func (b *builder) extents(f *file) error {
 		return b.errorf(index.ErrUnsupported, "%q, %d bytes, %s", cut(f.path), f.size, problem)
 	}
 	return b.extent(f, 0, f.digest, f.size, pieces[0].pos)
+}
+
+// maxOne is the size up to which a file whose chunks do not fit is one chunk with the
+// file's digest, to be fetched as a whole. Larger ones are cut again.
+const maxOne = 1 << 20
+
+// proved tells whether the pieces of a file are frames of which the table has the
+// digest of what they decode to, one behind the other.
+func (b *builder) proved(pieces []piece) bool {
+	for i := range pieces {
+		p := &pieces[i]
+		if b.stored.Codec != chunk.Zstd || !p.alone || p.inner != 0 || p.digest == (chunk.Digest{}) || p.size > chunk.MaxSize ||
+			i > 0 && p.pos != pieces[i-1].pos+pieces[i-1].size {
+			return false
+		}
+	}
+	return true
+}
+
+// recut cuts a file as we cut all files, whatever it has been cut into. The bytes need
+// no digest that are cut from what has one.
+func (b *builder) recut(f *file, pieces []piece) error {
+	for i := range pieces {
+		b.out.Spans[pieces[i].span].Proof = &index.Proof{Stored: pieces[i].digest.Sum}
+	}
+	first := pieces[0].pos
+	for at := int64(0); at < f.size; at += chunk.Size {
+		end := min(at+chunk.Size, f.size)
+		for pieces[0].at+pieces[0].size <= at {
+			pieces = pieces[1:]
+		}
+		// The name says all that decides the content: it is another one where a
+		// table says something else.
+		h := sha256.New()
+		fmt.Fprintf(h, "zstd:chunked\n%d %d\n", at-pieces[0].at, end-at)
+		zeros := true
+		for i := 0; i < len(pieces) && pieces[i].at < end; i++ {
+			fmt.Fprintf(h, "%s %d\n", pieces[i].digest, pieces[i].size)
+			zeros = zeros && pieces[i].zeros
+		}
+		if zeros {
+			continue // a hole
+		}
+		d := chunk.Digest{Algorithm: chunk.Origin, Sum: [32]byte(h.Sum(nil))}
+		if err := b.extent(f, at, d, end-at, first+at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // unfit tells why chunks of a file cannot be addressed each for itself.

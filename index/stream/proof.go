@@ -67,7 +67,7 @@ func (r *Reader) Verify(d chunk.Digest, data []byte) error {
 	switch {
 	case d.Algorithm != chunk.Origin:
 		return d.Verify(data)
-	case r.unproved:
+	case r.from < r.unproved:
 		return fmt.Errorf("%w: content of %s from stored bytes that have no digest", chunk.ErrCorrupt, d)
 	}
 	return nil

@@ -4,6 +4,7 @@ package stream
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -31,7 +32,8 @@ type Reader struct {
 	free   func()    // if there is a decoder to give back
 	window []byte    // of the first span
 
-	unproved bool // something entered had no Proof
+	unproved int64 // where in the stream the last span ends that was entered and has no Proof
+	from     int64 // where what Next has returned begins
 
 	err error // of what is neither decoded nor passed over; sticks
 	mem *memory
@@ -96,6 +98,7 @@ func (r *Reader) Pos() int64 { return r.pos }
 // was decoded as one piece in vain is passed over: if Pos is behind it, reading
 // may go on there.
 func (r *Reader) Next(n int) ([]byte, error) {
+	r.from = r.pos
 	if err := r.enter(); err != nil {
 		return nil, err
 	}
@@ -221,7 +224,9 @@ func follows(s, next *index.Span) bool {
 // all of them next in body.
 func (r *Reader) open(group []index.Span, length int64) error {
 	s := &group[0]
-	r.unproved = r.unproved || s.Proof == nil
+	if s.Proof == nil {
+		r.unproved = r.end
+	}
 	if s.Whole() {
 		stored := grow(&r.mem.stored, int(length))
 		if _, err := io.ReadFull(r.body, stored); err != nil {
@@ -231,6 +236,12 @@ func (r *Reader) open(group []index.Span, length int64) error {
 		if err := s.Codec.Decode(data, stored); err != nil && !begins(s, data, stored) {
 			r.pos = r.end // what follows is none the worse
 			return err
+		}
+		if s.Proof != nil {
+			if got := sha256.Sum256(data); got != s.Proof.Stored {
+				r.pos = r.end
+				return fmt.Errorf("%w: digest of what %d stored bytes at offset %d decode to is sha256:%x, want sha256:%x", chunk.ErrCorrupt, s.Length, s.Offset, got, s.Proof.Stored)
+			}
 		}
 		r.whole = data
 		return nil

@@ -2,10 +2,12 @@ package stream
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
@@ -497,4 +499,41 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// What a zstd frame decodes to is proved where it has a digest, and what has none
+// does not spoil what has.
+func TestProofOfContent(t *testing.T) {
+	var b index.Blob
+	var stored, data []byte
+	for i := range 4 {
+		p := bytes.Repeat([]byte{byte('a' + i)}, 1000)
+		z, _ := chunk.Zstd.Encode(nil, p)
+		b.Append(index.Span{Size: 1000, Offset: int64(len(stored)), Length: int64(len(z)), Codec: chunk.Zstd, Proof: &index.Proof{Stored: sha256.Sum256(p)}})
+		stored, data = append(stored, z...), append(data, p...)
+	}
+	b.Spans[0].Proof = nil
+	b.Spans[3].Proof.Stored[5] ^= 1
+	r, err := NewReader(bytes.NewReader(stored), b.Spans, 500, 4000, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	origin := chunk.Digest{Algorithm: chunk.Origin}
+	for _, x := range []struct {
+		n  int
+		ok bool
+	}{{700, false}, {1300, true}, {500, true}} { // 500 to 1200, to 2500, to 3000
+		at := r.Pos()
+		p, err := r.Next(x.n)
+		if err != nil || !bytes.Equal(p, data[at:][:x.n]) {
+			t.Fatalf("%d bytes at %d: %v or others", x.n, at, err)
+		}
+		if err := r.Verify(origin, p); (err == nil) != x.ok || err != nil && !errors.Is(err, chunk.ErrCorrupt) {
+			t.Errorf("%d bytes at %d: %v", x.n, at, err)
+		}
+	}
+	if _, err := r.Next(10); !errors.Is(err, chunk.ErrCorrupt) || !strings.Contains(fmt.Sprint(err), "decode to") || r.Pos() != 4000 {
+		t.Errorf("a wrong digest: %v, at %d", err, r.Pos())
+	}
 }

@@ -4,9 +4,8 @@
 // it; what is different is how the table is found, stored and verified. It must
 // not know registries, the pool or what becomes of the data.
 //
-// Podman's tools cut files by content, at any offset. A file of which EROFS
-// cannot address the chunks becomes one chunk, up to chunk.MaxSize; a larger one
-// makes the layer index.ErrUnsupported.
+// Podman's tools cut files by content, at any offset. A file of which EROFS cannot
+// address the chunks becomes one chunk, up to 1 MiB; a larger one is cut again.
 //
 // docs/formats/zstd-chunked.md describes the format.
 package zstdchunked

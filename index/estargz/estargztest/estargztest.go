@@ -6,6 +6,7 @@ package estargztest
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"slices"
 	"testing"
@@ -57,7 +58,9 @@ func compare(t testing.TB, blob []byte, got *index.Tree) {
 	for i := range got.Chunks {
 		c := &got.Chunks[i]
 		p, err := Content(blob, got.Blobs[0].Cover(c.Offset, c.End()), c)
-		if err == nil {
+		if err == nil && c.Digest.Algorithm == chunk.Origin {
+			err = proved(blob, got.Blobs[0].Cover(c.Offset, c.End()))
+		} else if err == nil {
 			err = c.Digest.Verify(p)
 		}
 		if err != nil {
@@ -92,6 +95,24 @@ func compare(t testing.TB, blob []byte, got *index.Tree) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// proved verifies what spans decode to.
+func proved(blob []byte, spans []index.Span) error {
+	for i := range spans {
+		s := &spans[i]
+		p, err := Content(blob, spans[i:i+1], &index.Chunk{Offset: s.Start, Size: uint32(s.Size)})
+		if err == nil && s.Proof == nil {
+			err = errors.New("no proof")
+		}
+		if err == nil {
+			err = chunk.Digest{Algorithm: chunk.SHA256, Sum: s.Proof.Stored}.Verify(p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // read reads a layer as a whole, with the content of its files.
