@@ -124,6 +124,9 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	s.mounts[m.id] = m
 	s.mu.Unlock()
 	s.log.Info("mounted", "id", m.id, "ref", m.ref, "where", m.where)
+	if !u.packed { // which knows better
+		im.Prefetch()
+	}
 	go s.watch(m)
 	if quiet {
 		go func() {

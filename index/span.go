@@ -15,6 +15,10 @@ type Blob struct {
 	Digest string // as in the manifest: "sha256:<64 hex digits>"
 	Size   int64  // bytes of the whole object; 0 if the index does not tell
 	Spans  []Span // in order; their Starts leave no gap in the stream
+
+	// First is how many bytes of the stream, from its start, have what containers are
+	// known to read first; 0 if nobody has said so.
+	First int64
 }
 
 // Span is a run of a blob's stored bytes that can be decoded without those

@@ -25,6 +25,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"lukechampine.com/blake3"
@@ -136,6 +137,11 @@ func (pl *placement) write(t *index.Tree, layout *erofs.Layout, dir string) erro
 	}
 	for _, b := range t.Blobs {
 		info.Blobs = append(info.Blobs, Blob{Digest: b.Digest, Size: b.Size})
+	}
+	if slices.ContainsFunc(t.Blobs, func(b index.Blob) bool { return b.First > 0 }) {
+		for _, b := range t.Blobs {
+			info.First = append(info.First, b.First)
+		}
 	}
 	sum := blake3.New(32, nil)
 	err := writeFile(filepath.Join(dir, "meta"), func(f io.Writer) error {

@@ -30,10 +30,11 @@ const (
 type Info struct {
 	Version  int       `json:"version"` // of the format of all three files
 	Blobs    []Blob    `json:"blobs"`
-	MetaSize int64     `json:"meta_size"`   // bytes of the file meta, a multiple of 4 KiB
-	MetaSum  string    `json:"meta_blake3"` // of the file meta, in hex
-	FlatSize int64     `json:"flat_size"`   // bytes of the flat address space
-	Segments []Segment `json:"segments"`    // in order of their device slots, and of Flat
+	MetaSize int64     `json:"meta_size"`       // bytes of the file meta, a multiple of 4 KiB
+	MetaSum  string    `json:"meta_blake3"`     // of the file meta, in hex
+	FlatSize int64     `json:"flat_size"`       // bytes of the flat address space
+	Segments []Segment `json:"segments"`        // in order of their device slots, and of Flat
+	First    []int64   `json:"first,omitempty"` // index.Blob.First of each blob, unless all are 0
 }
 
 // Blob is an object that chunks of the image come from.
@@ -68,6 +69,9 @@ func parseInfo(js []byte) (info Info, err error) {
 	}
 	if len(info.Blobs) > maxBlobs {
 		return bad("%d blobs, more than %d", len(info.Blobs), maxBlobs)
+	}
+	if n := len(info.First); n > 0 && n != len(info.Blobs) {
+		return bad("what %d blobs have first, of %d", n, len(info.Blobs))
 	}
 	for i, b := range info.Blobs {
 		if b.Size < 0 {

@@ -191,7 +191,7 @@ func (r *Raw) mergeTables() (*index.Tree, error) {
 	if len(r.Tables) != len(r.Layers) {
 		return nil, index.Errorf(index.ErrCorrupt, r.Name, -1, "%d tables of contents of %d layers", len(r.Tables), len(r.Layers))
 	}
-	layers, blobs := make([]*scan.Layer, len(r.Layers)), make([]index.Blob, len(r.Layers))
+	layers, blobs, first := make([]*scan.Layer, len(r.Layers)), make([]index.Blob, len(r.Layers)), make([]int64, len(r.Layers))
 	var entries atomic.Int64
 	var g errgroup.Group
 	g.SetLimit(Parallel)
@@ -205,6 +205,7 @@ func (r *Raw) mergeTables() (*index.Tree, error) {
 			if err != nil {
 				return err
 			}
+			first[i] = prefetch(t)
 			layers[i] = &scan.Layer{Changes: t.Changes, Chunks: t.Chunks, Spans: t.Spans}
 			if entries.Add(weight(t.Changes, len(t.Chunks)+len(t.Spans))) > maxEntries {
 				return index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with its table of contents the image has more than %d entries", maxEntries)
@@ -218,6 +219,9 @@ func (r *Raw) mergeTables() (*index.Tree, error) {
 	t, err := scan.Image(layers, blobs, io.Discard)
 	if err != nil {
 		return nil, err
+	}
+	for i, n := range first {
+		t.Blobs[i].First = n
 	}
 	if err := t.CheckSpans(); err != nil {
 		return nil, err
@@ -250,6 +254,26 @@ func (r *Raw) readTable(i int) (*estargz.Layer, error) {
 		return zstdchunked.Read(p, *zstd, name, lim)
 	}
 	return estargz.Read(p, t.Section, l.Annotations[estargz.DigestAnnotation], name, lim)
+}
+
+// prefetch returns where in the stream of a layer the last of the files ends that its
+// builder has put first, for they are read first.
+func prefetch(l *estargz.Layer) (end int64) {
+	if len(l.Prefetch) == 0 {
+		return 0
+	}
+	files := map[string]bool{}
+	for _, path := range l.Prefetch {
+		files[path] = true
+	}
+	for _, c := range l.Changes {
+		if c.Inode != nil && files[c.Path] {
+			for _, e := range c.Inode.Extents {
+				end = max(end, l.Chunks[e.Chunk].End())
+			}
+		}
+	}
+	return end
 }
 
 // weight is how much memory a table takes, roughly: in pieces of a hundred bytes.

@@ -495,3 +495,31 @@ func FuzzTOC(f *testing.F) {
 		})
 	})
 }
+
+// What a builder has put first is known of the stream.
+func TestTOCFirst(t *testing.T) {
+	for name, some := range map[string]bool{"plain.gz": false, "chunks.gz": true} {
+		repo, img := layout(t, goldenLayer(t, name))
+		_, tree, err := fetched(t, repo, img, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := tree.Blobs[0].First
+		if (first > 0) != some || first >= tree.Blobs[0].StreamSize() {
+			t.Fatalf("%s: %d bytes of %d are first", name, first, tree.Blobs[0].StreamSize())
+		}
+		if !some {
+			continue
+		}
+		// testdata/README.md: licenses/BSD, bin/same, which is a link to bin/tool
+		for path, in := range map[string]bool{"licenses/BSD": true, "licenses/GPL-2": false} {
+			ino, err := tree.Lookup(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c := tree.Chunks[ino.Extents[0].Chunk]; (c.End() <= first) != in {
+				t.Errorf("%s ends at %d, what is first at %d", path, c.End(), first)
+			}
+		}
+	}
+}
