@@ -1,6 +1,7 @@
 package reader
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -200,20 +201,21 @@ func (p *Pack) Close() error {
 }
 
 // PushPack pushes a start pack beside an image, in place of those of the same
-// commands, and returns the digest of the artifact. p.Blob names what open opens.
-func PushPack(ctx context.Context, repo *image.Repository, img *image.Image, p PackRef, open func() (io.ReadCloser, error)) (string, error) {
-	if len(p.Commands) > maxCommands {
-		return "", fmt.Errorf("start pack: %w: it is of %d commands, at most %d", index.ErrLimit, len(p.Commands), maxCommands)
+// commands, and returns the digest of the artifact.
+func PushPack(ctx context.Context, repo *image.Repository, img *image.Image, m *MadePack) (string, error) {
+	if len(m.Commands) > maxCommands {
+		return "", fmt.Errorf("start pack: %w: it is of %d commands, at most %d", index.ErrLimit, len(m.Commands), maxCommands)
 	}
-	annotations, err := p.annotations()
+	annotations, err := m.annotations()
 	if err != nil {
 		return "", err
 	}
-	if err := repo.PushBlob(ctx, p.Blob, open); err != nil {
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(m.Bytes)), nil }
+	if err := repo.PushBlob(ctx, m.Blob, open); err != nil {
 		return "", err
 	}
 	subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
-	return repo.PushArtifact(ctx, subject, PackArtifactType, []image.Descriptor{p.Blob}, annotations, func(d image.Descriptor) bool {
+	return repo.PushArtifact(ctx, subject, PackArtifactType, []image.Descriptor{m.Blob}, annotations, func(d image.Descriptor) bool {
 		return d.Annotations[packCommands] == annotations[packCommands]
 	})
 }

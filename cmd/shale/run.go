@@ -188,9 +188,12 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 	if code != 0 {
 		tellFailures(client, m)
 	}
-	if r.ran != nil && err == nil {
-		if err = r.ran(client, m); err != nil && code == 0 {
-			code = runtime.ExitFailed
+	if r.ran != nil && (err == nil || ctx.Err() != nil) {
+		if e := r.ran(client, m); e != nil && err == nil {
+			err = e
+			if code == 0 {
+				code = runtime.ExitFailed
+			}
 		}
 	}
 	return code, err
