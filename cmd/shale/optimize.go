@@ -211,3 +211,7 @@ func (o *optimizeFlags) trace(ctx context.Context, g *globals, repo *image.Repos
 	}
 	return seen, nil
 }
+
+// exactReadAhead is the kernel's readahead, in KiB, at which nothing is read that
+// nobody asked for.
+const exactReadAhead = 4
