@@ -41,7 +41,7 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err := s.unused(img.ManifestDigest); err != nil {
 		return nil, nil, err
 	}
-	for _, name := range []string{"record", "config", "linked", ztocDir, foreignFile, foreignFile + ".json"} { // an index that was made here stays
+	for _, name := range []string{"record", "config", "linked", ztocDir, originsFile, foreignFile, foreignFile + ".json"} { // an index that was made here stays
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return nil, nil, err
 		}

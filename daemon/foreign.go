@@ -40,7 +40,7 @@ func (s *store) keepForeign(raw *reader.Raw, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil || raw.Kind != reader.Index {
+	if err := renameio.WriteFile(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil || raw.Kind == reader.TOC {
 		return err // what others cut cannot be compared
 	}
 	return keepFile(filepath.Join(dir, foreignFile), io.NewSectionReader(raw.File, 0, raw.Size))

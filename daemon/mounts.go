@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -91,6 +92,7 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 				}
 				return err
 			})
+			im.OnOrigin(origins(filepath.Join(s.store.path(u.ManifestDigest), originsFile)))
 		}
 	}
 	return im, err

@@ -72,6 +72,7 @@ func scanner() (err error) {
 		return os.NewFile(uintptr(firstFile+n), o.Job.Layers[n].Digest), nil
 	}
 	o.Job.Keep, o.Job.TempDir = b.Add, o.Dir
+	o.Job.Places = o.Foreign != nil && o.Foreign.Kind == reader.SOCI
 	made, err := reader.Make(ctx, o.Job)
 	if err != nil {
 		return errors.Join(err, b.Abort())
@@ -90,6 +91,9 @@ func scanner() (err error) {
 	if o.Foreign != nil {
 		o.Foreign.File = os.NewFile(uintptr(firstFile+len(o.Job.Layers)), o.Foreign.Name)
 		t, err := o.Foreign.Tree()
+		if err == nil {
+			err = identify(t, made, filepath.Join(o.Dir, originsFile))
+		}
 		if err == nil {
 			err = index.Equal(made.Tree, t)
 		}

@@ -254,6 +254,77 @@ func TestSOCIDamage(t *testing.T) {
 	}
 }
 
+// TestSOCILies pushes indexes of version 1 that are well made and wrong. Where the
+// digest of a span is, readers get what the layers have all the same; where a file is
+// said to have another name, that is found out once the layers are read.
+func TestSOCILies(t *testing.T) {
+	w := setup(t)
+	g := w.golden(t)
+	for what, lie := range map[string]struct {
+		change func(z []byte) []byte
+		told   bool
+	}{
+		"span": {func(z []byte) []byte {
+			at := bytes.LastIndex(z, []byte("sha256:")) + len("sha256:")
+			if z[at]++; z[at] > '9' {
+				z[at] = '0'
+			}
+			return z
+		}, false},
+		"name": {func(z []byte) []byte { return bytes.ReplaceAll(z, []byte("./dir/plain"), []byte("./dir/other")) }, true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			g := *g
+			g.repository = "e2e/socilies-" + what
+			g.push(t, w)
+			repo := w.repository(t, g.repository+":v1")
+			img, err := repo.Resolve(t.Context(), image.Platform{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var m struct{ Layers []image.Descriptor }
+			if err := json.Unmarshal(g.objects[g.sociV1], &m); err != nil {
+				t.Fatal(err)
+			}
+			for i, l := range m.Layers {
+				z := lie.change(bytes.Clone(g.objects[l.Digest]))
+				m.Layers[i].Digest = digest(z)
+				if err := repo.PushBlob(t.Context(), m.Layers[i], func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(z)), nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
+			_, err = repo.PushArtifact(t.Context(), subject, sociManifest, m.Layers, nil, func(image.Descriptor) bool { return true })
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := w.node(t)
+			ref := w.registry.Host() + "/" + g.repository + ":v1"
+			if !lie.told {
+				n.shale(0, "mount", ref, n.mnt)
+				compare(t, g.truth, n.mnt)
+				if st := n.status(); st.Mounts[0].Fill.Errors != 0 {
+					t.Errorf("readers saw it: %+v", st.Mounts[0].Fill)
+				}
+				n.shale(0, "umount", n.mnt)
+			}
+			_, errout, code := n.try("pull", "--complete", ref)
+			if code != 0 || strings.Contains(errout, "no longer used") != lie.told {
+				t.Errorf("exit code %d: %s", code, errout)
+			}
+			n.shale(0, "mount", ref, n.mnt)
+			compare(t, g.truth, n.mnt)
+			n.shale(0, "umount", n.mnt)
+		})
+	}
+	// A true one is found to be.
+	n := w.node(t)
+	_, errout, code := n.try("pull", "--complete", w.registry.Host()+"/"+g.repository+":v1")
+	if code != 0 || strings.Contains(errout, "no longer used") {
+		t.Errorf("exit code %d: %s", code, errout)
+	}
+}
+
 // TestSOCIRun runs a program of a Debian image by a SOCI index, cold, and fetches a
 // part of it.
 func TestSOCIRun(t *testing.T) {

@@ -19,6 +19,9 @@ const rescuePause = 30 * time.Second
 type rescue struct {
 	all func(context.Context) error // nil if there is none
 
+	// identify returns the digest of what has an origin, once that is known.
+	identify func(chunk.Digest) (chunk.Digest, bool)
+
 	mu   sync.Mutex // held while all runs
 	done bool
 	next time.Time // not before
@@ -29,6 +32,12 @@ type rescue struct {
 // fetched or is not what it should be; readers wait meanwhile. Call it before
 // the image is read.
 func (im *Image) OnWrongIndex(all func(context.Context) error) { im.rescue.all = all }
+
+// OnOrigin sets what tells, after all of an image was read, the digest of content of
+// which the index has told the origin only. Call it before the image is read.
+func (im *Image) OnOrigin(identify func(chunk.Digest) (chunk.Digest, bool)) {
+	im.rescue.identify = identify
+}
 
 // rescued brings a chunk that could not be fetched because of err from another
 // place in the pool, and tells whether it is here now.
@@ -52,11 +61,20 @@ func (im *Image) rescued(w want, err error) bool {
 	if !done {
 		return false
 	}
-	at := []pool.Entry{{Digest: w.chunk.Digest, Size: w.chunk.Size}}
+	d := w.chunk.Digest
+	if d.Algorithm == chunk.Origin && r.identify != nil {
+		if known, ok := r.identify(d); ok {
+			d = known
+		}
+	}
+	if zeros := make([]byte, w.chunk.Size); d.Verify(zeros) == nil { // no pool has them
+		return w.segment.pool.Store(w.at.off, zeros) == nil
+	}
+	at := []pool.Entry{{Digest: d, Size: w.chunk.Size}}
 	s := im.engine.pool.Lookup(at)[0]
 	if s == nil || !s.Present(at[0].Off, int64(w.chunk.Size)) {
 		return false
 	}
 	data := make([]byte, w.chunk.Size)
-	return s.ReadAt(data, at[0].Off) == nil && w.chunk.Digest.Verify(data) == nil && w.segment.pool.Store(w.at.off, data) == nil
+	return s.ReadAt(data, at[0].Off) == nil && d.Verify(data) == nil && w.segment.pool.Store(w.at.off, data) == nil
 }

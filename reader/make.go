@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sort"
 	"strings"
 	"sync/atomic"
 
@@ -38,6 +39,10 @@ type Job struct {
 	// Keep is scan.Options.Keep.
 	Keep func(chunk.Digest, []byte) error `json:"-"`
 
+	// Places has what was made remember where in the layers all content lies, for
+	// Identify.
+	Places bool `json:"places,omitempty"`
+
 	TempDir string
 	Limits  layer.Limits
 }
@@ -48,7 +53,8 @@ type Made struct {
 	Encoded []byte           // artifact.Encode
 	Side    image.Descriptor // Size is 0 if there is none
 
-	side *os.File // without a name
+	side   *os.File        // without a name
+	places [][]index.Chunk // by layer, in order of offset
 }
 
 // Close gives up the side.
@@ -102,6 +108,9 @@ func Make(ctx context.Context, j Job) (_ *Made, err error) {
 	for i, l := range j.Layers {
 		blobs[i] = index.Blob{Digest: l.Digest, Size: l.Size}
 	}
+	if j.Places {
+		m.places = places(layers)
+	}
 	if m.Tree, err = scan.Image(layers, blobs, m.side); err != nil {
 		return nil, err
 	}
@@ -110,6 +119,36 @@ func Make(ctx context.Context, j Job) (_ *Made, err error) {
 	}
 	m.Encoded, err = artifact.Encode(m.Tree, artifact.Info{Manifest: j.Manifest, DiffIDs: j.DiffIDs})
 	return m, err
+}
+
+// places returns where in the streams of layers their content lies.
+func places(layers []*scan.Layer) [][]index.Chunk {
+	all := make([][]index.Chunk, len(layers))
+	for i, l := range layers {
+		for _, c := range l.Chunks {
+			if c.Blob == 0 && c.Offset >= 0 { // what is not in one piece is nowhere
+				all[i] = append(all[i], c)
+			}
+		}
+	}
+	return all
+}
+
+// Identify returns the digest of what lies in the layers where a chunk of another
+// tree does, if Job.Places was set and this tree has a chunk there.
+func (m *Made) Identify(c *index.Chunk) (chunk.Digest, bool) {
+	if int64(c.Blob) >= int64(len(m.places)) {
+		return chunk.Digest{}, false
+	}
+	l := m.places[c.Blob]
+	i := sort.Search(len(l), func(i int) bool { return l[i].Offset >= c.Offset })
+	if i == len(l) || l[i].Offset != c.Offset || l[i].Size != c.Size {
+		return chunk.Digest{}, false
+	}
+	if l[i].Digest == (chunk.Digest{}) {
+		return chunk.Sum(chunk.BLAKE3, make([]byte, c.Size)), true // zeros have none
+	}
+	return l[i].Digest, true
 }
 
 // scan reads one layer.

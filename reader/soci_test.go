@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -118,12 +119,31 @@ func TestSOCI(t *testing.T) {
 		if kept.Load() < 30000 || !raw.Fetched(1) || raw.Fetched(0) || raw.Fetched(len(img.Layers)) {
 			t.Errorf("%d bytes of content came along", kept.Load())
 		}
-		m, err := Make(t.Context(), Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs,
+		m, err := Make(t.Context(), Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Places: true,
 			Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return repo.Blob(ctx, img.Layers[n]) }})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer m.Close()
+		// By their places the two are the same.
+		identified := *got
+		identified.Chunks = slices.Clone(got.Chunks)
+		for i := range identified.Chunks {
+			if c := &identified.Chunks[i]; c.Digest.Algorithm == chunk.Origin {
+				var ok bool
+				if c.Digest, ok = m.Identify(c); !ok {
+					t.Errorf("%d bytes at %d of blob %d are nowhere", c.Size, c.Offset, c.Blob)
+				}
+			}
+		}
+		if err := index.Equal(m.Tree, &identified); err != nil {
+			t.Error(err)
+		}
+		for _, c := range []index.Chunk{{Size: 1, Offset: 512}, {Size: 5, Blob: 9}, {Size: 1, Offset: 1 << 40}} {
+			if d, ok := m.Identify(&c); ok {
+				t.Errorf("%+v is %s", c, d)
+			}
+		}
 		sameContent(t, m, got, repo.Blobs())
 	}
 }
