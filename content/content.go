@@ -66,8 +66,7 @@ func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Ex
 	bad := func(err error) (int, error) {
 		return 0, fmt.Errorf("blob %s: %d stored bytes at offset %d: %w", b.Digest, length, off, err)
 	}
-	at := &t.Blobs[spans[0].Window.Blob]
-	w, err := stream.Window(ctx, src, blob.Ref{Digest: at.Digest, Size: at.Size}, &spans[0])
+	w, err := stream.WindowOf(ctx, src, t, &spans[0])
 	if err != nil {
 		return bad(err)
 	}

@@ -135,7 +135,7 @@ func (c *converter) verifyTree(l *bootLayer) error {
 	if err != nil {
 		return err
 	}
-	im, err := rafs.Open(f, size, "bootstrap")
+	im, err := rafs.Open(f, size, "bootstrap", nil)
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,9 @@ func OpenDict(ctx context.Context, repo *image.Repository, platform image.Platfo
 	d := &Dict{repo: repo, name: repo.Ref().String(), size: im.ChunkSize(), algo: im.Digester(), tree: tree, infos: im.Blobs(),
 		chunks: make(map[chunk.Digest]uint32, len(tree.Chunks))}
 	for i := range tree.Chunks {
+		if !d.infos[tree.Chunks[i].Blob].Referable() {
+			continue
+		}
 		if _, ok := d.chunks[tree.Chunks[i].Digest]; !ok {
 			d.chunks[tree.Chunks[i].Digest] = uint32(i)
 		}

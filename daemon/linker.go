@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"time"
@@ -101,7 +102,22 @@ func linker() (err error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	if err := keepData(filepath.Join(filepath.Dir(o.Dir), sideDir), t); err != nil {
+		return err
+	}
 	return link.Link(ctx, t, p, o.Dir)
+}
+
+// keepData keeps what a tree has of blobs that no repository has.
+func keepData(dir string, t *index.Tree) error {
+	for i := range t.Blobs {
+		if b := &t.Blobs[i]; b.Data != nil {
+			if err := keepBeside(dir, b.Digest, bytes.NewReader(b.Data)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // linkRaw has an index read and linked into dir. It appears whole or not at all.

@@ -160,7 +160,7 @@ func TestFsckBootstrap(t *testing.T) {
 	if err := os.WriteFile(meta, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	boot, err := rafs.Open(bytes.NewReader(b), raw.Size, raw.Name)
+	boot, err := rafs.Open(bytes.NewReader(b), raw.Size, raw.Name, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

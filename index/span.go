@@ -15,6 +15,7 @@ type Blob struct {
 	Digest string // as in the manifest: "sha256:<64 hex digits>"
 	Size   int64  // bytes of the whole object; 0 if the index does not tell
 	Spans  []Span // in order; their Starts leave no gap in the stream
+	Data   []byte // all of the object, if no repository has it: windows that a reader made
 
 	// First is how many bytes of the stream, from its start, have what containers are
 	// known to read first; 0 if nobody has said so.

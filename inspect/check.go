@@ -13,6 +13,7 @@ import (
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/rafs"
 	"github.com/shale-image/shale/reader"
 )
 
@@ -47,7 +48,8 @@ type Defect struct {
 // that is not converted the index is made anew and compared with the one it has;
 // without one only the objects are verified. Objects
 // are fetched once, in requests of some MiB, several at a time; a blob's tables,
-// and the bootstrap, once more before; layers once more to make an index, and
+// and the bootstrap, once more before; gzip layers that a bootstrap tells of span
+// by span once more; layers once more to make an index, and
 // again if their tables of contents say what is in them. Of a bare
 // bootstrap the names of blobs need not be their digests (a note tells).
 //
@@ -85,6 +87,9 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 	if err := c.read(ctx); err != nil {
 		return nil, err
 	}
+	if err := c.gzips(ctx); err != nil {
+		return nil, err
+	}
 	if im.Tree != nil && im.Kind != "" && im.Kind != reader.Nydus {
 		if err := c.again(ctx); err != nil {
 			return nil, err
@@ -114,10 +119,11 @@ type object struct {
 	number int
 	name   string // "blob sha256:..."
 	ref    blob.Ref
-	digest string // it must have; "" if its name is no digest
-	size   int64  // bytes there are, at most those there should be
-	whole  bool   // there are as many as there should be
-	blob   int    // in Tree.Blobs, or -1
+	digest string  // it must have; "" if its name is no digest
+	size   int64   // bytes there are, at most those there should be
+	whole  bool    // there are as many as there should be
+	blob   int     // in Tree.Blobs, or -1
+	meta   *object // that tells of it, where package rafs does
 	spans  []index.Span
 	chunks []int // in Tree.Chunks, by offset
 }
@@ -167,10 +173,25 @@ func (c *checker) list() {
 	}
 	of := make([]*object, len(c.im.Tree.Blobs))
 	for i, b := range c.im.Tree.Blobs {
-		of[i] = add("blob", b.Digest, b.Size, false)
+		if b.Data != nil { // no object
+			continue
+		}
+		// What the manifest of a Nydus image does not list is named by its digest.
+		of[i] = add("blob", b.Digest, b.Size, c.im.RAFS != nil && c.im.Manifest != nil)
 		of[i].blob = i
 		if c.im.Kind == "" || c.im.Kind == reader.Nydus { // else again looks
 			of[i].spans = b.Spans
+		}
+		if c.im.RAFS == nil {
+			continue
+		}
+		of[i].meta = of[i]
+		if info := &c.im.RAFS.Blobs()[i]; info.Features&rafs.FeatureSeparate != 0 {
+			digest, size := info.MetaDigest(), info.MetaSize
+			if f, ok := c.im.Source.(*files); ok && digest == "" {
+				digest, size = f.name, f.size
+			}
+			of[i].meta = add("blob", digest, size, c.im.Manifest != nil)
 		}
 	}
 	chunks := c.im.Tree.Chunks
@@ -179,6 +200,9 @@ func (c *checker) list() {
 		o.chunks = append(o.chunks, i)
 	}
 	for _, o := range of {
+		if o == nil {
+			continue
+		}
 		slices.SortFunc(o.chunks, func(a, b int) int { return cmp.Compare(chunks[a].Offset, chunks[b].Offset) })
 	}
 }

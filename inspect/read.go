@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/stream"
 )
@@ -114,7 +115,7 @@ func (c *checker) plan(o *object) (all []*window) {
 	for off := int64(0); off < o.size; {
 		end := min(off+windowSize, o.size)
 		first := next
-		for ; next < len(o.spans); next++ {
+		for ; next < len(o.spans) && !o.gzip(); next++ {
 			s := &o.spans[next]
 			if s.Offset+s.Length > o.size { // measure has told
 				continue
@@ -223,6 +224,71 @@ func (c *checker) window(ctx context.Context, w *window) error {
 
 // span verifies the chunks of a span, whose stored bytes p begins with.
 func (c *checker) span(o *object, s *index.Span, p []byte) {
+	r, err := stream.NewReader(bytes.NewReader(p), []index.Span{*s}, s.Start, s.End(), nil)
+	c.verify(o, s, r, err)
+}
+
+// gzip tells whether the object's spans are those of a gzip layer, which share
+// bytes.
+func (o *object) gzip() bool { return len(o.spans) > 0 && o.spans[0].Codec == chunk.Gzip }
+
+// gzips verifies the chunks of gzip layers, each span's from its own beginning.
+func (c *checker) gzips(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(4, runtime.GOMAXPROCS(0)))
+	for _, o := range c.objects {
+		for i := range o.spans {
+			s := &o.spans[i]
+			if !o.gzip() || o.size < o.ref.Size || len(c.chunksIn(o, s)) == 0 {
+				continue
+			}
+			g.Go(func() error {
+				return c.gzipSpan(ctx, o, s)
+			})
+		}
+	}
+	return g.Wait()
+}
+
+// gzipSpan verifies the chunks that begin in a span of a gzip layer. It reads from
+// the first to the last of them.
+func (c *checker) gzipSpan(ctx context.Context, o *object, s *index.Span) error {
+	chunks := c.chunksIn(o, s)
+	from, to := c.im.Tree.Chunks[chunks[0]].Offset, c.im.Tree.Chunks[chunks[len(chunks)-1]].End()
+	spans := c.im.Tree.Blobs[o.blob].Cover(from, to)
+	w, err := stream.WindowOf(ctx, c.im.Source, c.im.Tree, s)
+	if err != nil {
+		return err // it is not from elsewhere
+	}
+	off, n := index.Stored(spans, from, to)
+	body, err := c.im.Source.Range(ctx, blob.Ref{Digest: o.ref.Digest}, off, n)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	in := &kept{Reader: body}
+	r, err := stream.NewReader(in, spans, from, to, w)
+	c.verify(o, s, r, err)
+	return in.err
+}
+
+// kept keeps the error of what is read: it is none of the image's.
+type kept struct {
+	io.Reader
+	err error
+}
+
+func (k *kept) Read(p []byte) (int, error) {
+	n, err := k.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		k.err = err
+	}
+	return n, err
+}
+
+// verify verifies the chunks that begin in a span, which r reads unless err says
+// why it cannot.
+func (c *checker) verify(o *object, s *index.Span, r *stream.Reader, err error) {
 	chunks := c.chunksIn(o, s)
 	bad := func(err error, chunks []int) {
 		d := o.defect(s.Offset, err.Error())
@@ -232,7 +298,6 @@ func (c *checker) span(o *object, s *index.Span, p []byte) {
 		}
 		c.add(d)
 	}
-	r, err := stream.NewReader(bytes.NewReader(p), []index.Span{*s}, s.Start, s.End(), nil)
 	if err != nil {
 		bad(err, chunks)
 		return

@@ -109,7 +109,7 @@ func (r *Report) manifest(m *image.Image) {
 		switch {
 		case converted && l.Digest == boot.Digest:
 			role = roleBootstrap
-		case converted && blobs[l.Digest]:
+		case converted && (blobs[l.Digest] || l.Annotations[reader.NydusRef] != ""):
 			role = roleBlob
 		}
 		r.Layers = append(r.Layers, Layer{l.Digest, l.MediaType, l.Size, role})
@@ -120,7 +120,9 @@ func (r *Report) manifest(m *image.Image) {
 // count adds up the tree.
 func (r *Report) count(t *index.Tree) {
 	for _, b := range t.Blobs {
-		r.Blobs = append(r.Blobs, Blob{Digest: b.Digest, Size: b.Size})
+		if b.Data == nil { // which are last
+			r.Blobs = append(r.Blobs, Blob{Digest: b.Digest, Size: b.Size})
+		}
 	}
 	c := r.Content
 	used := make([]bool, len(t.Chunks))

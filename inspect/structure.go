@@ -21,12 +21,12 @@ func (c *checker) structure(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(8)
 	for _, o := range c.objects {
-		if o.blob < 0 || !o.whole {
+		if o.blob < 0 || !o.whole || !o.meta.whole {
 			continue
 		}
 		g.Go(func() error {
-			r := &readerAt{ctx: ctx, src: c.im.Source, digest: o.ref.Digest, size: o.size}
-			s := &blobCheck{c: c, o: o, b: &c.im.RAFS.Blobs()[o.blob], r: r}
+			r := &readerAt{ctx: ctx, src: c.im.Source, digest: o.meta.ref.Digest, size: o.meta.size}
+			s := &blobCheck{c: c, data: o, o: o.meta, b: &c.im.RAFS.Blobs()[o.blob], r: r}
 			s.table()
 			s.meta()
 			s.parts()
@@ -38,10 +38,11 @@ func (c *checker) structure(ctx context.Context) error {
 
 // blobCheck checks one blob.
 type blobCheck struct {
-	c *checker
-	o *object
-	b *rafs.BlobInfo
-	r *readerAt
+	c    *checker
+	data *object
+	o    *object // that tells of it
+	b    *rafs.BlobInfo
+	r    *readerAt // of o
 }
 
 func (s *blobCheck) defect(off int64, format string, args ...any) {
@@ -63,8 +64,8 @@ func (s *blobCheck) fault(err error) {
 // table checks the bootstrap's tables alone, where package rafs does not.
 func (s *blobCheck) table() {
 	// A bootstrap that lies in the blob itself was written before the rest.
-	if s.b.Digest() != "" && s.b.Size != s.o.size {
-		s.defect(-1, "it has %d bytes, the bootstrap says %d", s.o.size, s.b.Size)
+	if s.b.Digest() != "" && s.b.Size != s.data.size {
+		s.c.add(s.data.defect(-1, fmt.Sprintf("it has %d bytes, the bootstrap says %d", s.data.size, s.b.Size)))
 	}
 	byAddr := slices.Clone(s.b.Chunks)
 	slices.SortFunc(byAddr, func(x, y rafs.ChunkRef) int {
@@ -93,7 +94,7 @@ func (s *blobCheck) meta() {
 	for _, r := range s.b.Chunks {
 		if int(r.Index) >= len(m.Chunks) {
 			s.defect(int64(r.Offset), "chunk %d of the bootstrap is not among the blob's %d", r.Index, len(m.Chunks))
-		} else if own := m.Chunks[r.Index]; own != r {
+		} else if own := m.Chunks[r.Index]; !own.Same(&r) {
 			s.defect(int64(r.Offset), "chunk %d: the blob says %s, the bootstrap %s", r.Index, describe(own), describe(r))
 		}
 	}
@@ -138,8 +139,8 @@ func (s *blobCheck) digests(p []byte, off int64) {
 		s.defect(off, "digests of %d bytes for %d chunks", len(p), s.b.ChunkCount)
 		return
 	}
-	refs := s.b.Chunks // by offset, as o.chunks
-	for i, n := range s.o.chunks {
+	refs := s.b.Chunks // by offset, as data.chunks
+	for i, n := range s.data.chunks {
 		ch := &s.c.im.Tree.Chunks[n]
 		if at := 32 * int(refs[i].Index); !bytes.Equal(p[at:at+32], ch.Digest.Sum[:]) {
 			d := s.o.defect(off+int64(at), fmt.Sprintf("chunk %d: the blob says its digest is %x", refs[i].Index, p[at:at+32]))

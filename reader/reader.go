@@ -78,6 +78,7 @@ type Raw struct {
 	Parts    []Part             // of SOCI: one for each layer
 	TempDir  string             // of SOCI: for scratch files
 	Limits   layer.Limits       // of what it may say
+	Metas    []Meta             // of Nydus, for some blobs; what they tell of is in File behind Size
 	File     *os.File           `json:"-"` // without a name
 
 	// Keep is given the content of layers that had to be fetched to read the
@@ -130,7 +131,6 @@ func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Opti
 	if v := boot.Annotations[NydusFSVersion]; v != "" && v != "6" {
 		return nil, fmt.Errorf("%s: RAFS version %s: %w", boot.Digest, v, index.ErrUnsupported)
 	}
-	raw.Name, raw.Stored = boot.Digest, boot.Size
 	var packs sync.WaitGroup
 	if o.Start != nil {
 		packs.Go(func() {
@@ -139,7 +139,7 @@ func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Opti
 			raw.openPack(ctx, repo, found, o)
 		})
 	}
-	raw.File, raw.Size, err = spoolBootstrap(ctx, repo, boot, o.TempDir)
+	err = raw.fetchBootstrap(ctx, repo, boot, o.TempDir)
 	packs.Wait()
 	if err != nil {
 		return nil, err
@@ -191,30 +191,6 @@ func (r *Raw) Open() (*rafs.Image, *index.Tree, error) {
 		return nil, t, err
 	}
 	return nil, nil, fmt.Errorf("index of kind %q: %w", r.Kind, index.ErrUnsupported)
-}
-
-func (r *Raw) rafs() (*rafs.Image, *index.Tree, error) {
-	b, err := rafs.Open(r.File, r.Size, r.Name)
-	if err != nil {
-		return nil, nil, err
-	}
-	t, err := b.Tree()
-	if err != nil {
-		return nil, nil, err
-	}
-	sizes := map[string]int64{}
-	for _, l := range r.Layers {
-		sizes[l.Digest] = l.Size
-	}
-	for i := range t.Blobs {
-		tb := &t.Blobs[i]
-		size, ok := sizes[tb.Digest]
-		if !ok {
-			return nil, nil, index.Errorf(index.ErrCorrupt, r.Name, -1, "blob %s of the bootstrap is not a layer of the manifest", b.Blobs()[i].ID)
-		}
-		tb.Size = size
-	}
-	return b, t, nil
 }
 
 // Bootstrap returns the layer of a Nydus image that holds its metadata.

@@ -111,6 +111,7 @@ func (r *Raw) fetchTables(ctx context.Context, repo *image.Repository, img *imag
 type tables struct {
 	src    blob.Source
 	file   *os.File
+	base   int64        // bytes of the file that are something else
 	size   atomic.Int64 // of the file
 	stored atomic.Int64 // bytes fetched
 }
@@ -158,11 +159,11 @@ func (x *tables) fetch(ctx context.Context, l image.Descriptor) (Table, error) {
 // room returns where in the file n bytes may go.
 func (x *tables) room(l image.Descriptor, n int64) (int64, error) {
 	if n <= maxIndex {
-		if end := x.size.Add(n); end <= maxIndex {
+		if end := x.size.Add(n); end <= x.base+maxIndex {
 			return end - n, nil
 		}
 	}
-	return 0, index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with its table of contents, of %d bytes, the image has more than %d of them", n, maxIndex)
+	return 0, index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with its tables, of %d bytes, the image has more than %d of them", n, maxIndex)
 }
 
 // copy fetches n bytes of a layer into the file.

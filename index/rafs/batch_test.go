@@ -30,11 +30,11 @@ func withBatches(t testing.TB, codec chunk.Codec) *written {
 	return b.finish()
 }
 
-func batchSources(t testing.TB) map[string][2][]byte {
-	m := map[string][2][]byte{}
+func batchSources(t testing.TB) map[string][3][]byte {
+	m := map[string][3][]byte{}
 	for _, codec := range []chunk.Codec{chunk.Zstd, chunk.LZ4} {
 		w := withBatches(t, codec)
-		m["batches "+codec.String()] = [2][]byte{w.boot, w.blobs[0]}
+		m["batches "+codec.String()] = [3][]byte{w.boot, w.blobs[0], nil}
 	}
 	return m
 }
@@ -123,7 +123,7 @@ func TestHostileChunkTable(t *testing.T) {
 		{"no flag", this + 36, 4, chunkFlagCompressed, index.ErrCorrupt, ""},
 		{"a flag more", this + 36, 4, chunkFlagCompressed | chunkFlagBatch | 4, index.ErrUnsupported, "flags"},
 		{"not compressed", this + 36, 4, chunkFlagBatch, index.ErrCorrupt, "of a batch"},
-		{"nothing stored", this + 40, 4, 0, index.ErrUnsupported, "only the blob tells"},
+		{"nothing stored", this + 40, 4, 0, index.ErrUnsupported, "not at hand"},
 		{"other stored size", this + 40, 4, uint64(r.Length - 1), index.ErrCorrupt, "of a batch stored in"},
 		{"stored more than a batch", this + 40, 4, MaxChunkSize + 1, index.ErrCorrupt, "stored"},
 		{"stored behind the blob", this + 40, 4, MaxChunkSize, index.ErrCorrupt, "stored bytes at"},
@@ -144,7 +144,7 @@ func TestHostileChunkTable(t *testing.T) {
 		{"chunk info too small", int(im.ext.blobOff) + 128, 8, uint64(im.blobs[0].ChunkCount)*infoV2Size - 1, index.ErrCorrupt, "chunk info"},
 	} {
 		p := patched(w.boot, c.at, c.v, c.n)
-		_, err := Open(bytes.NewReader(p), int64(len(p)), "boot")
+		_, err := Open(bytes.NewReader(p), int64(len(p)), "boot", nil)
 		var at *index.Error
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) || !errors.As(err, &at) || at.Offset < 0 {
 			t.Errorf("%s: %v, want %v, %q and an offset", c.what, err, c.kind, c.text)
@@ -154,7 +154,7 @@ func TestHostileChunkTable(t *testing.T) {
 	last := slices.IndexFunc(refs, func(r ChunkRef) bool { return !r.Batch || r.Offset > refs[0].Offset }) - 1
 	for _, change := range []uint64{uint64(refs[last].In) + 1, 1 << 20} {
 		p := patched(w.boot, entry(last)+76, change, 4)
-		if _, err := readAll(p, w.blobs[0], map[stored][]byte{}); !errors.Is(err, index.ErrCorrupt) {
+		if _, err := readAll(p, w.blobs[0], nil, map[stored][]byte{}); !errors.Is(err, index.ErrCorrupt) {
 			t.Errorf("last chunk at %d of the batch: %v", change, err)
 		}
 	}

@@ -35,6 +35,7 @@ type ChunkRef struct {
 	In         uint32 // of a batch's content: where this chunk's begins
 	Offset     uint64 // of the first stored byte in the blob
 	Addr       uint64 // of the content in the blob's address space; a multiple of 4 KiB
+	Pos        int64  // of the content in the stream, in a zran blob
 }
 
 // follows tells whether c lies in the batch that the chunk before it began.
@@ -44,7 +45,15 @@ func (c *ChunkRef) follows(before *ChunkRef) bool {
 
 // compare is the order of chunks in a blob.
 func (c *ChunkRef) compare(d *ChunkRef) int {
-	return cmp.Or(cmp.Compare(c.Offset, d.Offset), cmp.Compare(c.In, d.In))
+	return cmp.Or(cmp.Compare(c.Pos, d.Pos), cmp.Compare(c.Offset, d.Offset), cmp.Compare(c.In, d.In))
+}
+
+// Same tells whether two say the same of a chunk. Where in its stream it lies is
+// not told everywhere.
+func (c *ChunkRef) Same(d *ChunkRef) bool {
+	e := *d
+	e.Pos = c.Pos
+	return *c == e
 }
 
 // BlobInfo describes a blob: what the bootstrap's blob table says of it.
@@ -63,17 +72,29 @@ type BlobInfo struct {
 	InfoSize   uint64 // bytes decoded
 	TOCSize    uint32 // bytes of the table of contents with its tar header; 0 if there is none
 	TOCDigest  [32]byte
+	MetaSum    [32]byte // sha256 of the blob that the chunk info is in, if that is another (MetaDigest)
+	MetaSize   int64    // its bytes
 
 	// Chunks lists chunks by ascending Offset, those of a batch by In: all that
 	// the blob has (BlobWriter, ReadBlobMeta), or all that the image lists
 	// (Image.Blobs).
 	Chunks []ChunkRef
+
+	spans   []index.Span // of a zran blob; the offsets of their windows are in
+	windows []byte       // these, compressed
 }
 
 // Spans returns the spans of the stream that Chunks make, one for each batch
-// and each chunk in none, and where in it the chunks begin.
+// and each chunk in none, and where in it the chunks begin. Spans of a zran blob
+// are those of the layer.
 func (b *BlobInfo) Spans() (spans []index.Span, offsets []int64) {
 	offsets = make([]int64, len(b.Chunks))
+	if b.spans != nil {
+		for i := range b.Chunks {
+			offsets[i] = b.Chunks[i].Pos
+		}
+		return b.spans, offsets
+	}
 	n := 0
 	for i := range b.Chunks {
 		if i == 0 || !b.Chunks[i].follows(&b.Chunks[i-1]) {
@@ -99,6 +120,12 @@ func (b *BlobInfo) Spans() (spans []index.Span, offsets []int64) {
 	return spans, offsets
 }
 
+// Referable tells whether the bootstrap of another image can say where the chunks
+// lie that this one has in the blob.
+func (b *BlobInfo) Referable() bool {
+	return b.spans == nil && b.Features&FeatureSeparate == 0 && b.Compressor != chunk.Gzip
+}
+
 // batches is how many batches there are.
 func (b *BlobInfo) batches() (n uint64) {
 	for i := range b.Chunks {
@@ -112,10 +139,13 @@ func (b *BlobInfo) batches() (n uint64) {
 // infoFits tells whether the chunk info has a size that it can have.
 func (b *BlobInfo) infoFits() bool {
 	n := uint64(b.ChunkCount) * uint64(b.infoEntry())
-	if b.Features&FeatureBatch == 0 {
-		return b.InfoSize == n
+	switch {
+	case b.Features&FeatureZran != 0:
+		return b.InfoSize >= n && (b.InfoSize-n)/(pointSize+maxWindow) <= uint64(b.ChunkCount)
+	case b.Features&FeatureBatch != 0:
+		return b.InfoSize >= n && (b.InfoSize-n)%batchSize == 0 && (b.InfoSize-n)/batchSize <= uint64(b.ChunkCount)
 	}
-	return b.InfoSize >= n && (b.InfoSize-n)%batchSize == 0 && (b.InfoSize-n)/batchSize <= uint64(b.ChunkCount)
+	return b.InfoSize == n
 }
 
 // Digest returns the ID as manifests write it, or "" if the ID is only the
@@ -125,6 +155,16 @@ func (b *BlobInfo) Digest() string {
 		return ""
 	}
 	return "sha256:" + b.ID
+}
+
+// MetaDigest returns the digest of the blob that the chunk info is in, if that is
+// a blob of its own: "" if it is not, or if the bootstrap lies in that blob itself
+// and cannot know.
+func (b *BlobInfo) MetaDigest() string {
+	if b.Features&FeatureSeparate == 0 || b.MetaSum == [32]byte{} {
+		return ""
+	}
+	return fmt.Sprintf("sha256:%x", b.MetaSum)
 }
 
 // infoEntry is the size of an entry of the chunk info.

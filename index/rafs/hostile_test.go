@@ -23,8 +23,8 @@ type stored struct {
 
 // readAll reads an image as a suspicious client does: every file by its
 // chunks, and every chunk verified. cache has chunks verified before.
-func readAll(boot, blob []byte, cache map[stored][]byte) (map[string]string, error) {
-	im, err := Open(bytes.NewReader(boot), int64(len(boot)), "boot")
+func readAll(boot, blob, meta []byte, cache map[stored][]byte) (map[string]string, error) {
+	im, err := Open(bytes.NewReader(boot), int64(len(boot)), "boot", metas(meta))
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func readAll(boot, blob []byte, cache map[stored][]byte) (map[string]string, err
 		if !ino.IsRegular() {
 			return nil
 		}
-		p := make([]byte, min(ino.Size, 1<<20))
+		p := make([]byte, min(ino.Size, 2<<20))
 		for _, e := range ino.Extents {
 			c := tr.Chunks[e.Chunk]
 			if e.Off+int64(c.Size) > int64(len(p)) {
@@ -84,7 +84,7 @@ func flips(p []byte, from, to int, f func(what string, p []byte)) {
 }
 
 // allSources are the golden images and ours with batches.
-func allSources(t testing.TB) map[string][2][]byte {
+func allSources(t testing.TB) map[string][3][]byte {
 	m := sources(t)
 	maps.Copy(m, batchSources(t))
 	return m
@@ -94,14 +94,14 @@ func TestFlippedBootstrap(t *testing.T) {
 	for name, s := range allSources(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			im := open(t, s[0])
+			im := open(t, s[0], s[2])
 			cache := map[stored][]byte{}
-			want, err := readAll(s[0], s[1], cache)
+			want, err := readAll(s[0], s[1], s[2], cache)
 			if err != nil {
 				t.Fatal(err)
 			}
 			sameOrError := func(what string, p []byte) {
-				got, err := readAll(p, s[1], cache)
+				got, err := readAll(p, s[1], s[2], cache)
 				if err != nil {
 					typed(t, what, err)
 				} else if !reflect.DeepEqual(got, want) {
@@ -116,8 +116,8 @@ func TestFlippedBootstrap(t *testing.T) {
 			}
 			// What follows changes names, types and sizes, which no digest
 			// in the image covers; it must not panic.
-			flips(s[0], superOffset, extOffset, func(what string, p []byte) { readAll(p, s[1], cache) })
-			flips(s[0], 8192, 8192+1500, func(what string, p []byte) { readAll(p, s[1], cache) })
+			flips(s[0], superOffset, extOffset, func(what string, p []byte) { readAll(p, s[1], s[2], cache) })
+			flips(s[0], 8192, 8192+1500, func(what string, p []byte) { readAll(p, s[1], s[2], cache) })
 			for n := 0; n < len(s[0]); n += 512 {
 				sameOrError(fmt.Sprintf("cut at %d", n), s[0][:n])
 			}
@@ -152,12 +152,15 @@ func readBlob(p []byte, b *BlobInfo) (map[string]string, error) {
 
 func TestFlippedBlob(t *testing.T) {
 	for name, s := range allSources(t) {
-		if name == "lz4" {
+		if open(t, s[0], s[2]).Blobs()[0].Features&FeatureTOC == 0 {
 			continue // it has no table of contents
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := open(t, s[0]).Blobs()[0]
+			b := open(t, s[0], s[2]).Blobs()[0]
+			if s[2] != nil {
+				s[1] = s[2]
+			}
 			want, err := readBlob(s[1], &b)
 			if err != nil {
 				t.Fatal(err)
@@ -225,10 +228,13 @@ func TestRefusesByName(t *testing.T) {
 		{extOffset + 32, ^uint64(0) - 79, 8, index.ErrCorrupt, "chunk table"},
 		{blob + 64, 1, 4, index.ErrCorrupt, "index"},
 		{blob + 72, 1 << 30, 4, index.ErrCorrupt, "chunks"},
-		{blob + 76, algGzip, 4, index.ErrUnsupported, "gzip"},
-		{blob + 84, FeatureAligned | FeatureZran, 4, index.ErrUnsupported, "zran"},
+		{blob + 76, algZstd + 1, 4, index.ErrCorrupt, "compressor"},
+		{blob + 84, FeatureAligned | FeatureZran, 4, index.ErrCorrupt, "zran"},
+		{blob + 84, FeatureAligned | FeatureZran | FeatureSeparate | FeatureChunkInfoV2 | FeatureBatch, 4, index.ErrCorrupt, "zran"},
+		{blob + 84, FeatureAligned | FeatureExternal, 4, index.ErrUnsupported, "external"},
+		{blob + 108, algGzip, 4, index.ErrUnsupported, "gzip"},
 		{blob + 84, FeatureAligned | FeatureBatch, 4, index.ErrCorrupt, "batches"},
-		{blob + 84, FeatureAligned | FeatureSeparate, 4, index.ErrUnsupported, "separate"},
+		{blob + 200, 1 << 63, 8, index.ErrCorrupt, "with chunk info"},
 		{blob + 84, FeatureAligned | 1<<20, 4, index.ErrUnsupported, "unknown"},
 		{blob + 84, FeatureTOC, 4, index.ErrUnsupported, "aligned"},
 		{blob + 96, 1 << 50, 8, index.ErrCorrupt, "addresses"},
@@ -243,7 +249,7 @@ func TestRefusesByName(t *testing.T) {
 		{chunks + 72, 1 << 24, 4, index.ErrCorrupt, "chunk 16777216"},
 	} {
 		p := patched(boot, c.at, c.v, c.n)
-		_, err := Open(bytes.NewReader(p), int64(len(p)), "boot")
+		_, err := Open(bytes.NewReader(p), int64(len(p)), "boot", nil)
 		var at *index.Error
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) || !errors.As(err, &at) || at.Offset < 0 {
 			t.Errorf("%d at %d: %v, want %v, %q and an offset", c.v, c.at, err, c.kind, c.text)
@@ -255,7 +261,7 @@ func TestRefusesByName(t *testing.T) {
 func TestReadError(t *testing.T) {
 	boot := golden(t, "zstd.boot")
 	for n := 0; n < 100; n++ {
-		im, err := Open(&failing{bytes.NewReader(boot), n}, int64(len(boot)), "boot")
+		im, err := Open(&failing{bytes.NewReader(boot), n}, int64(len(boot)), "boot", nil)
 		if err == nil {
 			_, err = im.Tree()
 		}
@@ -355,7 +361,7 @@ func FuzzBootstrap(f *testing.F) {
 		f.Add(golden(f, n+".boot"))
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {
-		im, err := Open(bytes.NewReader(p), int64(len(p)), "boot")
+		im, err := Open(bytes.NewReader(p), int64(len(p)), "boot", nil)
 		if err != nil {
 			return
 		}

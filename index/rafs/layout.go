@@ -90,7 +90,7 @@ const (
 	FeatureTOC           = 1 << 29
 	FeatureCapTarTOC     = 1 << 30 // made by nydus-image 2.2 or later
 
-	featuresKnown = FeatureAligned | FeatureInlinedMeta | FeatureChunkInfoV2 | FeatureInlineDigests | FeatureBatch |
+	featuresKnown = FeatureAligned | FeatureInlinedMeta | FeatureChunkInfoV2 | FeatureZran | FeatureSeparate | FeatureInlineDigests | FeatureBatch |
 		FeatureTarHeader | FeatureTOC | FeatureCapTarTOC
 	featuresWritten = FeatureAligned | FeatureInlineDigests | FeatureTarHeader | FeatureTOC | FeatureCapTarTOC
 )
@@ -100,8 +100,6 @@ var refusedFeatures = []struct {
 	bit  uint32
 	name string
 }{
-	{FeatureZran, "zran (chunks of a gzip layer)"},
-	{FeatureSeparate, "separate (data and chunk info in two blobs)"},
 	{FeatureTarfs, "tarfs"},
 	{FeatureEncrypted, "encryption"},
 	{FeatureChunkDict, "chunk dictionary"},
@@ -120,6 +118,9 @@ func checkFeatures(f uint32, name string, off int64) error {
 	}
 	if f&FeatureBatch != 0 && f&FeatureChunkInfoV2 == 0 {
 		return index.Errorf(index.ErrCorrupt, name, off, "blob with batches and chunk info that cannot tell them")
+	}
+	if f&FeatureZran != 0 && f&(FeatureChunkInfoV2|FeatureSeparate|FeatureBatch) != FeatureChunkInfoV2|FeatureSeparate {
+		return index.Errorf(index.ErrCorrupt, name, off, "zran blob with features %#x: its chunk info is a blob of its own that tells of no batches", f)
 	}
 	if f&FeatureAligned == 0 {
 		return index.Errorf(index.ErrUnsupported, name, off, "blob without the feature aligned")
@@ -168,7 +169,7 @@ func codecOf(n uint32, name string, off int64) (chunk.Codec, error) {
 	case algZstd:
 		return chunk.Zstd, nil
 	case algGzip:
-		return 0, index.Errorf(index.ErrUnsupported, name, off, "compressor gzip")
+		return chunk.Gzip, nil
 	}
 	return 0, index.Errorf(index.ErrCorrupt, name, off, "compressor %d is unknown", n)
 }
@@ -294,6 +295,8 @@ func decodeBlob(p []byte, idx int, name string, off int64) (b BlobInfo, err erro
 		InfoLength: le.Uint64(p[120:]),
 		InfoSize:   le.Uint64(p[128:]),
 		TOCDigest:  [32]byte(p[136:]),
+		MetaSum:    [32]byte(p[168:]),
+		MetaSize:   int64(le.Uint64(p[200:])),
 	}
 	if n := le.Uint32(p[216:]); n != 0 {
 		return BlobInfo{}, index.Errorf(index.ErrUnsupported, name, off+216, "encryption (cipher %d)", n)
@@ -313,6 +316,9 @@ func decodeBlob(p []byte, idx int, name string, off int64) (b BlobInfo, err erro
 	if b.InfoCodec, err = codecOf(le.Uint32(p[108:]), name, off+108); err != nil {
 		return BlobInfo{}, err
 	}
+	if b.InfoCodec == chunk.Gzip {
+		return BlobInfo{}, index.Errorf(index.ErrUnsupported, name, off+108, "chunk info compressed by gzip")
+	}
 	switch {
 	case len(b.ID) != 64 || !isHex(b.ID) && (b.ID != inlineID || b.Features&FeatureInlinedMeta == 0):
 		return corrupt(0, "blob id %q, want 64 hex digits", b.ID)
@@ -322,6 +328,8 @@ func decodeBlob(p []byte, idx int, name string, off int64) (b BlobInfo, err erro
 		return corrupt(88, "blob of %d bytes, at most %d are possible", uint64(b.Size), uint64(maxBlobSize))
 	case b.Span > maxAddress:
 		return corrupt(96, "addresses to %d, at most %d are possible", b.Span, uint64(maxAddress))
+	case b.MetaSize < 0 || b.MetaSize > maxBlobSize:
+		return corrupt(200, "a blob of %d bytes with chunk info", uint64(b.MetaSize))
 	case b.InfoLength > b.InfoSize || b.InfoOffset > maxBlobSize || b.InfoLength > maxBlobSize:
 		return corrupt(112, "chunk info of %d bytes, %d stored at %d", b.InfoSize, b.InfoLength, b.InfoOffset)
 	case !b.infoFits():

@@ -12,9 +12,12 @@ import (
 	"github.com/shale-image/shale/index"
 )
 
+// InfoHeader is the size of the header that follows the chunk info.
+const InfoHeader = 4096
+
 const (
 	headerMagic = 0xb10bb10b // at both ends of the header
-	headerSize  = 4096
+	headerSize  = InfoHeader
 	infoV1Size  = 16
 	infoV2Size  = 24
 	batchSize   = 40
@@ -150,7 +153,7 @@ func decodeInfoV2(p []byte) (c ChunkRef, batch uint32, flags byte) {
 	return c, batch, flags
 }
 
-// ReadBlobMeta reads the chunk info of a blob of size bytes; name is for
+// ReadBlobMeta reads the chunk info that is in a blob of size bytes; name is for
 // errors. b is what the bootstrap says of the blob, and anything the blob says
 // otherwise is ErrCorrupt; if b is nil, the chunk info is found through the
 // table of contents. Digests that the table of contents has are verified, and
@@ -182,7 +185,8 @@ func ReadBlobMeta(r io.ReaderAt, size int64, name string, b *BlobInfo) (*BlobInf
 	if out.InfoLength > uint64(size) || out.InfoOffset > uint64(size)-out.InfoLength {
 		return nil, index.Errorf(index.ErrCorrupt, name, int64(out.InfoOffset), "chunk info of %d bytes passes the end at %d", out.InfoLength, size)
 	}
-	if err := out.readHeader(r, size, name, b != nil); err != nil {
+	n, err := out.readHeader(r, size, name, b != nil)
+	if err != nil {
 		return nil, err
 	}
 	p, err := readStored(r, name, int64(out.InfoOffset), out.InfoLength, out.InfoSize, out.InfoCodec)
@@ -192,24 +196,30 @@ func ReadBlobMeta(r io.ReaderAt, size int64, name string, b *BlobInfo) (*BlobInf
 	if part.Name != "" && sha256.Sum256(p) != part.Digest {
 		return nil, index.Errorf(index.ErrCorrupt, name, int64(out.InfoOffset), "chunk info is not what the table of contents has sha256 %x of", part.Digest)
 	}
-	if err := out.decodeInfo(p, name); err != nil {
+	if out.Features&FeatureZran != 0 {
+		err = out.decodeZran(p, n, name)
+	} else {
+		err = out.decodeInfo(p, name)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return &out, nil
 }
 
-// readHeader reads the header behind the chunk info and compares it with b.
-func (b *BlobInfo) readHeader(r io.ReaderAt, size int64, name string, known bool) error {
+// readHeader reads the header behind the chunk info and compares it with b. It
+// returns how many entries of batches, or of zran, follow those of the chunks.
+func (b *BlobInfo) readHeader(r io.ReaderAt, size int64, name string, known bool) (int, error) {
 	off := int64(b.InfoOffset + b.InfoLength)
-	corrupt := func(at int64, format string, args ...any) error {
-		return index.Errorf(index.ErrCorrupt, name, off+at, format, args...)
+	corrupt := func(at int64, format string, args ...any) (int, error) {
+		return 0, index.Errorf(index.ErrCorrupt, name, off+at, format, args...)
 	}
 	if off > size-headerSize {
 		return corrupt(0, "meta header passes the end at %d", size)
 	}
 	h := make([]byte, headerSize)
 	if err := readAt(r, h, off, name); err != nil {
-		return err
+		return 0, err
 	}
 	le := binary.LittleEndian
 	if le.Uint32(h) != headerMagic || le.Uint32(h[headerSize-4:]) != headerMagic {
@@ -217,7 +227,7 @@ func (b *BlobInfo) readHeader(r io.ReaderAt, size int64, name string, known bool
 	}
 	features, count := le.Uint32(h[4:]), le.Uint32(h[12:])
 	if err := checkFeatures(features, name, off+4); err != nil {
-		return err
+		return 0, err
 	}
 	if !known {
 		b.Features, b.ChunkCount = features, count
@@ -225,10 +235,10 @@ func (b *BlobInfo) readHeader(r io.ReaderAt, size int64, name string, known bool
 	codec, err := codecOf(le.Uint32(h[8:]), name, off+8)
 	switch {
 	case err != nil:
-		return err
+		return 0, err
 	case codec != b.InfoCodec:
 		return corrupt(8, "chunk info is %v, want %v", codec, b.InfoCodec)
-	case features != b.Features:
+	case (features^b.Features)&^FeatureInlinedMeta != 0: // which a merged bootstrap does not say
 		return corrupt(4, "features %#x, want %#x", features, b.Features)
 	case count != b.ChunkCount || count == 0 || count > MaxChunks:
 		return corrupt(12, "%d chunks, want %d, from 1 to %d", count, b.ChunkCount, MaxChunks)
@@ -238,14 +248,15 @@ func (b *BlobInfo) readHeader(r io.ReaderAt, size int64, name string, known bool
 	case !b.infoFits():
 		return corrupt(32, "chunk info of %d bytes, want %d for each of %d chunks", b.InfoSize, b.infoEntry(), count)
 	}
-	if b.Features&FeatureBatch != 0 {
-		n := uint64(count) * uint64(b.infoEntry())
-		if le.Uint64(h[40:]) != n || le.Uint64(h[48:]) != b.InfoSize-n || uint64(le.Uint32(h[56:]))*batchSize != b.InfoSize-n {
-			return corrupt(40, "%d batches of %d bytes at %d of the chunk info, want %d bytes at %d",
-				le.Uint32(h[56:]), le.Uint64(h[48:]), le.Uint64(h[40:]), b.InfoSize-n, n)
-		}
+	if b.Features&(FeatureBatch|FeatureZran) == 0 {
+		return 0, nil
 	}
-	return nil
+	n, at, more := uint64(le.Uint32(h[56:])), uint64(count)*uint64(b.infoEntry()), b.InfoSize-uint64(count)*uint64(b.infoEntry())
+	zran := b.Features&FeatureZran != 0
+	if le.Uint64(h[40:]) != at || le.Uint64(h[48:]) != more || !zran && n*batchSize != more || zran && (n == 0 || n > uint64(count) || n*pointSize > more) {
+		return corrupt(40, "%d batches or checkpoints of %d bytes at %d of the chunk info, want them in %d bytes at %d", n, le.Uint64(h[48:]), le.Uint64(h[40:]), more, at)
+	}
+	return int(n), nil
 }
 
 // decodeInfo fills in Chunks and, where unknown, Span.
@@ -256,6 +267,10 @@ func (b *BlobInfo) decodeInfo(p []byte, name string) error {
 	var end, addr uint64
 	var unit, content uint32 // stored bytes and content of the chunk, or its batch
 	last := int64(-1)        // batch
+	most := b.InfoOffset     // where the data ends
+	if b.Features&FeatureSeparate != 0 {
+		most = uint64(b.Size)
+	}
 	for i := 0; len(p) > 0; i, p = i+1, p[step:] {
 		var c ChunkRef
 		corrupt := func(format string, args ...any) error {
@@ -292,7 +307,7 @@ func (b *BlobInfo) decodeInfo(p []byte, name string) error {
 			last = int64(batch)
 		}
 		if unit == 0 || unit > content || c.Compressed != (unit < content) || c.Offset < end || c.Addr < addr || c.Addr%blockSize != 0 ||
-			c.Offset+uint64(unit) > b.InfoOffset || b.Span != 0 && c.Addr+uint64(c.Size) > b.Span {
+			c.Offset+uint64(unit) > most || b.Span != 0 && c.Addr+uint64(c.Size) > b.Span {
 			return corrupt("%d bytes at %d for %d bytes at address %d; chunk before ends at %d and %d", unit, c.Offset, content, c.Addr, end, addr)
 		}
 		end, addr = c.Offset+uint64(unit), c.Addr+roundUp(uint64(c.Size))

@@ -3,7 +3,6 @@ package rafs
 import (
 	"cmp"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"slices"
 
@@ -37,12 +36,35 @@ type place struct {
 
 func placeKey(blob, block uint32) uint64 { return uint64(blob)<<32 | uint64(block) }
 
+// Metas opens the blob that has the chunk info of blob n of an image: what b says
+// of it is what the bootstrap says. Errors name the blob by name.
+type Metas func(n int, b *BlobInfo) (r io.ReaderAt, size int64, name string, err error)
+
 // Open opens the bootstrap of size bytes that r holds; name is for errors. It
 // reads the tables, not the inodes; r is used until the Image is. What is
 // malformed is ErrCorrupt, and what this package does not read ErrUnsupported,
-// by name: encryption, tarfs and 512-byte blocks, zran, batch and external
-// blobs, gzip, images without a chunk table.
-func Open(r io.ReaderAt, size int64, name string) (*Image, error) {
+// by name: encryption, tarfs and 512-byte blocks, external blobs, images without a
+// chunk table, and, if metas is nil, those that Needs is about.
+func Open(r io.ReaderAt, size int64, name string, metas Metas) (*Image, error) {
+	im, err := openTables(r, size, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := im.readChunks(r, metas); err != nil {
+		return nil, err
+	}
+	p := make([]byte, im.ext.prefetchSize)
+	if err := readAt(r, p, int64(im.ext.prefetchOff), name); err != nil {
+		return nil, err
+	}
+	for ; len(p) > 0; p = p[4:] {
+		im.prefetch = append(im.prefetch, binary.LittleEndian.Uint32(p))
+	}
+	return im, nil
+}
+
+// openTables is Open but for the tables of chunks and prefetching.
+func openTables(r io.ReaderAt, size int64, name string) (*Image, error) {
 	im := &Image{name: name}
 	if size < superOffset+superSize+extSize {
 		return nil, index.Errorf(index.ErrCorrupt, name, size, "bootstrap of %d bytes", size)
@@ -63,20 +85,7 @@ func Open(r io.ReaderAt, size int64, name string) (*Image, error) {
 	if im.fs, err = erofs.Open(r, size, name); err != nil {
 		return nil, err
 	}
-	if err := im.readBlobs(r); err != nil {
-		return nil, err
-	}
-	if err := im.readChunks(r); err != nil {
-		return nil, err
-	}
-	p := make([]byte, im.ext.prefetchSize)
-	if err := readAt(r, p, int64(im.ext.prefetchOff), name); err != nil {
-		return nil, err
-	}
-	for ; len(p) > 0; p = p[4:] {
-		im.prefetch = append(im.prefetch, binary.LittleEndian.Uint32(p))
-	}
-	return im, nil
+	return im, im.readBlobs(r)
 }
 
 // Flags returns the image's flags.
@@ -143,7 +152,8 @@ func (im *Image) checkExt(size int64, devices int) error {
 	switch f & flagCompressors {
 	case FlagNone:
 		im.codec = chunk.None
-	case FlagGzip: // readBlobs refuses it, more often than not as zran
+	case FlagGzip:
+		im.codec = chunk.Gzip
 	case FlagLZ4:
 		im.codec = chunk.LZ4
 	case FlagZstd:
@@ -225,122 +235,5 @@ func (im *Image) readBlobs(r io.ReaderAt) error {
 		ids[b.ID] = true
 		im.blobs = append(im.blobs, b)
 	}
-	if im.ext.flags&FlagGzip != 0 {
-		return index.Errorf(index.ErrUnsupported, im.name, extOffset, "compressor gzip")
-	}
 	return nil
-}
-
-func (im *Image) readChunks(r io.ReaderAt) error {
-	base := int64(im.ext.chunkOff)
-	p := make([]byte, im.ext.chunkTabSize)
-	if len(p) > 0 {
-		if err := readAt(r, p, base, im.name); err != nil {
-			return err
-		}
-	}
-	n := len(p) / chunkEntrySize
-	im.chunks = make([]index.Chunk, n)
-	im.places = make([]place, n)
-	counts := make([]int, len(im.blobs))
-	refs := make([]ChunkRef, n)
-	for i := range n {
-		ref, err := im.decodeChunk(p[i*chunkEntrySize:], &im.chunks[i], base+int64(i)*chunkEntrySize)
-		if err != nil {
-			return err
-		}
-		refs[i] = ref
-		counts[im.chunks[i].Blob]++
-		im.places[i] = place{placeKey(im.chunks[i].Blob, uint32(ref.Addr/blockSize)), ref.Index, uint32(i)}
-	}
-	slices.SortFunc(im.places, func(a, b place) int { return cmp.Compare(a.key, b.key) })
-	for i := range im.blobs {
-		im.blobs[i].Chunks = make([]ChunkRef, 0, counts[i])
-	}
-	for i, at := range im.places {
-		if i > 0 && at.key == im.places[i-1].key {
-			return index.Errorf(index.ErrCorrupt, im.name, base+int64(at.chunk)*chunkEntrySize, "second chunk at block %d of blob %d", uint32(at.key), at.key>>32)
-		}
-	}
-	order := make([]uint32, n) // chunks as their blobs have them
-	for i := range order {
-		order[i] = uint32(i)
-	}
-	slices.SortFunc(order, func(x, y uint32) int {
-		return cmp.Or(cmp.Compare(im.chunks[x].Blob, im.chunks[y].Blob), refs[x].compare(&refs[y]))
-	})
-	for _, x := range order {
-		b := &im.blobs[im.chunks[x].Blob]
-		if k := len(b.Chunks); k > 0 {
-			if err := b.Chunks[k-1].before(&refs[x]); err != nil {
-				return index.Errorf(index.ErrCorrupt, im.name, base+int64(x)*chunkEntrySize, "%v", err)
-			}
-		}
-		b.Chunks = append(b.Chunks, refs[x])
-	}
-	im.spans = make([][]index.Span, len(im.blobs))
-	for i := range im.blobs {
-		spans, offsets := im.blobs[i].Spans()
-		for _, s := range spans { // a batch that is not compressed
-			if s.Codec == chunk.None && s.Length != s.Size {
-				return index.Errorf(index.ErrCorrupt, im.name, base, "batch of %d bytes, %d stored at %d of blob %d", s.Size, s.Length, s.Offset, i)
-			}
-		}
-		im.spans[i] = spans
-		for _, off := range offsets {
-			im.chunks[order[0]].Offset = off
-			order = order[1:]
-		}
-	}
-	return nil
-}
-
-// before tells what is wrong with two chunks of a blob that follow each other.
-func (c *ChunkRef) before(next *ChunkRef) error {
-	switch {
-	case next.follows(c):
-		if next.Length != c.Length || next.Compressed != c.Compressed || next.In < c.In+c.Size {
-			return fmt.Errorf("%d bytes at %d of a batch stored in %d, behind %d bytes at %d of one in %d", next.Size, next.In, next.Length, c.Size, c.In, c.Length)
-		}
-	case next.Offset < c.Offset+uint64(c.Length):
-		return fmt.Errorf("stored bytes at %d, the chunk before has %d at %d", next.Offset, c.Length, c.Offset)
-	}
-	return nil
-}
-
-// decodeChunk reads an entry of the chunk table, at off, into c.
-func (im *Image) decodeChunk(p []byte, c *index.Chunk, off int64) (ref ChunkRef, err error) {
-	le := binary.LittleEndian
-	n := le.Uint32(p[32:])
-	if n >= uint32(len(im.blobs)) {
-		return ref, index.Errorf(index.ErrCorrupt, im.name, off+32, "chunk in blob %d of %d", n, len(im.blobs))
-	}
-	b := &im.blobs[n]
-	flags := le.Uint32(p[36:])
-	if u := flags &^ (chunkFlagCompressed | chunkFlagBatch | chunkFlagCRC); u != 0 {
-		return ref, index.Errorf(index.ErrUnsupported, im.name, off+36, "flags %#x of a chunk (hole or encryption)", u)
-	}
-	ref = ChunkRef{Length: le.Uint32(p[40:]), Size: le.Uint32(p[44:]), Offset: le.Uint64(p[48:]), Addr: le.Uint64(p[56:]), Index: le.Uint32(p[72:])}
-	*c = index.Chunk{Digest: chunk.Digest{Algorithm: b.Digester, Sum: [32]byte(p)}, Size: ref.Size, Blob: n}
-	ref.Compressed = flags&chunkFlagCompressed != 0 && b.Compressor != chunk.None
-	most := ref.Size // stored bytes
-	if flags&chunkFlagBatch != 0 {
-		ref.Batch, ref.In, most = true, le.Uint32(p[76:]), MaxChunkSize
-		if b.Features&FeatureBatch == 0 || ref.In > MaxChunkSize-ref.Size {
-			return ref, index.Errorf(index.ErrCorrupt, im.name, off+36, "chunk of %d bytes at %d of a batch, in blob %d with features %#x", ref.Size, ref.In, n, b.Features)
-		}
-	}
-	switch {
-	case ref.Length == 0 && b.Features&FeatureBatch != 0: // as nydus-image has it
-		return ref, index.Errorf(index.ErrUnsupported, im.name, off+40, "batches that only the blob tells of")
-	case ref.Index >= b.ChunkCount:
-		return ref, index.Errorf(index.ErrCorrupt, im.name, off+72, "chunk %d of %d in blob %d", ref.Index, b.ChunkCount, n)
-	case ref.Size == 0 || ref.Size > im.ext.chunkSize || ref.Length == 0 || ref.Length > most || !ref.Compressed && !ref.Batch && ref.Length != ref.Size:
-		return ref, index.Errorf(index.ErrCorrupt, im.name, off+40, "chunk of %d bytes, %d stored, compressed %v; chunk size %d", ref.Size, ref.Length, ref.Compressed, im.ext.chunkSize)
-	case ref.Offset > uint64(b.Size) || uint64(ref.Length) > uint64(b.Size)-ref.Offset:
-		return ref, index.Errorf(index.ErrCorrupt, im.name, off+48, "chunk of %d stored bytes at %d in blob %d of %d", ref.Length, ref.Offset, n, b.Size)
-	case ref.Addr%blockSize != 0 || ref.Addr > b.Span || uint64(ref.Size) > b.Span-ref.Addr:
-		return ref, index.Errorf(index.ErrCorrupt, im.name, off+56, "chunk of %d bytes at address %d in blob %d of %d", ref.Size, ref.Addr, n, b.Span)
-	}
-	return ref, nil
 }

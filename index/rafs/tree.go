@@ -1,6 +1,9 @@
 package rafs
 
 import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/shale-image/shale/erofs"
@@ -9,7 +12,8 @@ import (
 
 // Tree reads the inodes and returns the whole index. Chunks are those of the
 // chunk table, in its order, and Blobs those of the blob table; a blob that
-// the image knows only by a placeholder has no Digest (BlobInfo.Digest).
+// the image knows only by a placeholder has no Digest (BlobInfo.Digest). Behind them
+// is one of windows, with its Data, if chunks lie in gzip layers.
 //
 // Where a file has a whole chunk of zeros, by its digest, the tree has a hole.
 // Each call makes a new tree.
@@ -31,7 +35,28 @@ func (im *Image) Tree() (*index.Tree, error) {
 			t.Blobs[i].Size = im.blobs[i].Size
 		}
 	}
+	im.addWindows(t)
 	return t, nil
+}
+
+// addWindows makes one blob of the windows of all gzip layers.
+func (im *Image) addWindows(t *index.Tree) {
+	var all []byte
+	for i := range im.blobs {
+		if len(im.blobs[i].windows) == 0 {
+			continue
+		}
+		b := &t.Blobs[i]
+		b.Spans = slices.Clone(b.Spans)
+		for k := range b.Spans {
+			b.Spans[k].Window.Offset += int64(len(all))
+			b.Spans[k].Window.Blob = uint32(len(im.blobs))
+		}
+		all = append(all, im.blobs[i].windows...)
+	}
+	if len(all) > 0 {
+		t.Blobs = append(t.Blobs, index.Blob{Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(all)), Size: int64(len(all)), Data: all})
+	}
 }
 
 // extents turns runs of addresses into chunks.

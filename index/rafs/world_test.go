@@ -211,7 +211,7 @@ func TestKernelMountsOurs(t *testing.T) {
 func TestKernelAgrees(t *testing.T) {
 	for name, s := range sources(t) {
 		t.Run(name, func(t *testing.T) {
-			im, tr := open(t, s[0]), tree(t, s[0])
+			im, tr := open(t, s[0], s[2]), tree(t, s[0], s[2])
 			blobs := [][]byte{s[1]}
 			compare(t, mountKernel(t, save(t, s[0], nil, nil), devices(t, im, tr, blobs)), tr, contents(t, tr, blobs))
 		})

@@ -37,6 +37,18 @@ func Window(ctx context.Context, src blob.Source, ref blob.Ref, s *index.Span) (
 	return OpenWindow(stored)
 }
 
+// WindowOf is Window where the tree is at hand, which may have the blob itself.
+func WindowOf(ctx context.Context, src blob.Source, t *index.Tree, s *index.Span) ([]byte, error) {
+	w, b := s.Window, &t.Blobs[s.Window.Blob]
+	if b.Data == nil || w.Length == 0 {
+		return Window(ctx, src, blob.Ref{Digest: b.Digest, Size: b.Size}, s)
+	}
+	if w.Offset > int64(len(b.Data))-int64(w.Length) {
+		return nil, fmt.Errorf("%w: window of %d bytes at offset %d of blob %s of %d", chunk.ErrCorrupt, w.Length, w.Offset, b.Digest, len(b.Data))
+	}
+	return OpenWindow(b.Data[w.Offset:][:w.Length])
+}
+
 var windowDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(WindowSize), zstd.WithDecodeAllCapLimit(true))
 
 // OpenWindow decompresses a window.
