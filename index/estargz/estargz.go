@@ -61,7 +61,8 @@ type Layer struct {
 // Limits bounds what a table may make its reader do. In a zero or negative
 // field the default applies.
 type Limits struct {
-	// Entries is the number of entries in a table, chunks of files included.
+	// Entries is the number of entries in a table, chunks of files included, and of
+	// pieces that large files are cut into.
 	// Default 10,000,000.
 	Entries int
 

@@ -256,6 +256,10 @@ func (b *builder) recut(f *file, pieces []piece) error {
 		b.out.Spans[pieces[i].span].Proof = &index.Proof{Stored: pieces[i].digest.Sum}
 	}
 	first := pieces[0].pos
+	// A few hundred bytes of a table can stand for a lot of them.
+	if b.entries += int(f.size / chunk.Size); b.entries > b.lim.Entries {
+		return b.errorf(index.ErrLimit, "%q: more than %d entries, and pieces of large files (Entries)", cut(f.path), b.lim.Entries)
+	}
 	for at := int64(0); at < f.size; at += chunk.Size {
 		end := min(at+chunk.Size, f.size)
 		for pieces[0].at+pieces[0].size <= at {

@@ -3,11 +3,16 @@ package zstdchunked_test
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/estargz"
 	"github.com/shale-image/shale/index/estargz/estargztest"
+	"github.com/shale-image/shale/index/zstdchunked"
 )
 
 // A large file that is cut by content is cut again, by the frames' digests: none of it is
@@ -29,6 +34,10 @@ func TestLargeFile(t *testing.T) {
 	blob, annotations := estargztest.Build(t, b.Bytes(), estargztest.Options{Zstd: true})
 	l := read(t, blob, annotations)
 	estargztest.Compare(t, blob, l)
+	at, _ := zstdchunked.Locate(annotations, int64(len(blob)), "layer")
+	if _, err := zstdchunked.Read(blob[at.Offset:][:at.Length], at, "layer", estargz.Limits{Entries: 1200}); !errors.Is(err, index.ErrLimit) || !strings.Contains(err.Error(), "(Entries)") {
+		t.Errorf("some 1000 entries and 480 pieces: %v", err)
+	}
 	origins := 0
 	for _, c := range l.Chunks {
 		if c.Digest.Algorithm == chunk.Origin {
