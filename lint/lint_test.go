@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"erofs", "index/zran", "index/artifact", "blob/internal", "blob/retry", "blob/count", "pool"},
 	{"index/layer", "index/stream", "blob/memblob", "blob/dirblob", "blob/httpblob"},
 	{"blob/blobtest", "index/rafs", "index/scan", "index/estargz", "index/soci", "content", "image", "link"},
-	{"export", "index/zstdchunked", "trace", "pack"},
+	{"packages", "export", "index/zstdchunked", "trace", "pack"},
 	{"reader", "fill", "mount/fusedev", "fleet"},
 	{"convert", "inspect", "mount", "runtime", "config"},
 	{"daemon"},
