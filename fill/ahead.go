@@ -53,7 +53,7 @@ func (st *streams) find(off int64) (*sequence, bool) {
 // is sequential: as far as it has come already, Options.Ahead at most, so that
 // what is fetched in vain is no more than what was read.
 func (im *Image) follow(off, end int64) {
-	if off < im.linked.MetaSize || im.landing.Load() != nil { // a pack knows better
+	if off < im.linked.MetaSize || im.led() {
 		return
 	}
 	im.streams.mu.Lock()

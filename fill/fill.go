@@ -140,6 +140,7 @@ type Image struct {
 	rescue   rescue
 	record   *record
 	landing  atomic.Pointer[landing] // the start pack that is arriving, if one is
+	landed   atomic.Bool             // one is here, or on its way
 }
 
 type segment struct {

@@ -56,6 +56,7 @@ func (im *Image) Land(ctx context.Context, p *pack.Reader, known func()) (err er
 	if err == nil && missing > 0 {
 		im.landing.Store(l)
 	}
+	im.landed.Store(err == nil)
 	if known != nil {
 		known()
 	}
@@ -138,6 +139,12 @@ func (im *Image) place(segment uint32, e pool.Entry) place {
 		}
 	}
 	return place{}
+}
+
+// led tells whether a start pack knows better what will be read than sequences do:
+// it arrives, or has come and nobody had to wait for anything else yet.
+func (im *Image) led() bool {
+	return im.landing.Load() != nil || im.landed.Load() && im.stats.stalls.Load() == 0
 }
 
 func (l *landing) store(r pack.Run, data []byte) error {
