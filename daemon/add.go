@@ -124,7 +124,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		if err == nil || raw.Kind == reader.Nydus || !ofNoUse(err) || ctx.Err() != nil {
 			pack := raw.Pack
 			raw.Pack = nil
-			return &record{Index: raw.Trust, Kind: raw.Kind, Key: raw.Key, Packs: raw.Packs}, pack, err
+			return &record{Index: raw.Trust, Kind: raw.Kind, Key: raw.Key, Packs: raw.Packs, traced: raw.Traced}, pack, err
 		}
 		none, err = err, nil // the image can be read without it
 	}

@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/fleet"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
 )
 
@@ -29,14 +32,25 @@ type landing struct {
 	ended chan struct{} // closed when it has ended and readers read on without it
 	once  sync.Once
 
+	cancel  func() // if there is no pack but something else to fetch
 	stopped atomic.Bool
 }
 
 // land has the pack of a use, if there is one, read into the pool. It returns when
 // it is known what the pack has, soon in any case.
-func (s *server) land(ctx context.Context, u *use, im *fill.Image) *landing {
+func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader.Start) *landing {
 	l := &landing{pack: u.pack, ended: make(chan struct{})}
 	u.pack = nil
+	if l.pack == nil && u.traced && start != nil {
+		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		l.cancel = cancel
+		go func() {
+			defer close(l.ended)
+			defer cancel()
+			s.prefetch(ctx, u, im, start)
+		}()
+		return l
+	}
 	if l.pack == nil {
 		close(l.ended)
 		return l
@@ -74,6 +88,9 @@ func (l *landing) close() {
 		if l.pack != nil {
 			_ = l.pack.Close()
 		}
+		if l.cancel != nil {
+			l.cancel()
+		}
 	})
 }
 
@@ -82,6 +99,32 @@ func (l *landing) stop() {
 	l.stopped.Store(true)
 	l.close()
 	<-l.ended
+}
+
+// prefetch fetches what other nodes have read of an image at such a start, where
+// there is no pack that says it better.
+func (s *server) prefetch(ctx context.Context, u *use, im *fill.Image, start *reader.Start) {
+	t, err := fleet.Traces(ctx, u.repo, &image.Image{ManifestDigest: u.ManifestDigest})
+	if err != nil {
+		if ctx.Err() == nil {
+			s.log.Warn("shared traces are of no use", "ref", u.repo.Ref().String(), "err", err)
+		}
+		return
+	}
+	best := 1
+	for _, r := range t.Runs {
+		best = max(best, start.Fit(r.Command))
+	}
+	var wanted []pool.Entry
+	for _, b := range t.Blocks {
+		for i, r := range t.Runs {
+			if b.By.Has(i) && start.Fit(r.Command) == best {
+				wanted = append(wanted, pool.Entry{Digest: b.Chunk, Size: b.Size})
+				break
+			}
+		}
+	}
+	im.FetchInOrder(ctx, slices.Compact(wanted))
 }
 
 // openPack begins to fetch the start pack that fits, of an image whose packs the

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/reader"
 	"github.com/shale-image/shale/trace"
@@ -466,4 +467,31 @@ func (r *rounds) end() int {
 	defer r.mu.Unlock()
 	r.over = true
 	return r.n
+}
+
+// TestPrefetch: where there is no pack, what other nodes have shared is fetched
+// before it is asked for.
+func TestPrefetch(t *testing.T) {
+	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
+	recorded := p.record([]string{"half"}, halves(t))
+	_, err := fleet.Push(background, p.repo, p.img, recorded, "")
+	must(t, err)
+	c := service(t)
+	p.requests()
+	_, m := attachAs(t, c, p.ref, Place{Command: []string{"half"}})
+	want := int64(0)
+	seen := map[string]bool{}
+	for _, b := range recorded.Blocks {
+		if !seen[b.Chunk.String()] {
+			seen[b.Chunk.String()] = true
+			want += int64(b.Size)
+		}
+	}
+	for range 500 { // nobody reads
+		if s := statusOf(t, c, m.ID); s.Fill.ContentBytes >= want {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%+v: want %d bytes of content", statusOf(t, c, m.ID).Fill, want)
 }

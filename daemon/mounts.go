@@ -107,7 +107,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if err != nil {
 		return nil, nil, err
 	}
-	l := s.land(ctx, u, im)
+	l := s.land(ctx, u, im, start)
 	quiet := u.packed && a.ReadAheadKiB == 0
 	if quiet {
 		a.ReadAheadKiB = packReadAhead

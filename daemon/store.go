@@ -72,6 +72,7 @@ type record struct {
 	// last, Landed the digests of those whose content has come.
 	Packs  []reader.PackRef `json:"packs,omitempty"`
 	Landed []string         `json:"landed,omitempty"`
+	traced bool             // traces lie beside it, too; known only when it has just been asked for
 	config json.RawMessage
 }
 

@@ -8,7 +8,7 @@
 //	flight.go    who waits for which chunk; each is fetched once
 //	plan.go      which chunks one request brings
 //	ahead.go     fetching ahead of sequential readers
-//	prefetch.go  what is known to be read first
+//	prefetch.go  what is known, or told, to be read first
 //	request.go   one request: decode, verify, store
 //	landing.go   a start pack: what will be read comes before it is asked for
 //	failed.go    failures that stand for a moment

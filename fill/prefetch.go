@@ -1,5 +1,12 @@
 package fill
 
+import (
+	"context"
+	"slices"
+
+	"github.com/shale-image/shale/pool"
+)
+
 // maxPrefetch bounds what Prefetch asks of a blob, in stored bytes: a third of a
 // second at 100 Mbit/s, for which a reader may have to wait whose chunk comes last.
 // Builders of layers put whole files first, of which starts read a part.
@@ -48,4 +55,57 @@ func (im *Image) front(blob int, end int64) []want {
 		return wants
 	}
 	return nil
+}
+
+// FetchInOrder brings chunks, in this order, before somebody asks for them: what other
+// nodes have read at such a start. Those that lie side by side come by one request.
+// What it is told need not be true: chunks that the image does not have are passed
+// over. It returns when the last request is made. The caller sees to it that it has
+// returned before Close.
+func (im *Image) FetchInOrder(ctx context.Context, wanted []pool.Entry) {
+	entries := slices.Clone(wanted)
+	var order []int // positions in the map
+	among := map[int]bool{}
+	for i, s := range im.engine.pool.Lookup(entries) {
+		if s == nil {
+			continue
+		}
+		if p := im.place(s.ID, entries[i]); p.segment != nil {
+			n := im.linked.Find(p.flat)
+			order, among[n] = append(order, n), true
+		}
+	}
+	for _, n := range order {
+		select {
+		case im.ahead <- struct{}{}:
+		case <-ctx.Done():
+			return
+		case <-im.ctx.Done():
+			return
+		}
+		wants := im.among(n, among)
+		if len(wants) == 0 { // it is here, or on its way
+			<-im.ahead
+			continue
+		}
+		im.requests.Go(func() {
+			defer func() { <-im.ahead }()
+			im.fetch(wants)
+		})
+	}
+}
+
+// among claims chunk n and others by one request, up to the last that is among
+// those wanted.
+func (im *Image) among(n int, wanted map[int]bool) []want {
+	e := im.engine
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	window, _ := im.reach()
+	wants := im.collect(n, n, window, window)
+	for last := len(wants) - 1; last >= 0 && !wanted[wants[last].index]; last-- {
+		wants = wants[:last]
+	}
+	e.claim(wants, 0, 0)
+	return wants
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/artifact"
@@ -48,7 +49,7 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 	}
 	types := []string{ArtifactType}
 	if o.Start != nil {
-		types = append(types, PackArtifactType)
+		types = append(types, PackArtifactType, fleet.ArtifactType)
 	}
 	found, err := repo.Referrers(ctx, img.ManifestDigest, types...)
 	if err != nil && useless(err) {

@@ -79,25 +79,30 @@ type Start struct {
 	Any  bool     `json:"any,omitempty"`  // what will run is not known
 }
 
-// Choose returns the pack that fits a start best, nil if none does: one that is of
-// the same command, else of the same program, that with the longest beginning in
-// common.
+// Fit tells how well what is known of a command fits the start, 0 for not at all:
+// the same command fits best, and of the same program that with the longest
+// beginning in common.
+func (s *Start) Fit(command []string) int {
+	n := 0
+	for n < min(len(command), len(s.Args)) && command[n] == s.Args[n] {
+		n++
+	}
+	if slices.Equal(command, s.Args) {
+		n++
+	}
+	if s.Any {
+		return 2*n + 1
+	}
+	return 2 * n
+}
+
+// Choose returns the pack that fits a start best, nil if none does.
 func (s *Start) Choose(packs []PackRef) *PackRef {
 	best, most := -1, 0
 	for i, p := range packs {
 		fit := 0
-		if s.Any {
-			fit = 1
-		}
 		for _, c := range p.Commands {
-			n := 0
-			for n < min(len(c), len(s.Args)) && c[n] == s.Args[n] {
-				n++
-			}
-			if slices.Equal(c, s.Args) {
-				n++
-			}
-			fit = max(fit, 2*n)
+			fit = max(fit, s.Fit(c))
 		}
 		if fit > most {
 			best, most = i, fit

@@ -13,9 +13,11 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"sync"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/layer"
@@ -87,6 +89,8 @@ type Raw struct {
 
 	Packs []PackRef `json:"-"` // start packs beside it, if Options.Start asked for them
 	Pack  *Pack     `json:"-"` // that of them which fits the start, on its way; nil if there is none
+
+	Traced bool `json:"-"` // traces lie beside it, too (package fleet)
 }
 
 // Options say where an index may come from.
@@ -135,7 +139,7 @@ func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Opti
 	if o.Start != nil {
 		packs.Go(func() {
 			// What goes wrong with it is no reason not to start the image.
-			found, _ := repo.Referrers(ctx, img.ManifestDigest, PackArtifactType)
+			found, _ := repo.Referrers(ctx, img.ManifestDigest, PackArtifactType, fleet.ArtifactType)
 			raw.openPack(ctx, repo, found, o)
 		})
 	}
@@ -161,6 +165,7 @@ func (r *Raw) openPack(ctx context.Context, repo *image.Repository, found []imag
 		return
 	}
 	r.Packs = packRefs(found)
+	r.Traced = slices.ContainsFunc(found, func(d image.Referrer) bool { return d.Type == fleet.ArtifactType })
 	if p := o.Start.Choose(r.Packs); p != nil {
 		r.Pack = OpenPack(context.WithoutCancel(ctx), repo, *p, r.Manifest)
 	}
