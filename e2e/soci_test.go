@@ -23,11 +23,7 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/index/soci/socitest"
-)
-
-const (
-	sociManifest = "application/vnd.amazon.soci.index.v1+json"
-	sociLayer    = "com.amazon.soci.image-layer-digest"
+	"github.com/shale-image/shale/reader"
 )
 
 // golden is the image of index/soci/testdata, in the registry as the real tools
@@ -132,7 +128,7 @@ func (g *golden) push(t *testing.T, w *world) {
 		case m.Subject != nil:
 			g.sociV1 = d
 			list := encode(t, map[string]any{"schemaVersion": 2, "mediaType": image.MediaTypeIndex, "manifests": []any{map[string]any{
-				"mediaType": m.MediaType, "digest": d, "size": len(g.objects[d]), "artifactType": sociManifest,
+				"mediaType": m.MediaType, "digest": d, "size": len(g.objects[d]), "artifactType": reader.SOCIType1,
 			}}})
 			defer put(image.MediaTypeIndex, list, strings.Replace(m.Subject.Digest, ":", "-", 1)) // as oras does where the registry has no list
 			for _, l := range m.Layers {
@@ -294,7 +290,7 @@ func TestSOCILies(t *testing.T) {
 				}
 			}
 			subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
-			_, err = repo.PushArtifact(t.Context(), subject, sociManifest, m.Layers, nil, func(image.Descriptor) bool { return true })
+			_, err = repo.PushArtifact(t.Context(), subject, reader.SOCIType1, m.Layers, nil, func(image.Descriptor) bool { return true })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -358,14 +354,14 @@ func TestSOCIRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		total += l.Size
-		d := image.Descriptor{MediaType: "application/octet-stream", Digest: digest(z), Size: int64(len(z)), Annotations: map[string]string{sociLayer: l.Digest}}
+		d := image.Descriptor{MediaType: "application/octet-stream", Digest: digest(z), Size: int64(len(z)), Annotations: map[string]string{reader.SOCILayer: l.Digest}}
 		if err := repo.PushBlob(t.Context(), d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(z)), nil }); err != nil {
 			t.Fatal(err)
 		}
 		ztocs = append(ztocs, d)
 	}
 	subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
-	if _, err := repo.PushArtifact(t.Context(), subject, sociManifest, ztocs, nil, nil); err != nil {
+	if _, err := repo.PushArtifact(t.Context(), subject, reader.SOCIType1, ztocs, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	n, p := w.node(t), w.proxy(t)

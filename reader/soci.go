@@ -23,11 +23,12 @@ import (
 // version 1 has the image as its subject; the digest of that of version 2 is in the
 // image's manifest.
 const (
-	sociType1  = "application/vnd.amazon.soci.index.v1+json"
-	sociType2  = "application/vnd.amazon.soci.index.v2+json"
-	sociZtoc   = "application/octet-stream"
-	sociBound  = "com.amazon.soci.index-digest"
-	sociBelong = "com.amazon.soci.image-layer-digest"
+	SOCIType1 = "application/vnd.amazon.soci.index.v1+json"
+	SOCIType2 = "application/vnd.amazon.soci.index.v2+json"
+	SOCIZtoc  = "application/octet-stream" // media type
+
+	SOCILayer = "com.amazon.soci.image-layer-digest" // annotation of a ztoc
+	BoundSOCI = "com.amazon.soci.index-digest"       // annotation of an image's manifest
 )
 
 // Part is what Raw.File has for a layer of an image with a SOCI index: its ztoc or,
@@ -62,21 +63,21 @@ func (r *Raw) fetchSOCI(ctx context.Context, repo *image.Repository, img *image.
 		bad = cmp.Or(bad, err)
 		return false, nil
 	}
-	if d := img.Annotations[sociBound]; d != "" && trust.Allows(Bound) {
+	if d := img.Annotations[BoundSOCI]; d != "" && trust.Allows(Bound) {
 		a, err := repo.BoundArtifact(ctx, d)
-		if done, err := try(a, err, sociType2, Bound); done {
+		if done, err := try(a, err, SOCIType2, Bound); done {
 			return err
 		}
 	}
 	if trust.Allows(Repository) {
-		found, err := repo.Referrers(ctx, img.ManifestDigest, sociType1)
+		found, err := repo.Referrers(ctx, img.ManifestDigest, SOCIType1)
 		if err != nil && !useless(err) {
 			return err
 		}
 		bad = cmp.Or(bad, err)
 		for _, d := range found[:min(len(found), maxArtifacts)] {
 			a, err := repo.Artifact(ctx, d.Descriptor, img.ManifestDigest)
-			if done, err := try(a, err, sociType1, Repository); done {
+			if done, err := try(a, err, SOCIType1, Repository); done {
 				return err
 			}
 		}
@@ -95,7 +96,7 @@ func (r *Raw) fetchParts(ctx context.Context, repo *image.Repository, img *image
 	ztocs := 0
 	for i, l := range img.Layers {
 		from[i] = l
-		n := slices.IndexFunc(a.Layers, func(d image.Descriptor) bool { return d.MediaType == sociZtoc && d.Annotations[sociBelong] == l.Digest })
+		n := slices.IndexFunc(a.Layers, func(d image.Descriptor) bool { return d.MediaType == SOCIZtoc && d.Annotations[SOCILayer] == l.Digest })
 		if n >= 0 {
 			ztocs++
 			from[i], parts[i].Ztoc = a.Layers[n], a.Layers[n].Digest

@@ -48,6 +48,10 @@ var allModes = []mode{
 			}
 			return lab.Optimize(ctx, repo+":converted", cold.Command{Args: w.Command, User: w.User})
 		}},
+	{name: "soci", tag: "plain", start: (*cold.Node).Lazy, again: true,
+		ready: func(ctx context.Context, lab *cold.Lab, repo string, _ debian.Workload) error {
+			return lab.SOCI(ctx, repo+":plain")
+		}},
 	{name: "none", tag: "plain", start: (*cold.Node).Lazy, again: true},
 }
 

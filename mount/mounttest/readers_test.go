@@ -214,12 +214,12 @@ func ztocs(compress func([]byte) []byte) func(testing.TB, *image.Repository, [][
 		for i, a := range archives[:len(archives)-1] {
 			p, err := socitest.Build(compress(a), 100_000)
 			must(t, err)
-			d := put(t, repo, "application/octet-stream", p)
-			d.Annotations = map[string]string{"com.amazon.soci.image-layer-digest": img.Layers[i].Digest}
+			d := put(t, repo, reader.SOCIZtoc, p)
+			d.Annotations = map[string]string{reader.SOCILayer: img.Layers[i].Digest}
 			parts = append(parts, d)
 		}
 		subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
-		_, err := repo.PushArtifact(t.Context(), subject, "application/vnd.amazon.soci.index.v1+json", parts, nil, nil)
+		_, err := repo.PushArtifact(t.Context(), subject, reader.SOCIType1, parts, nil, nil)
 		must(t, err)
 	}
 }
