@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/shale-image/shale/fill"
@@ -224,8 +226,20 @@ type removeArgs struct {
 }
 
 // Stop ends the service if nothing is mounted and nothing is being pulled; else
-// it is ErrBusy.
+// it is ErrBusy. It returns when the service has ended, with all that it still had
+// to write, or ctx has.
 func (c *Client) Stop(ctx context.Context) error {
-	_, err := c.call(ctx, "stop", nil, nil, nil)
-	return err
+	if _, err := c.call(ctx, "stop", nil, nil, nil); err != nil {
+		return err
+	}
+	for {
+		if _, err := os.Lstat(filepath.Join(c.Root, socketName)); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
