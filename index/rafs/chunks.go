@@ -195,10 +195,10 @@ func (im *Image) decodeChunk(p []byte, told []*BlobInfo, c *index.Chunk, off int
 		}
 		return *own, nil
 	}
-	most := ref.Size // stored bytes
-	if b.Compressor == chunk.Gzip {
-		most = MaxChunkSize // gzip files, the heads of other files behind them
+	if ref.Compressed && b.Compressor == chunk.Gzip {
+		return ref, index.Errorf(index.ErrUnsupported, im.name, off+36, "chunk that is gzip of its own")
 	}
+	most := ref.Size // stored bytes
 	if flags&chunkFlagBatch != 0 {
 		ref.Batch, ref.In, most = true, le.Uint32(p[76:]), MaxChunkSize
 		if b.Features&FeatureBatch == 0 || ref.In > MaxChunkSize-ref.Size {

@@ -229,6 +229,7 @@ func TestRefusesByName(t *testing.T) {
 		{blob + 64, 1, 4, index.ErrCorrupt, "index"},
 		{blob + 72, 1 << 30, 4, index.ErrCorrupt, "chunks"},
 		{blob + 76, algZstd + 1, 4, index.ErrCorrupt, "compressor"},
+		{blob + 76, algGzip, 4, index.ErrUnsupported, "gzip of its own"},
 		{blob + 84, FeatureAligned | FeatureZran, 4, index.ErrCorrupt, "zran"},
 		{blob + 84, FeatureAligned | FeatureZran | FeatureSeparate | FeatureChunkInfoV2 | FeatureBatch, 4, index.ErrCorrupt, "zran"},
 		{blob + 84, FeatureAligned | FeatureExternal, 4, index.ErrUnsupported, "external"},
