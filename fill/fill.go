@@ -67,7 +67,9 @@ type Options struct {
 	// Timeout is how long a request may bring nothing, retries included,
 	// before it fails (default 1 minute): nobody waits for ever.
 	Timeout time.Duration
-	Logger  *slog.Logger
+	// Unrecorded has no note taken of what is read; Image.Touched has nothing.
+	Unrecorded bool
+	Logger     *slog.Logger
 }
 
 func (o *Options) defaults() {
@@ -157,7 +159,9 @@ func (e *Engine) Open(l *link.Image, s blob.Source) (*Image, error) {
 		demand: make(chan struct{}, e.opt.Requests),
 		ahead:  make(chan struct{}, e.opt.Requests),
 		memory: semaphore.NewWeighted(imageMemory),
-		record: newRecord(l.FlatSize),
+	}
+	if !e.opt.Unrecorded {
+		im.record = newRecord(l.FlatSize)
 	}
 	for _, ls := range l.Segments {
 		ps, ok := e.pool.Segment(ls.ID)

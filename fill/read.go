@@ -75,7 +75,7 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 
 // noted records a read of [off, end), of which the metadata are no part.
 func (im *Image) noted(off, end int64, wait time.Duration) {
-	if off = max(off, im.linked.MetaSize); off < end {
+	if off = max(off, im.linked.MetaSize); off < end && im.record != nil {
 		im.record.note(off, end, wait)
 	}
 }

@@ -84,6 +84,9 @@ func (im *Image) Linked() *link.Info { return &im.linked.Info }
 // read along with others by the kernel's readahead counts as read.
 func (im *Image) Touched() (all []trace.Touch, lost bool) {
 	r := im.record
+	if r == nil {
+		return nil, false
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all = make([]trace.Touch, 0, len(r.touches))

@@ -51,6 +51,7 @@ func main() {
 		runs  = flag.Int("runs", 5, "cold starts; the least of their times is shown")
 		label = flag.String("label", "", "begins the line that is printed")
 		trace = flag.Bool("trace", false, "list the kernel's reads of the last run")
+		pairs = flag.Bool("record", false, "say what recording costs: each start with it and without, by turns")
 	)
 	kib := func(name string, p *int64, usage string) {
 		flag.Func(name, usage+", KiB", func(s string) error {
@@ -73,6 +74,13 @@ func main() {
 		os.Exit(2)
 	}
 	x.command = flag.Args()[1:]
+	if *pairs {
+		if err := x.pairs(flag.Arg(0), *runs); err != nil {
+			fmt.Fprintln(os.Stderr, "replay:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	all, err := x.measure(flag.Arg(0), *runs)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "replay:", err)
