@@ -52,6 +52,9 @@ func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader
 		return l
 	}
 	if l.pack == nil {
+		if u.packed {
+			im.Landed()
+		}
 		close(l.ended)
 		return l
 	}

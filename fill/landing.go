@@ -147,6 +147,9 @@ func (im *Image) led() bool {
 	return im.landing.Load() != nil || im.landed.Load() && im.stats.stalls.Load() == 0
 }
 
+// Landed says that a start pack of what will be read has come before.
+func (im *Image) Landed() { im.landed.Store(true) }
+
 func (l *landing) store(r pack.Run, data []byte) error {
 	p := l.places[r.Chunk]
 	off := int64(r.First) * chunk.Block
