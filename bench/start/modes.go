@@ -41,6 +41,13 @@ var allModes = []mode{
 			}
 			return lab.Optimize(ctx, repo+":plain", cold.Command{Args: w.Command, User: w.User})
 		}},
+	{name: "other-pack", tag: "plain", start: (*cold.Node).Lazy, each: true, // of another use of the program
+		ready: func(ctx context.Context, lab *cold.Lab, repo string, w debian.Workload) error {
+			if err := lab.Index(ctx, repo+":plain"); err != nil {
+				return err
+			}
+			return lab.Optimize(ctx, repo+":plain", cold.Command{Args: w.Other, User: w.User})
+		}},
 	{name: "convert-pack", tag: "converted", start: (*cold.Node).Lazy, again: true, each: true,
 		ready: func(ctx context.Context, lab *cold.Lab, repo string, w debian.Workload) error {
 			if err := lab.Convert(ctx, repo+":plain", repo+":converted"); err != nil {
