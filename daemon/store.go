@@ -231,6 +231,9 @@ type wish struct {
 
 // fetch asks the repository what it has, and gives it the name.
 func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, w wish, progress func(Progress)) (*use, error) {
+	if w.start != nil {
+		repo.Warm(ctx, 3) // of what a start asks for at once
+	}
 	img, err := repo.ResolveManifest(ctx, w.platform)
 	if err != nil {
 		return nil, err

@@ -289,12 +289,12 @@ func TestHostile(t *testing.T) {
 	other := run(img, 2)
 	other.Manifest = "sha256:" + strings.Repeat("0", 64)
 	foreign, _ := encode(other)
-	artifact(MediaType)                              // no layer
-	artifact(MediaType, good, good)                  // two
-	artifact("application/vnd.example", good)        // of another type
-	artifact(MediaType, []byte("no zstd"))           //
-	artifact(MediaType, good[:len(good)-5])          // cut off
-	artifact(MediaType, packed([]byte("no JSON")))   //
+	artifact(MediaType)                                           // no layer
+	artifact(MediaType, good, good)                               // two
+	artifact("application/vnd.example", good)                     // of another type
+	artifact(MediaType, []byte("no zstd"))                        //
+	artifact(MediaType, good[:len(good)-5])                       // cut off
+	artifact(MediaType, packed([]byte("no JSON")))                //
 	artifact(MediaType, packed(make([]byte, trace.MaxEncoded+1))) // a bomb
 	artifact(MediaType, make([]byte, maxStored+1))
 	artifact(MediaType, foreign)

@@ -39,8 +39,8 @@ func (r *report) print(out io.Writer) {
 	fmt.Fprintf(out, "\n%.0f Mbit/s, %.0f ms a request, layers in %s; medians of %d cold starts\n\n",
 		r.Bandwidth/1e6, r.DelaySeconds*1e3, r.Compression, r.Runs)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	fmt.Fprintf(w, "workload\timage\tmode\t%8s\t%11s\t%8s\t%8s\t%12s\t%11s\n",
-		"seconds", "from - to", "MB", "requests", "2nd: seconds", "bytes")
+	fmt.Fprintf(w, "workload\timage\tmode\t%8s\t%11s\t%8s\t%8s\t%6s\t%12s\t%11s\n",
+		"seconds", "from - to", "MB", "requests", "stalls", "2nd: seconds", "bytes")
 	for _, s := range r.Starts {
 		fmt.Fprintf(w, "%s\t%s\t%s\t", s.Workload, s.Image, s.Mode)
 		switch {
@@ -53,9 +53,9 @@ func (r *report) print(out io.Writer) {
 		}
 		m := cold.Median(s.First)
 		bySeconds := func(a, b cold.Cost) int { return cmp.Compare(a.First, b.First) }
-		fmt.Fprintf(w, "%8.2f\t%5.2f %5.2f\t%8.2f\t%8d\t", m.First.Seconds(),
+		fmt.Fprintf(w, "%8.2f\t%5.2f %5.2f\t%8.2f\t%8d\t%6d\t", m.First.Seconds(),
 			slices.MinFunc(s.First, bySeconds).First.Seconds(), slices.MaxFunc(s.First, bySeconds).First.Seconds(),
-			float64(m.Bytes)/1e6, m.Requests)
+			float64(m.Bytes)/1e6, m.Requests, m.Stalls)
 		if len(s.Again) > 0 {
 			m := cold.Median(s.Again)
 			fmt.Fprintf(w, "%12.2f\t%11d\n", m.First.Seconds(), m.Bytes)

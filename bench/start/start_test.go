@@ -243,10 +243,10 @@ func TestPrint(t *testing.T) {
 	want := `
 100 Mbit/s, 5 ms a request, layers in gzip; medians of 3 cold starts
 
-workload   image    mode       seconds     from - to         MB   requests   2nd: seconds         bytes
-python     python   plain         9.00    8.00 10.00      95.00          4
+workload   image    mode       seconds     from - to         MB   requests   stalls   2nd: seconds         bytes
+python     python   plain         9.00    8.00 10.00      95.00          4        0
 python     python   index     not available: no index command
-node       nodejs   none          0.25    0.25  0.25       1.23         17           0.03             0
+node       nodejs   none          0.25    0.25  0.25       1.23         17        0           0.03             0
 node       nodejs   convert   failed
 `
 	var got []string

@@ -238,8 +238,8 @@ func TestMedian(t *testing.T) {
 }
 
 func TestCostAsJSON(t *testing.T) {
-	got, err := json.Marshal(Cost{First: 250 * time.Millisecond, Bytes: 81920, Requests: 7, Disk: 4096})
-	if want := `{"seconds":0.25,"bytes":81920,"requests":7,"disk":4096}`; err != nil || string(got) != want {
+	got, err := json.Marshal(Cost{First: 250 * time.Millisecond, Bytes: 81920, Requests: 7, Disk: 4096, Stalls: 2})
+	if want := `{"seconds":0.25,"bytes":81920,"requests":7,"disk":4096,"stalls":2}`; err != nil || string(got) != want {
 		t.Errorf("%s, %v, want %s", got, err, want)
 	}
 }

@@ -19,6 +19,7 @@ func Median(costs []Cost) Cost {
 		Bytes:    mid(func(c Cost) int64 { return c.Bytes }),
 		Disk:     mid(func(c Cost) int64 { return c.Disk }),
 		Requests: int(mid(func(c Cost) int64 { return int64(c.Requests) })),
+		Stalls:   int(mid(func(c Cost) int64 { return int64(c.Stalls) })),
 		First:    time.Duration(mid(func(c Cost) int64 { return int64(c.First) })),
 	}
 }

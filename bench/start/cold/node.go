@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"syscall"
 	"time"
@@ -34,23 +35,26 @@ type Cost struct {
 	First       time.Duration // from the command to its output; see Command.Line
 	Bytes, Disk int64         // from the registry, body bytes; on the node when the command has ended
 	Requests    int           // to the registry
+	Stalls      int           // reads that waited for a request, where the program tells
 }
 
-// MarshalJSON says the unit: {"seconds":0.25,"bytes":81920,"requests":7,"disk":4096}.
+// MarshalJSON says the unit: {"seconds":0.25,"bytes":81920,"requests":7,"disk":4096,"stalls":0}.
 func (c Cost) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		Seconds  float64 `json:"seconds"`
 		Bytes    int64   `json:"bytes"`
 		Requests int     `json:"requests"`
 		Disk     int64   `json:"disk"`
-	}{c.First.Seconds(), c.Bytes, c.Requests, c.Disk})
+		Stalls   int     `json:"stalls"`
+	}{c.First.Seconds(), c.Bytes, c.Requests, c.Disk, c.Stalls})
 }
 
 // Node is a machine that starts containers: a directory. Its methods must not
 // be called concurrently.
 type Node struct {
-	lab *Lab
-	dir string
+	lab   *Lab
+	dir   string
+	ended int // mounts
 }
 
 // Node returns a new node, with nothing on it. The caller calls Close.
@@ -160,7 +164,32 @@ func (n *Node) Lazy(ctx context.Context, name string, c Command) (Cost, error) {
 	if err = cmd.Run(); err != nil {
 		err = fmt.Errorf("shale run: %w\n%s", err, stderr.Bytes())
 	}
-	return n.end(out, err)
+	cost, err := n.end(out, err)
+	if err == nil {
+		cost.Stalls = n.stalls()
+	}
+	return cost, err
+}
+
+var reStalls = regexp.MustCompile(` stalls=(\d+)`)
+
+// stalls is what the service says of the last mount when that has ended.
+func (n *Node) stalls() (last int) {
+	log, _ := os.ReadFile(filepath.Join(n.dir, "daemon.log"))
+	all := reStalls.FindAllSubmatch(log, -1)
+	n.ended++
+	for range 100 {
+		if len(all) >= n.ended {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+		log, _ = os.ReadFile(filepath.Join(n.dir, "daemon.log"))
+		all = reStalls.FindAllSubmatch(log, -1)
+	}
+	if len(all) > 0 {
+		last, _ = strconv.Atoi(string(all[len(all)-1][1]))
+	}
+	return last
 }
 
 // begin starts to measure.
