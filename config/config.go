@@ -10,7 +10,8 @@
 //	  "limits": {"entries": 1000000, "file_bytes": 1099511627776},
 //	  "index_trust": "signed",
 //	  "index_keys": ["/etc/shale/keys/team.pub"],
-//	  "traces": "share"
+//	  "traces": "share",
+//	  "cache": {"quota": "20G"}
 //	}
 //
 // It knows settings; it reaches nothing itself.
@@ -23,8 +24,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index/layer"
@@ -50,7 +54,46 @@ type Config struct {
 	// images (TracesShare), or forgotten (TracesOff).
 	Traces string `json:"traces"`
 
+	Cache Cache `json:"cache"`
+
 	keys trust.Keys // of IndexKeys
+}
+
+// Cache is how much of images the node keeps, and what it fetches unasked.
+type Cache struct {
+	// Quota is what the pool may take on disk. Beyond it, as on a full disk, what was
+	// used longest ago is evicted. The default, 0, is the disk alone.
+	Quota Size `json:"quota"`
+}
+
+// Size is a number of bytes; in JSON also a string like "20G", of units of 1024.
+type Size int64
+
+// ParseSize reads "64K", "1M", "20G", "1T" or a number of bytes.
+func ParseSize(s string) (Size, error) {
+	digits, unit := s, int64(1)
+	if n := len(s) - 1; n >= 0 {
+		if k := strings.IndexByte("KMGT", s[n]); k >= 0 {
+			digits, unit = s[:n], 1<<(10*(k+1))
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64/unit {
+		return 0, fmt.Errorf("size %q: want bytes, or a number with K, M, G or T", s)
+	}
+	return Size(n * unit), nil
+}
+
+// UnmarshalJSON reads a number, or a string for ParseSize.
+func (z *Size) UnmarshalJSON(b []byte) (err error) {
+	text := string(b)
+	if len(b) > 0 && b[0] == '"' {
+		if err := json.Unmarshal(b, &text); err != nil {
+			return err
+		}
+	}
+	*z, err = ParseSize(text)
+	return err
 }
 
 // What Config.Traces may be, besides "".

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -113,5 +114,20 @@ func TestKeys(t *testing.T) {
 	}
 	if c, err := load(filepath.Join(dir, "none"), false); err != nil || c == nil {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for text, want := range map[string]Size{`5`: 5, `"5"`: 5, `"2K"`: 2 << 10, `"20G"`: 20 << 30, `"1T"`: 1 << 40, `"0"`: 0} {
+		var got Size
+		if err := json.Unmarshal([]byte(text), &got); err != nil || got != want {
+			t.Errorf("%s: %d, %v, want %d", text, got, err, want)
+		}
+	}
+	for _, text := range []string{`-1`, `"-1K"`, `"K"`, `""`, `"5X"`, `"9999999T"`, `1.5`, `{}`, `null`} {
+		var got Size
+		if err := json.Unmarshal([]byte(text), &got); err == nil {
+			t.Errorf("%s: %d, want an error", text, got)
+		}
 	}
 }

@@ -144,6 +144,9 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 	}
 	defer u.Close()
 	defer im.Close()
+	if a.Complete {
+		defer s.store.hold(u.ManifestDigest)() // or its end would push its beginning out
+	}
 	missing := im.Missing()
 	if a.Complete && missing.Chunks > 0 {
 		var done atomic.Int64
@@ -169,7 +172,7 @@ func (s *server) status() *Status {
 	st := &Status{
 		Root: s.cfg.Root, Version: s.cfg.Version, Started: &now, Pool: &u,
 		Processes: []Process{{Role: "worker", PID: os.Getpid()}},
-		Mounts:    []MountStatus{}, Images: s.store.list(),
+		Mounts:    []MountStatus{}, Images: s.store.list(), Full: s.engine.Full(),
 	}
 	for _, m := range s.all() {
 		if ms, ok := m.status(); ok {

@@ -278,6 +278,7 @@ func (s *server) keepHouse(ctx context.Context) {
 			if err := s.pool.Sync(); err != nil {
 				s.log.Error("sync the pool", "err", err)
 			}
+			s.engine.StoreHeld()
 			synced = time.Now()
 		}
 		if st, err := os.Stat(s.cfg.Root); err != nil || !os.SameFile(st, s.root) {

@@ -81,6 +81,8 @@ func (s *server) metrics() []byte {
 		{"shale_pool_present_bytes", "gauge", "Bytes of chunks on the node.", u.Present},
 		{"shale_pool_known_bytes", "gauge", "Bytes of chunks the node has addresses for.", u.Address},
 		{"shale_pool_disk_bytes", "gauge", "Bytes the pool takes on disk.", u.Disk},
+		{"shale_pool_quota_bytes", "gauge", "Bytes the pool may take on disk; 0 is without limit.", u.Quota},
+		{"shale_pool_evicted_bytes_total", "counter", "Bytes evicted to make room.", u.Evicted},
 		{"shale_start_time_seconds", "gauge", "When the service started, Unix time.", s.started.Unix()},
 	} {
 		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", m.name, m.help, m.name, m.kind, m.name, m.value)

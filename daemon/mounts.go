@@ -34,6 +34,7 @@ type mounted struct {
 	since   time.Time
 	image   *fill.Image
 	landing *landing
+	release func() // lets what the kernel reads without us be evicted
 	fs      *mount.Mounted
 	face    string
 	dev     uint64        // st_dev of what is mounted
@@ -112,15 +113,20 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if quiet {
 		a.ReadAheadKiB = packReadAhead
 	}
+	release := s.store.hold(u.ManifestDigest) // or what is complete now is not when it is mounted
 	shown, face, err := s.show(ctx, u.record, im, a.Place)
+	if err == nil && shown.Served() {
+		release()
+	}
 	if err != nil {
+		release()
 		l.stop()
 		return nil, nil, errors.Join(err, im.Close(), u.Close())
 	}
 	a.ShareTraces = a.ShareTraces || s.cfg.Registries.Traces == config.TracesShare
 	m := &mounted{
 		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
-		image: im, landing: l, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
+		image: im, landing: l, release: release, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
 	}
 	s.mu.Lock()
 	s.mounts[m.id] = m
@@ -162,6 +168,10 @@ func (s *server) watch(m *mounted) {
 	s.ended.add(t)
 	s.mu.Unlock()
 	m.landing.stop()
+	if !m.fs.Served() {
+		m.image.Touch() // nobody has seen what was read
+	}
+	m.release()
 	s.compare(m.use, m.image)
 	m.reading.Lock()
 	m.ended = true

@@ -97,11 +97,11 @@ func (s *store) unused(digest string) error {
 func (s *store) alone(digest string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.uses[digest] <= 1 && !mountedElsewhere(filepath.Join(s.path(digest), "linked", "meta"))
+	return s.uses[digest] <= 1 && !mountedElsewhere(s.meta(digest))
 }
 
 func (s *store) unusedLocked(digest string) error {
-	if s.uses[digest] > 0 || mountedElsewhere(filepath.Join(s.path(digest), "linked", "meta")) {
+	if s.uses[digest] > 0 || mountedElsewhere(s.meta(digest)) {
 		return fmt.Errorf("%s is mounted, or being pulled: %w", digest, ErrBusy)
 	}
 	return nil

@@ -40,11 +40,16 @@ type scanOrder struct {
 	Job  reader.Job `json:"job"`
 	Pool string     `json:"pool"` // directory
 	Dir  string     `json:"dir"`  // for the files
+	Room int64      `json:"room"` // bytes of content that the pool takes
 
 	// Foreign, if not nil, is an index from elsewhere that the one made is
 	// compared with; its file is the descriptor behind those of the layers.
 	Foreign *reader.Raw `json:"foreign,omitempty"`
 }
+
+// unpackedAbout is how many times as large as stored what layers unpack to is
+// thought to be, to make room for it under a quota.
+const unpackedAbout = 4
 
 // scanned is what comes of it.
 type scanned struct {
@@ -66,6 +71,7 @@ func scanner() (err error) {
 	if err != nil {
 		return err
 	}
+	b.Limit(o.Room)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	o.Job.Open = func(_ context.Context, n int) (io.ReadCloser, error) {
@@ -164,8 +170,10 @@ func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Ima
 		ours, theirs = append(ours, w), append(theirs, r)
 		total += l.Size
 	}
+	room, release := s.pool.Reserve(unpackedAbout * total)
+	defer release()
 	var done atomic.Int64
-	o := scanOrder{Job: reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Limits: s.limits()}, Pool: s.poolDir, Dir: dir, Foreign: foreign}
+	o := scanOrder{Room: room, Job: reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Limits: s.limits()}, Pool: s.poolDir, Dir: dir, Foreign: foreign}
 	files := theirs
 	if foreign != nil {
 		files = append(slices.Clone(theirs), foreign.File)

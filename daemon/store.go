@@ -48,6 +48,8 @@ type store struct {
 	uses  map[string]int           // by manifest digest
 
 	comparing map[string]*comparison // by manifest digest
+
+	cache cache
 }
 
 // record is what the node keeps of an image besides its config and its link.
@@ -107,7 +109,11 @@ func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 	if err := s.removeLeftovers(); err != nil {
 		return nil, err
 	}
-	return s, s.loadNames()
+	if err := s.loadNames(); err != nil {
+		return nil, err
+	}
+	s.openCache()
+	return s, nil
 }
 
 func poolDir(root string) string { return filepath.Join(root, "pool") }

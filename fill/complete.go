@@ -114,7 +114,7 @@ func (im *Image) arrive(ctx context.Context, w wait) error {
 	}
 	// The pool was full. Perhaps it no longer is.
 	s, at := im.address(im.linked.Chunk(w.chunk))
-	if err := s.pool.Store(at.off, f.data); err != nil {
+	if err := im.engine.store(s.pool, at.off, f.data); err != nil {
 		return err
 	}
 	im.engine.mu.Lock()

@@ -106,7 +106,7 @@ type Engine struct {
 	held    []address // of flights that keep their data, oldest first
 	heldLen int64     // bytes of that data
 
-	fullSaid atomic.Int64 // Unix time of the last warning
+	full atomic.Bool // a chunk could not be stored, and none could since
 }
 
 // New makes an engine over a pool.
@@ -210,6 +210,20 @@ func (im *Image) address(c link.Chunk) (*segment, address) {
 	}
 	return nil, address{}
 }
+
+// Touch says that all of the image is in use, by a face that reads without us.
+func (im *Image) Touch() {
+	for i := range im.linked.Chunks() {
+		c := im.linked.Chunk(i)
+		if s, at := im.address(c); s != nil {
+			s.pool.Touch(at.off, int64(c.Size))
+		}
+	}
+}
+
+// Full tells whether what is fetched cannot be stored now, so that readers are
+// served from memory.
+func (e *Engine) Full() bool { return e.full.Load() }
 
 // present tells whether chunk c, which lies at an address of s, is here.
 func (s *segment) present(at address, c link.Chunk) bool {

@@ -134,6 +134,30 @@ func (e *Engine) release(at address) {
 	}
 }
 
+// StoreHeld tries again to store what a full pool left in memory.
+func (e *Engine) StoreHeld() {
+	e.mu.Lock()
+	held := slices.Clone(e.held)
+	e.mu.Unlock()
+	for _, at := range held {
+		e.mu.Lock()
+		f := e.flights[at]
+		e.mu.Unlock()
+		s, ok := e.pool.Segment(at.segment)
+		if f == nil || f.data == nil || !ok {
+			continue
+		}
+		if e.store(s, at.off, f.data) != nil {
+			return
+		}
+		e.mu.Lock()
+		if e.flights[at] == f {
+			e.release(at)
+		}
+		e.mu.Unlock()
+	}
+}
+
 // want is a chunk a request is to bring.
 type want struct {
 	index   int // in the map

@@ -156,10 +156,7 @@ func (l *landing) store(r pack.Run, data []byte) error {
 	if p.segment == nil || p.segment.pool.Present(p.at.off+off, int64(len(data))) {
 		return nil
 	}
-	err := p.segment.pool.Store(p.at.off+off, data)
-	if errors.Is(err, pool.ErrNoSpace) {
-		l.im.engine.full(err)
-	}
+	err := l.im.engine.store(p.segment.pool, p.at.off+off, data)
 	if err == nil {
 		l.im.stats.landed(int64(len(data)))
 	}

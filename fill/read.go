@@ -11,17 +11,7 @@ import (
 // TryReadAt fills p from the flat address off if all of it is on the node,
 // and returns false otherwise. It never waits for a network.
 func (im *Image) TryReadAt(p []byte, off int64) (bool, error) {
-	ok := true
-	err := im.split(p, off, func(s *segment, q []byte, at int64) error {
-		if s != nil {
-			ok = ok && s.pool.Present(at, int64(len(q)))
-		}
-		return nil
-	})
-	if !ok || err != nil {
-		return false, err
-	}
-	if err := im.read(p, off); err != nil {
+	if ok, err := im.read(p, off); !ok || err != nil {
 		return false, err
 	}
 	im.follow(off, off+int64(len(p)))
@@ -51,27 +41,42 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	for hi < im.linked.Chunks() && im.linked.Chunk(hi).Flat < end {
 		hi++
 	}
-	waits, err := im.engine.join(im, lo, hi, off, end)
-	im.follow(off, end)
-	if err != nil {
-		return err
-	}
-	im.stats.waited(waited, len(waits) > 0)
-	var held []wait // what the pool had no room for
-	for _, w := range waits {
-		f, err := im.await(ctx, w)
+	// What has come may have been evicted before it is read.
+	for vain := 0; ; vain++ {
+		waits, err := im.engine.join(im, lo, hi, off, end)
+		im.follow(off, end)
 		if err != nil {
 			return err
 		}
-		if f != nil && f.data != nil {
-			held = append(held, wait{w.chunk, f})
+		if vain == 0 {
+			im.stats.waited(waited, len(waits) > 0)
+		}
+		var held []wait // what the pool had no room for
+		for _, w := range waits {
+			f, err := im.await(ctx, w)
+			if err != nil {
+				return err
+			}
+			if f != nil && f.data != nil {
+				held = append(held, wait{w.chunk, f})
+			}
+		}
+		ok, err := im.readHeld(p, off, held)
+		switch {
+		case ok || err != nil:
+			return err
+		case len(waits) == 0 && vain >= maxVain:
+			// Not EROFS asked for this: it reads nothing but the image's files.
+			return fmt.Errorf("fill: of %d bytes at flat address %d some belong to no chunk of the image", len(p), off)
+		case ctx.Err() != nil:
+			return fmt.Errorf("fill: what was fetched was evicted: %w", context.Cause(ctx))
 		}
 	}
-	if len(held) == 0 {
-		return im.read(p, off)
-	}
-	return im.readHeld(p, off, held)
 }
+
+// maxVain is how often a reader looks again for bytes that are not here, and that
+// nobody fetches.
+const maxVain = 16
 
 // noted records a read of [off, end), of which the metadata are no part.
 func (im *Image) noted(off, end int64, wait time.Duration) {
@@ -80,35 +85,34 @@ func (im *Image) noted(off, end int64, wait time.Duration) {
 	}
 }
 
-// read copies what is present.
-func (im *Image) read(p []byte, off int64) error {
-	err := im.split(p, off, func(s *segment, q []byte, at int64) error {
+// read copies what is present, and returns false if not all is.
+func (im *Image) read(p []byte, off int64) (ok bool, err error) {
+	ok = true
+	err = im.split(p, off, func(s *segment, q []byte, at int64) (err error) {
 		switch {
-		case s != nil && !s.pool.Present(at, int64(len(q))):
-			// Not EROFS asked for this: it reads nothing but the image's files.
-			return fmt.Errorf("fill: %d bytes at %d of segment %08x belong to no chunk of the image", len(q), at, s.ID)
+		case !ok: // in vain
 		case s != nil:
-			return s.pool.ReadAt(q, at)
+			ok, err = s.pool.Read(q, at)
 		case at < im.linked.MetaSize:
-			_, err := im.linked.Meta().ReadAt(q, at)
-			return err
+			_, err = im.linked.Meta().ReadAt(q, at)
+		default:
+			clear(q) // padding between the metadata and the segments
 		}
-		clear(q) // padding between the metadata and the segments
-		return nil
+		return err
 	})
-	if err == nil {
+	if ok && err == nil {
 		im.stats.read(len(p))
 	}
-	return err
+	return ok && err == nil, err
 }
 
 // readHeld is read where some chunks are only in memory.
-func (im *Image) readHeld(p []byte, off int64, held []wait) error {
+func (im *Image) readHeld(p []byte, off int64, held []wait) (ok bool, err error) {
 	for _, h := range held {
 		c := im.linked.Chunk(h.chunk)
 		if n := c.Flat - off; n > 0 {
-			if err := im.read(p[:n], off); err != nil {
-				return err
+			if ok, err := im.read(p[:n], off); !ok || err != nil {
+				return false, err
 			}
 			p, off = p[n:], off+n
 		}

@@ -158,13 +158,12 @@ func (r *request) next(in *stream.Reader) error {
 	}
 	err = in.Verify(w.chunk.Digest, data)
 	if err == nil {
-		err = w.segment.pool.Store(w.at.off, data)
+		err = r.im.engine.store(w.segment.pool, w.at.off, data)
 	}
 	switch {
 	case err == nil:
 		r.land(nil)
 	case errors.Is(err, pool.ErrNoSpace):
-		r.im.engine.full(err)
 		r.land(append([]byte(nil), data...))
 	default:
 		r.fail(err, 1) // the others are none the worse
@@ -203,9 +202,15 @@ func (r *request) fail(err error, n int) {
 	}
 }
 
-// full says once in a while that the pool is.
-func (e *Engine) full(err error) {
-	if now := time.Now().Unix(); e.fullSaid.Swap(now) != now {
+// store puts what is verified into the pool. It says once that the pool is full, and
+// when it no longer is.
+func (e *Engine) store(s *pool.Segment, off int64, data []byte) error {
+	err := s.Store(off, data)
+	switch full := errors.Is(err, pool.ErrNoSpace); {
+	case full && !e.full.Swap(true):
 		e.opt.Logger.Warn("the pool is full; serving from memory", "err", err)
+	case err == nil && e.full.Load() && e.full.Swap(false):
+		e.opt.Logger.Info("the pool has room again")
 	}
+	return err
 }

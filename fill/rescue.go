@@ -11,7 +11,7 @@ import (
 	"github.com/shale-image/shale/pool"
 )
 
-// rescuePause is how long after a rescue that failed there is no other.
+// rescuePause is how long after a rescue there is no other.
 const rescuePause = 30 * time.Second
 
 // rescue is the way out where an index does not tell where chunks are: whoever
@@ -47,20 +47,34 @@ func (im *Image) rescued(w want, err error) bool {
 		return false
 	}
 	wrong := errors.Is(err, chunk.ErrCorrupt) || errors.Is(err, blob.ErrRange) || errors.Is(err, blob.ErrNotFound)
-	r.mu.Lock()
-	if wrong && !r.done && !time.Now().Before(r.next) {
-		if e := r.all(im.ctx); e != nil {
-			im.engine.opt.Logger.Error("an image could not be read as a whole", "err", e)
-			r.next = time.Now().Add(rescuePause)
-		} else {
-			r.done = true
+	// What it has brought may have been evicted since: then once more.
+	for again := false; ; again = true {
+		r.mu.Lock()
+		if wrong && (again || !r.done) && !time.Now().Before(r.next) {
+			e := r.all(im.ctx)
+			if e != nil {
+				im.engine.opt.Logger.Error("an image could not be read as a whole", "err", e)
+			}
+			r.done, r.next = r.done || e == nil, time.Now().Add(rescuePause)
+		}
+		done := r.done
+		r.mu.Unlock()
+		if !done {
+			return false
+		}
+		if im.elsewhere(w) {
+			return true
+		}
+		if again {
+			return false
 		}
 	}
-	done := r.done
-	r.mu.Unlock()
-	if !done {
-		return false
-	}
+}
+
+// elsewhere stores a chunk that the pool has at another place, or whose content is
+// known without.
+func (im *Image) elsewhere(w want) bool {
+	r := &im.rescue
 	d := w.chunk.Digest
 	if d.Algorithm == chunk.Origin && r.identify != nil {
 		if known, ok := r.identify(d); ok {

@@ -59,3 +59,6 @@ func (b bitmap) next(g, n int64, set bool) int64 {
 	}
 	return n
 }
+
+// overlaps is any for a bitmap that may be shorter.
+func (b bitmap) overlaps(from, to int64) bool { return b.next(from, to, true) < to }

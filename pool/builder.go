@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -26,11 +27,13 @@ type Builder struct {
 	entries []Entry
 	known   map[chunk.Digest]struct{}
 	size    int64
+	room    int64   // that may still be taken
+	absent  []Entry // of entries, those that were left out
 }
 
 // Build begins a segment. Call Commit or Abort.
 func (p *Pool) Build() (*Builder, error) {
-	b := &Builder{pool: p, dir: filepath.Join(p.dir, segmentName(rand.Uint32())+newSuffix), known: map[chunk.Digest]struct{}{}}
+	b := &Builder{pool: p, room: math.MaxInt64, dir: filepath.Join(p.dir, segmentName(rand.Uint32())+newSuffix), known: map[chunk.Digest]struct{}{}}
 	err := os.Mkdir(b.dir, 0o700)
 	if err != nil {
 		return nil, noSpace(err)
@@ -41,8 +44,12 @@ func (p *Pool) Build() (*Builder, error) {
 	return b, nil
 }
 
+// Limit bounds the bytes that are stored. What is added beyond, or does not fit the
+// disk, has an address and is not present. Call it before Add.
+func (b *Builder) Limit(bytes int64) { b.room = bytes }
+
 // Add stores a chunk, whose digest the caller has taken of data, unless the pool
-// has its bytes. If the disk is full the error wraps ErrNoSpace.
+// has its bytes.
 func (b *Builder) Add(d chunk.Digest, data []byte) error {
 	e := Entry{Digest: d, Size: uint32(len(data))}
 	if len(data) == 0 || len(data) > chunk.MaxSize {
@@ -61,6 +68,12 @@ func (b *Builder) Add(d chunk.Digest, data []byte) error {
 		b.entries = append(b.entries, e)
 	}
 	size := b.size
+	fits := pages(int64(e.Size)) <= b.room
+	if !ok && fits {
+		b.room -= pages(int64(e.Size))
+	} else if !ok {
+		b.absent = append(b.absent, e)
+	}
 	b.mu.Unlock()
 	if ok {
 		return nil
@@ -68,13 +81,23 @@ func (b *Builder) Add(d chunk.Digest, data []byte) error {
 	if size > MaxSegment {
 		return fmt.Errorf("%w: chunks need more than %d bytes of addresses", index.ErrLimit, int64(MaxSegment))
 	}
-	if _, err := b.data.WriteAt(data, e.Off); err != nil {
-		return fmt.Errorf("pool: %w", noSpace(err))
+	if !fits {
+		return nil
+	}
+	_, err := b.data.WriteAt(data, e.Off)
+	if errors.Is(noSpace(err), ErrNoSpace) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.room, b.absent = 0, append(b.absent, e)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pool: %w", err)
 	}
 	return nil
 }
 
-// Commit makes the segment the pool's; all of it is present. After a power cut
+// Commit makes the segment the pool's; all of it is present but what did not fit. After a power cut
 // it may turn out not to be: what was not written back by then is found out by
 // its digest. The segment is nil if nothing was added.
 func (b *Builder) Commit() (s *Segment, err error) {
@@ -100,9 +123,13 @@ func (b *Builder) Commit() (s *Segment, err error) {
 	}
 	granules := b.size / chunk.Block
 	present := presenceHeader(id, granules, boot)
+	absent := make(bitmap, words(granules))
+	for _, e := range b.absent {
+		absent.take(e.granules())
+	}
 	for w := range words(granules) {
 		present = append(present, make([]byte, recSize)...)
-		encodeRecord(present[len(present)-recSize:], id, w, mask(w, 0, granules), 0)
+		encodeRecord(present[len(present)-recSize:], id, w, mask(w, 0, granules)&^absent[w], 0)
 	}
 	for name, body := range map[string][]byte{"table": table, "present": present} {
 		if err := writeSynced(filepath.Join(b.dir, name), body); err != nil {

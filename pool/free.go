@@ -49,6 +49,8 @@ type Freed struct {
 // does not name may be in nobody's use while Free runs: a reader could see
 // zeros. After an error less is freed than could be, and nothing is wrong.
 func (p *Pool) Free(inUse *References) (Freed, error) {
+	p.freeing.Lock()
+	defer p.freeing.Unlock()
 	var (
 		freed Freed
 		errs  []error
@@ -57,10 +59,13 @@ func (p *Pool) Free(inUse *References) (Freed, error) {
 		before := s.disk()
 		if used := inUse.segments[s.ID]; !used.empty() {
 			err := s.free(used)
-			freed.Disk += before - s.disk()
+			gone := before - s.disk()
+			freed.Disk += gone
+			p.quota.give(gone)
 			errs = append(errs, err)
 			continue
 		}
+		before += s.overhead()
 		if err := p.Remove(s); err != nil {
 			errs = append(errs, err)
 			continue
@@ -76,37 +81,43 @@ func (p *Pool) Free(inUse *References) (Freed, error) {
 	return freed, errors.Join(errs...)
 }
 
-// free gives back what is not used. First it is durable that the bytes are not
-// here, then they vanish: after a power cut between the two they are only
-// forgotten.
+// free gives back what is not used.
 func (s *Segment) free(used bitmap) error {
+	n := s.Size / chunk.Block
+	unused := make(bitmap, words(n))
+	for g := used.next(0, n, false); g < n; g = used.next(g, n, false) {
+		end := used.next(g, n, true)
+		unused.take(g, end)
+		g = end
+	}
+	return s.discard(unused)
+}
+
+// discard makes granules vanish. First it is durable that the bytes are not
+// here, then they are punched: after a power cut between the two they are only
+// forgotten. Read sees by the epoch that its bytes may have been among them.
+func (s *Segment) discard(granules bitmap) error {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
 	s.stores.Lock()
 	defer s.stores.Unlock()
 	n := s.Size / chunk.Block
-	var (
-		unused = make(bitmap, words(n))
-		runs   [][2]int64
-	)
-	for g := used.next(0, n, false); g < n; g = used.next(g, n, false) {
-		end := used.next(g, n, true)
-		off, size := g*chunk.Block, (end-g)*chunk.Block
-		unused.take(g, end)
-		if !s.hole(off, size) {
-			runs = append(runs, [2]int64{off, size})
-		}
-		g = end
-	}
-	if err := s.presence.drop(unused); err != nil {
+	if err := s.presence.drop(granules); err != nil {
 		return fmt.Errorf("free in %s: %w", s.dir, err)
 	}
-	for _, r := range runs {
+	s.epoch.Add(1)
+	for g := granules.next(0, n, true); g < n; g = granules.next(g, n, true) {
+		end := granules.next(g, n, false)
+		off, size := g*chunk.Block, (end-g)*chunk.Block
+		g = end
+		if s.hole(off, size) {
+			continue
+		}
 		err := descriptor(s.data, func(fd int) error {
-			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r[0], r[1])
+			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, size)
 		})
 		if err != nil {
-			return fmt.Errorf("free %d bytes at offset %d of %s: %w", r[1], r[0], s.Path(), err)
+			return fmt.Errorf("free %d bytes at offset %d of %s: %w", size, off, s.Path(), err)
 		}
 	}
 	return nil

@@ -43,6 +43,9 @@ type Pool struct {
 
 	exclusive sync.Mutex // see Exclusive
 	creating  sync.Mutex // one Create at a time; held before mu
+	freeing   sync.Mutex // held by Free and Evict
+
+	quota quota
 
 	mu       sync.RWMutex // never held while something is written
 	segments map[uint32]*Segment
@@ -105,6 +108,10 @@ func (p *Pool) Damage() []error { return slices.Clone(p.damage) }
 func (p *Pool) add(s *Segment) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	s.quota = &p.quota
+	if !p.tablesOnly {
+		p.quota.used.Add(s.disk() + s.overhead())
+	}
 	p.segments[s.ID] = s
 	at, _ := slices.BinarySearchFunc(p.order, s.ID, func(s *Segment, id uint32) int { return cmp.Compare(s.ID, id) })
 	p.order = slices.Insert(p.order, at, s)
@@ -127,7 +134,7 @@ func (p *Pool) Close() error {
 	var errs []error
 	for _, s := range all {
 		if !p.tablesOnly {
-			errs = append(errs, s.sync())
+			errs = append(errs, s.sync(), s.use.save(true))
 		}
 		errs = append(errs, s.close())
 	}
@@ -139,7 +146,7 @@ func (p *Pool) Close() error {
 func (p *Pool) Sync() error {
 	var errs []error
 	for _, s := range p.all() {
-		errs = append(errs, s.sync())
+		errs = append(errs, s.sync(), s.use.save(false))
 	}
 	return errors.Join(errs...)
 }
@@ -283,9 +290,14 @@ func place(entries []Entry) (size int64, err error) {
 // Remove deletes a segment and what is in it. The caller holds Exclusive and
 // knows that no image refers to it.
 func (p *Pool) Remove(s *Segment) error {
+	var disk int64
+	if !p.tablesOnly {
+		disk = s.disk() + s.overhead()
+	}
 	if err := deleteSegment(s.dir); err != nil {
 		return err
 	}
+	p.quota.give(disk)
 	p.mu.Lock()
 	delete(p.segments, s.ID)
 	p.order = slices.DeleteFunc(p.order, func(o *Segment) bool { return o == s })
@@ -299,16 +311,18 @@ type Usage struct {
 	Address  int64 `json:"address_bytes"` // address space given to chunks
 	Present  int64 `json:"present_bytes"` // of it, how much is here
 	Disk     int64 `json:"disk_bytes"`    // what the file system charges for it
+	Quota    int64 `json:"quota_bytes"`   // what it may; 0 is without limit
+	Evicted  int64 `json:"evicted_bytes"` // since the pool was opened
 }
 
 // Usage adds up the pool's segments.
 func (p *Pool) Usage() Usage {
-	var u Usage
+	u := Usage{Quota: p.quota.limit.Load(), Evicted: p.quota.evicted.Load()}
 	for _, s := range p.all() {
 		u.Segments++
 		u.Address += s.Size
 		u.Present += s.presence.count() * chunk.Block
-		u.Disk += s.disk()
+		u.Disk += s.disk() + s.overhead()
 	}
 	return u
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,10 @@ type Segment struct {
 
 	syncing sync.Mutex   // held while something becomes durable, or is freed; taken before stores
 	stores  sync.RWMutex // held for reading by Store, for writing by what makes bytes vanish
+
+	epoch atomic.Uint64 // counted up between the end of presence and that of bytes
+	quota *quota        // of the pool
+	use   use
 }
 
 // createSegment writes a segment beside its final name, syncs it and renames
@@ -107,6 +112,7 @@ func openSegment(dir string, id uint32) (_ *Segment, err error) {
 		return nil, fmt.Errorf("%s: %w: this is the table of segment %08x", dir, chunk.ErrCorrupt, s.table.id)
 	}
 	s.Size = s.table.size
+	s.use.open(dir, s.Size)
 	boot, err := bootID()
 	if err != nil {
 		return nil, fmt.Errorf("which boot is this: %v", err) // not ErrNotExist: the segment is not to blame
@@ -144,8 +150,30 @@ func (s *Segment) Present(off, n int64) bool {
 		s.presence.has(off/chunk.Block, align(off+n)/chunk.Block)
 }
 
-// ReadAt reads exactly len(p) bytes at off. What is not present reads as
-// anything: the caller asks Present first.
+// Read reads exactly len(p) bytes at off if all of them are here, and returns
+// false otherwise; p then has anything. Bytes that are evicted meanwhile are not
+// here. It takes no lock: between the moment at which bytes are not present any
+// more and the moment at which they vanish the epoch changes, and nothing is
+// stored until they have. So what was present at an epoch that is still the same
+// after it was read was there all the time.
+func (s *Segment) Read(p []byte, off int64) (bool, error) {
+	for {
+		epoch := s.epoch.Load()
+		if !s.Present(off, int64(len(p))) {
+			return false, nil
+		}
+		if err := s.ReadAt(p, off); err != nil {
+			return false, err
+		}
+		if s.epoch.Load() == epoch {
+			s.use.touch(off, int64(len(p)))
+			return true, nil
+		}
+	}
+}
+
+// ReadAt reads exactly len(p) bytes at off. What is not present, or evicted
+// meanwhile, reads as anything: the caller verifies what it gets.
 func (s *Segment) ReadAt(p []byte, off int64) error {
 	if _, err := s.data.ReadAt(p, off); err != nil {
 		return fmt.Errorf("pool: %w", err)
@@ -160,25 +188,50 @@ var zeros [pageSize]byte
 // the end of the last 4 KiB block. Two stores of the same chunk may run at
 // once: they write the same bytes.
 //
-// If the disk is full the error wraps ErrNoSpace, and nothing is recorded.
+// If the disk, or the quota, is full and nothing can be evicted, the error wraps
+// ErrNoSpace, and nothing is recorded.
 func (s *Segment) Store(off int64, p []byte) error {
 	n := int64(len(p))
 	if off < 0 || off%chunk.Block != 0 || n == 0 || n > s.Size || off > s.Size-align(n) {
 		return fmt.Errorf("pool: %w: no chunk of %d bytes at offset %d of segment %08x (%d bytes)", chunk.ErrCorrupt, n, off, s.ID, s.Size)
 	}
+	var room int64
+	for at := int64(0); at < n; at += chunk.Block {
+		if !s.Present(off+at, 1) {
+			room += pages(min(chunk.Block, n-at))
+		}
+	}
+	if err := s.quota.take(room); err != nil {
+		return err
+	}
+	err := s.write(off, p)
+	if errors.Is(err, ErrNoSpace) && s.quota.makeRoom(room) {
+		err = s.write(off, p)
+	}
+	if err != nil {
+		s.quota.give(room)
+		return fmt.Errorf("pool: %w", err)
+	}
+	s.use.touch(off, n)
+	return nil
+}
+
+// pages is the disk that n bytes take.
+func pages(n int64) int64 { return (n + pageSize - 1) &^ (pageSize - 1) }
+
+// write is Store when there ought to be room.
+func (s *Segment) write(off int64, p []byte) error {
+	n := int64(len(p))
 	s.stores.RLock()
 	defer s.stores.RUnlock()
 	_, err := s.data.WriteAt(p, off)
 	if pad := -n & (pageSize - 1); err == nil && pad > 0 {
 		_, err = s.data.WriteAt(zeros[:pad], off+n)
 	}
-	if err == nil {
-		err = s.presence.set(off/chunk.Block, align(off+n)/chunk.Block)
-	}
 	if err != nil {
-		return fmt.Errorf("pool: %w", noSpace(err))
+		return noSpace(err)
 	}
-	return nil
+	return s.presence.set(off/chunk.Block, align(off+n)/chunk.Block)
 }
 
 // sync makes durable what is live: first the data, then the record of it.
@@ -223,6 +276,11 @@ func (s *Segment) disk() int64 {
 		return 0
 	}
 	return st.Blocks * 512
+}
+
+// overhead returns the most that the files beside the data take.
+func (s *Segment) overhead() int64 {
+	return pages(int64(headerSize+s.table.count*recordSize+sumSize)) + pages(presenceSize(s.Size/chunk.Block)) + pages(int64(4*len(s.use.last)))
 }
 
 // descriptor calls fn with f's descriptor, which stays open meanwhile.

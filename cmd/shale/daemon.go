@@ -18,6 +18,7 @@ func newDaemon(g *globals) *cobra.Command {
 	var (
 		idle  time.Duration
 		ready int
+		quota string
 	)
 	cmd := &cobra.Command{
 		Use:   "daemon",
@@ -29,9 +30,14 @@ SIGTERM and SIGINT end it at once. What is being pulled breaks off and goes on
 with the next pull. Images that are mounted stay visible, but reads of what is
 not in memory fail with EIO until they are unmounted and mounted again; images
 that were complete when they were mounted (face direct) do not need the service.
+The pool of the node's chunks may take as much disk as there is, or as the quota
+allows ("cache": {"quota": "20G"} in the configuration, or --cache-quota). Beyond
+that, what was used longest ago is evicted, but nothing of images that are pinned,
+or mounted with the face direct.
 A service that verbs start writes its log to daemon.log in the root directory,
 10 MiB at most and as much in daemon.log.1.`,
 		Example: `  shale daemon --idle 0
+  shale daemon --cache-quota 20G
   shale daemon stop`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -45,6 +51,11 @@ A service that verbs start writes its log to daemon.log in the root directory,
 			}
 			if err := cfg.SetProxy(); err != nil {
 				return daemon.NotReady(w, err)
+			}
+			if quota != "" {
+				if cfg.Cache.Quota, err = config.ParseSize(quota); err != nil {
+					return daemon.NotReady(w, usageError{err})
+				}
 			}
 			return daemon.Run(cmd.Context(), daemon.Config{
 				Root: g.root, Idle: idle, Version: version, Ready: w, Registries: cfg,
@@ -65,6 +76,7 @@ A service that verbs start writes its log to daemon.log in the root directory,
 		},
 	})
 	cmd.Flags().DurationVar(&idle, "idle", time.Minute, "end after this long without a mount; 0 means never")
+	cmd.Flags().StringVar(&quota, "cache-quota", "", "bytes the pool may take on disk, like 20G (default: the configuration's, or no limit)")
 	cmd.Flags().IntVar(&ready, "ready-fd", -1, "descriptor to tell when serving")
 	cmd.Flags().MarkHidden("ready-fd")
 	return cmd

@@ -24,7 +24,7 @@ func newStatus(g *globals) *cobra.Command {
 MOUNT is its directory, its id or a container's id. It starts no service and
 answers within a second.
 
-With --json: {root, version, processes[], started, mounts[], images[], pool}, or of
+With --json: {root, version, processes[], started, mounts[], images[], pool, full}, or of
 one mount: {id, ref, manifest_digest, platform, where, face, since, dev,
 content_bytes, missing_chunks, missing_bytes, wrong, fill, source}. wrong says how
 what is mounted differs from the image, if the index it is mounted by turned out to
@@ -120,13 +120,24 @@ func printFailures(w io.Writer, m *daemon.MountStatus) error {
 	return nil
 }
 
+// quotaOf is what there is to say about the quota.
+func quotaOf(st *daemon.Status) string {
+	if st.Pool.Quota == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" of at most %s, %s evicted", size(st.Pool.Quota), size(st.Pool.Evicted))
+}
+
 func printStatus(w io.Writer, st *daemon.Status) error {
 	if len(st.Processes) == 0 {
 		_, err := fmt.Fprintf(w, "no service runs on %s, nothing is mounted that needs one\n", st.Root)
 		return err
 	}
 	fmt.Fprintf(w, "service  %s, pid %d, up %v\n", st.Root, st.Processes[0].PID, time.Since(*st.Started).Round(time.Second))
-	fmt.Fprintf(w, "pool     %s here of %s known, %s on disk\n", size(st.Pool.Present), size(st.Pool.Address), size(st.Pool.Disk))
+	fmt.Fprintf(w, "pool     %s here of %s known, %s on disk\n", size(st.Pool.Present), size(st.Pool.Address), size(st.Pool.Disk)+quotaOf(st))
+	if st.Full {
+		fmt.Fprintf(w, "         it is full: what is fetched is served from memory, and not kept\n")
+	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(st.Images) > 0 {
 		fmt.Fprintf(tw, "\nIMAGE\tPLATFORM\tDIGEST\n")

@@ -1,0 +1,141 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/shale-image/shale/link"
+	"github.com/shale-image/shale/pool"
+)
+
+// What of the pool may be evicted: all but images that are pinned, those that the
+// kernel reads without this service (direct mounts), also mounts that an earlier
+// service has made, and those that are just being fetched as a whole. What a mount
+// reads through this service is fetched again if it is read again. Unknown means in
+// use.
+
+// pinnedFile lies beside the record of an image that is pinned.
+const pinnedFile = "pinned"
+
+type cache struct {
+	guard sync.Mutex // held while something is evicted, and to hold
+
+	mu        sync.Mutex
+	held      map[string]int  // by manifest digest
+	inherited map[string]bool // of those, what was in use when the service started
+
+	kept string // for which keep was made; guard is held
+	keep *pool.References
+}
+
+// openCache finds out what is in use, and sets the quota.
+func (s *store) openCache() {
+	c := &s.cache
+	c.held, c.inherited = map[string]int{}, map[string]bool{}
+	for _, digest := range s.digests() {
+		if mountedElsewhere(s.meta(digest)) {
+			c.inherited[digest] = true
+		}
+	}
+	var quota int64
+	if s.cfg != nil {
+		quota = int64(s.cfg.Cache.Quota)
+	}
+	if err := s.pool.SetQuota(quota, s.evict); err != nil {
+		s.log.Error("the pool is larger than its quota", "err", err)
+	}
+}
+
+func (s *store) meta(digest string) string { return filepath.Join(s.path(digest), "linked", "meta") }
+
+// hold keeps all of an image from being evicted until release is called. What is
+// here when hold returns stays.
+func (s *store) hold(digest string) (release func()) {
+	c := &s.cache
+	c.guard.Lock()
+	defer c.guard.Unlock()
+	c.count(digest, 1)
+	return sync.OnceFunc(func() { c.count(digest, -1) })
+}
+
+func (c *cache) count(digest string, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held[digest] += n; c.held[digest] == 0 {
+		delete(c.held, digest)
+	}
+}
+
+// stays tells whether an image must not be evicted now.
+func (s *store) stays(digest string) bool {
+	if s.pinned(digest) {
+		return true
+	}
+	s.mu.Lock()
+	used := s.uses[digest] > 0 // then this service has its files open, too
+	s.mu.Unlock()
+	c := &s.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inherited[digest] && !used && !mountedElsewhere(s.meta(digest)) {
+		delete(c.inherited, digest)
+	}
+	return c.held[digest] > 0 || c.inherited[digest]
+}
+
+// pinned tells whether an image is. What cannot be told is.
+func (s *store) pinned(digest string) bool {
+	_, err := os.Stat(filepath.Join(s.path(digest), pinnedFile))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// evict makes room in the pool.
+func (s *store) evict(need int64) error {
+	c := &s.cache
+	c.guard.Lock()
+	defer c.guard.Unlock()
+	keep, err := s.keep()
+	if err != nil {
+		return fmt.Errorf("nothing is evicted: %w", err)
+	}
+	freed, err := s.pool.Evict(keep, need)
+	s.log.Debug("evicted", "bytes", freed, "needed", need, "err", err)
+	return err
+}
+
+// keep lists the addresses that must not be evicted. guard is held.
+func (s *store) keep() (*pool.References, error) {
+	var (
+		dirs []string
+		key  strings.Builder
+	)
+	for _, digest := range s.digests() {
+		if !s.stays(digest) {
+			continue
+		}
+		dir := filepath.Join(s.path(digest), "linked")
+		st, err := os.Stat(filepath.Join(dir, "map"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it is being made: nobody reads it yet
+		}
+		if err != nil {
+			return nil, err
+		}
+		dirs = append(dirs, dir)
+		fmt.Fprintln(&key, digest, st.ModTime().UnixNano(), st.Size())
+	}
+	c := &s.cache
+	if c.keep == nil || c.kept != key.String() {
+		refs, err := link.References(dirs...)
+		if err != nil {
+			return nil, err
+		}
+		c.keep, c.kept = refs, key.String()
+	}
+	return c.keep, nil
+}
