@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -388,6 +389,20 @@ func TestMaliciousPack(t *testing.T) {
 			halves(t)(dir)
 			wholly(t, dir)
 		})
+	}
+}
+
+// TestReorderedPack: a pack in another order than that of reading is as right, and
+// so is one of the whole image.
+func TestReorderedPack(t *testing.T) {
+	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
+	for name, run := range map[string]func(dir string){"half": halves(t), "all": func(dir string) { wholly(t, dir) }} {
+		recorded := p.record([]string{name}, run)
+		slices.Reverse(recorded.Blocks)
+		p.push(recorded, nil)
+		dir, _ := attachAs(t, service(t), p.ref, Place{Command: []string{name}})
+		halves(t)(dir)
+		wholly(t, dir)
 	}
 }
 
