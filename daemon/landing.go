@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/shale-image/shale/fill"
@@ -26,32 +25,30 @@ const (
 	packTime = 250 * time.Millisecond
 )
 
-// landing is a start pack on its way into a mount. The zero value is none.
+// landing is what comes into a mount before it is asked for: a start pack, or what
+// other nodes have shared, or nothing.
 type landing struct {
 	pack  *reader.Pack
+	ctx   context.Context // ends with stop
+	end   context.CancelFunc
 	ended chan struct{} // closed when it has ended and readers read on without it
-	once  sync.Once
-
-	cancel  func() // if there is no pack but something else to fetch
-	stopped atomic.Bool
 }
 
 // land has the pack of a use, if there is one, read into the pool. It returns when
 // it is known what the pack has, soon in any case.
 func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader.Start) *landing {
 	l := &landing{pack: u.pack, ended: make(chan struct{})}
+	l.ctx, l.end = context.WithCancel(context.WithoutCancel(ctx))
 	u.pack = nil
-	if l.pack == nil && u.traced && start != nil {
-		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		l.cancel = cancel
+	switch {
+	case l.pack != nil:
+	case u.traced && start != nil:
 		go func() {
 			defer close(l.ended)
-			defer cancel()
-			s.prefetch(ctx, u, im, start)
+			s.prefetch(l.ctx, u, im, start)
 		}()
 		return l
-	}
-	if l.pack == nil {
+	default:
 		if u.packed {
 			im.Landed()
 		}
@@ -61,20 +58,19 @@ func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader
 	known := make(chan struct{})
 	go func() {
 		defer close(l.ended)
-		var once sync.Once
-		tell := func() { once.Do(func() { close(known) }) }
+		defer l.pack.Close()
+		tell := sync.OnceFunc(func() { close(known) })
 		defer tell()
 		r, err := l.pack.Reader()
 		if err == nil {
-			err = im.Land(context.Background(), r, tell)
+			err = im.Land(l.ctx, r, tell)
 		}
 		if err == nil {
-			err = s.store.landed(context.Background(), u.ManifestDigest, l.pack.Blob.Digest)
+			err = s.store.landed(l.ctx, u.ManifestDigest, l.pack.Blob.Digest)
 		}
-		if err != nil && !l.stopped.Load() {
+		if err != nil && l.ctx.Err() == nil {
 			s.log.Warn("a start pack is of no use, or of less", "digest", l.pack.Blob.Digest, "ref", u.repo.Ref().String(), "err", err)
 		}
-		l.close()
 	}()
 	t := time.NewTimer(packTime)
 	defer t.Stop()
@@ -86,21 +82,12 @@ func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader
 	return l
 }
 
-func (l *landing) close() {
-	l.once.Do(func() {
-		if l.pack != nil {
-			_ = l.pack.Close()
-		}
-		if l.cancel != nil {
-			l.cancel()
-		}
-	})
-}
-
-// stop ends the landing before its time.
+// stop ends the landing, also before its time.
 func (l *landing) stop() {
-	l.stopped.Store(true)
-	l.close()
+	l.end()
+	if l.pack != nil {
+		l.pack.Stop()
+	}
 	<-l.ended
 }
 

@@ -115,7 +115,7 @@ func (s *Start) Choose(packs []PackRef) *PackRef {
 }
 
 // Pack is a start pack that is being fetched. Its methods must not be called
-// concurrently, but for Close.
+// concurrently, but for Stop.
 type Pack struct {
 	PackRef
 	cancel context.CancelFunc
@@ -195,14 +195,20 @@ func (p *Pack) metadata(f *os.File, d image.Descriptor) error {
 	return nil
 }
 
-// Close ends the fetch.
-func (p *Pack) Close() error {
+// Stop ends the fetch. Who reads the pack gets an error.
+func (p *Pack) Stop() {
 	p.cancel()
+	_ = p.spool.Close()
+}
+
+// Close is Stop that gives up the rest, too. The Reader must not be in use.
+func (p *Pack) Close() error {
+	p.Stop()
+	<-p.checked
 	if p.reader != nil {
 		p.reader.Close()
 	}
-	<-p.checked
-	return p.spool.Close()
+	return nil
 }
 
 // PushPack pushes a start pack beside an image, in place of those of the same
