@@ -1,6 +1,7 @@
 package reader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -58,7 +59,7 @@ func (s *spool) fill(ctx context.Context, open func(context.Context) (io.ReadClo
 		}
 		closed := s.err
 		s.mu.Unlock()
-		if err = errors.Join(closed, err); err != nil {
+		if err = cmp.Or(closed, err); err != nil {
 			return err
 		}
 	}

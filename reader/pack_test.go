@@ -1,0 +1,153 @@
+package reader
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/shale-image/shale/image"
+)
+
+func TestPackRefs(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("ab", 32)
+	good := map[string]string{packDigest: digest, packSize: "100", packIndex: digest, packCommands: `[["a","b"],[]]`}
+	with := func(key, value string) image.Referrer {
+		a := maps.Clone(good)
+		a[key] = value
+		return image.Referrer{Type: PackArtifactType, Descriptor: image.Descriptor{Digest: digest, Annotations: a}}
+	}
+	found := []image.Referrer{
+		with("", ""), with(packIndex, ""),
+		{Type: ArtifactType, Descriptor: image.Descriptor{Annotations: good}},
+		{Type: PackArtifactType},
+		with(packDigest, "sha256:12"), with(packDigest, "sha512:"+strings.Repeat("ab", 64)), with(packSize, "0"), with(packSize, "-1"), with(packSize, "9e9"),
+		with(packSize, "99999999999999"), with(packIndex, "md5:1"), with(packCommands, "x"), with(packCommands, `{"a":1}`),
+		with(packCommands, "["+strings.Repeat("[],", 300)+"[]]"),
+	}
+	got := packRefs(found)
+	if len(got) != 2 || got[0].Blob.Digest != digest || got[0].Blob.Size != 100 || len(got[0].Commands) != 2 || got[1].Index != "" {
+		t.Errorf("%+v", got)
+	}
+	var many []image.Referrer
+	for range 1000 {
+		many = append(many, with("", ""))
+	}
+	if got := packRefs(many); len(got) != maxPacks {
+		t.Errorf("%d packs of 1000 are looked at", len(got))
+	}
+	back, err := got[0].annotations()
+	if err != nil || !maps.Equal(back, good) {
+		t.Errorf("%v, %v", back, err)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	of := func(commands ...[]string) PackRef { return PackRef{Commands: commands} }
+	packs := []PackRef{
+		0: of([]string{}),
+		1: of([]string{"python3", "a.py"}, []string{"python3", "b.py"}),
+		2: of([]string{"python3", "-c", "import numpy"}),
+		3: of([]string{"--entrypoint=sh", "-c"}),
+	}
+	for _, c := range []struct {
+		start Start
+		want  int // -1: none
+	}{
+		{Start{}, 0},
+		{Start{Args: []string{"python3", "b.py"}}, 1},
+		{Start{Args: []string{"python3", "-c", "print(1)"}}, 2},
+		{Start{Args: []string{"python3"}}, 1},
+		{Start{Args: []string{"bash"}}, -1},
+		{Start{Args: []string{"--entrypoint=sh", "-c", "x"}}, 3},
+		{Start{Any: true}, 0},
+	} {
+		got := -1
+		if p := c.start.Choose(packs); p != nil {
+			for i := range packs {
+				if &packs[i] == p {
+					got = i
+				}
+			}
+		}
+		if got != c.want {
+			t.Errorf("%+v: pack %d, want %d", c.start, got, c.want)
+		}
+	}
+	if p := (&Start{Any: true}).Choose(nil); p != nil {
+		t.Error("a pack of none")
+	}
+	if p := (&Start{Any: true}).Choose(packs[2:]); p != &packs[2] {
+		t.Errorf("any: %+v", p)
+	}
+}
+
+func TestSpool(t *testing.T) {
+	content := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	s := newSpool(t.Context(), func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil })
+	got, err := io.ReadAll(iotest.HalfReader(s))
+	if err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	s.Close()
+
+	broken := errors.New("broken")
+	s = newSpool(t.Context(), func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(io.MultiReader(strings.NewReader("some"), iotest.ErrReader(broken))), nil
+	})
+	if got, err := io.ReadAll(s); string(got) != "some" || !errors.Is(err, broken) {
+		t.Errorf("%q, %v", got, err)
+	}
+	s.Close()
+
+	s = newSpool(t.Context(), func(context.Context) (io.ReadCloser, error) { return nil, broken })
+	if _, err := s.Read(make([]byte, 1)); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	s.Close()
+}
+
+// TestSpoolClose: a reader that waits, and a source that gives without end, end
+// with Close.
+func TestSpoolClose(t *testing.T) {
+	s := newSpool(t.Context(), func(ctx context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(readerFunc(func([]byte) (int, error) {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		})), nil
+	})
+	read := make(chan error, 1)
+	go func() {
+		_, err := s.Read(make([]byte, 1))
+		read <- err
+	}()
+	time.Sleep(10 * time.Millisecond)
+	s.Close()
+	if err := <-read; err == nil {
+		t.Error("a read after Close")
+	}
+
+	endless := 0
+	s = newSpool(t.Context(), func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(readerFunc(func(p []byte) (int, error) {
+			endless += len(p)
+			return len(p), nil
+		})), nil
+	})
+	if _, err := io.CopyN(io.Discard, s, 1<<20); err != nil {
+		t.Error(err)
+	}
+	s.Close()
+	if endless > 1<<20+spoolAhead+1<<20 {
+		t.Errorf("%d bytes were read for one MiB", endless)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
