@@ -74,13 +74,13 @@ func realTree(tb testing.TB) (*index.Tree, Info, int64) {
 		b := index.Blob{Digest: l.Digest, Size: l.Size}
 		var stored int64
 		for at := int64(0); at < size; {
-			s := index.Span{Codec: chunk.Gzip, Size: min(1<<20+at%32749, size-at), Offset: stored}
+			s := index.Span{Codec: chunk.Gzip, Size: min(48<<10+at%32749, size-at), Offset: stored}
 			at += s.Size
 			if b.Spans != nil {
 				s.Bits, s.Window = uint8(at%8), windows
 				s.Offset -= int64(min(s.Bits, 1))
 				windows.Offset += int64(windows.Length)
-				windows.Length = 9000 + uint32(at%8000)
+				windows.Length = 500 + uint32(at%3200)
 			}
 			end := int64(float64(l.Size) * (float64(at) / float64(size)))
 			s.Length = end - s.Offset
