@@ -21,7 +21,7 @@ import (
 // they are sent.
 func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any, []*os.File, error) {
 	switch q.Op {
-	case "pull", "mount", "remove", "plan":
+	case "pull", "mount", "remove", "plan", "pin", "prune":
 		defer s.beginWork()()
 	}
 	switch q.Op {
@@ -72,6 +72,29 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 		}
 		out, err := s.store.remove(ctx, a.Ref)
 		return out, nil, err
+	case "pin":
+		var a pinArgs
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		out, err := s.store.pin(ctx, a)
+		return out, nil, err
+	case "prune":
+		var a pruneArgs
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		out, err := s.store.prune(ctx, a.All)
+		return out, nil, err
+	case "df":
+		out, err := s.store.df()
+		return out, nil, err
+	case "complete":
+		var a completeArgs
+		if err := json.Unmarshal(q.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, s.waitComplete(ctx, a.ManifestDigest, tell(c))
 	case "trace":
 		var a traceArgs
 		if err := json.Unmarshal(q.Args, &a); err != nil {

@@ -249,13 +249,13 @@ func (s *server) run(ctx context.Context) error {
 
 func (s *server) close() error {
 	var errs []error
+	if s.pool != nil {
+		errs = append(errs, s.pool.Close())
+	}
 	if s.socket != nil {
 		s.socket.Close()
 		os.Remove(filepath.Join(s.cfg.Root, metricsName))
 		os.Remove(filepath.Join(s.cfg.Root, socketName)) // last: who sees it gone may look
-	}
-	if s.pool != nil {
-		errs = append(errs, s.pool.Close())
 	}
 	if s.lock != nil {
 		s.lock.Close()

@@ -25,7 +25,7 @@ func (s *store) remove(ctx context.Context, reference string) (*Removed, error) 
 	if err != nil {
 		return nil, err
 	}
-	out := &Removed{Ref: ref.String(), Images: []string{}}
+	out := &Removed{Ref: ref.String()}
 	digests := map[string]bool{}
 	s.mu.Lock()
 	for key, digest := range s.names {
@@ -42,19 +42,57 @@ func (s *store) remove(ctx context.Context, reference string) (*Removed, error) 
 			return nil, err
 		}
 	}
+	out.Images, out.FreedBytes, err = s.sweep(ctx)
+	return out, err
+}
+
+// sweep removes the images that have no name, and frees what none refers to.
+func (s *store) sweep(ctx context.Context) (images []string, freed int64, err error) {
 	// A full disk may have no room for the names. To free some comes first: a
 	// name whose image is gone only has it fetched again.
 	errs := []error{}
+	images = []string{}
 	for _, digest := range s.digests() {
 		removed, err := s.removeUnnamed(ctx, digest)
 		if removed {
-			out.Images = append(out.Images, digest)
+			images = append(images, digest)
 		}
 		errs = append(errs, err)
 	}
-	freed, err := link.Collect(s.pool, s.linkedDirs)
-	out.FreedBytes = freed.Disk
-	return out, errors.Join(append(errs, err, s.saveNames())...)
+	f, err := link.Collect(s.pool, s.linkedDirs)
+	return images, f.Disk, errors.Join(append(errs, err, s.saveNames())...)
+}
+
+// prune is sweep, or, with all, that of all images that are not in use or pinned.
+func (s *store) prune(ctx context.Context, all bool) (out Pruned, err error) {
+	out.Refs = []string{}
+	if all {
+		s.mu.Lock()
+		named := maps.Clone(s.names)
+		s.mu.Unlock()
+		for key, digest := range named {
+			ref, _, _ := splitKey(key)
+			if s.pinned(digest) || s.inUse(digest) {
+				continue
+			}
+			switch err := s.unname(ctx, ref, digest); {
+			case err == nil:
+				out.Refs = append(out.Refs, ref)
+			case !errors.Is(err, ErrBusy):
+				return out, err
+			}
+		}
+		slices.Sort(out.Refs)
+		out.Refs = slices.Compact(out.Refs)
+	}
+	out.Images, out.FreedBytes, err = s.sweep(ctx)
+	return out, err
+}
+
+// inUse tells whether an image is, by somebody else than who compares it.
+func (s *store) inUse(digest string) bool {
+	s.breakOff(digest)
+	return s.unused(digest) != nil
 }
 
 // unname takes the reference's names from an image.
@@ -83,6 +121,9 @@ func (s *store) unname(ctx context.Context, ref, digest string) error {
 		}
 	}
 	maps.DeleteFunc(s.names, ours)
+	if others == 0 { // or it would stay as one without a name
+		return s.unpin(digest)
+	}
 	return nil
 }
 
@@ -120,7 +161,7 @@ func (s *store) removeUnnamed(ctx context.Context, digest string) (bool, error) 
 		return false, err
 	}
 	defer unlock()
-	if s.hasName(digest) || s.unused(digest) != nil {
+	if s.hasName(digest) || s.unused(digest) != nil || s.pinned(digest) {
 		return false, nil
 	}
 	// Renamed it cannot be found any more, and what is left of it after a

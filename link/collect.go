@@ -45,6 +45,15 @@ func addReferences(refs *pool.References, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, im.Close()) }()
+	if err := im.EachChunk(refs.Add); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	return nil
+}
+
+// EachChunk calls fn for each chunk with its place in the pool and its size, in
+// order of flat addresses.
+func (im *Image) EachChunk(fn func(segment uint32, off, n int64) error) error {
 	segments := im.Segments
 	for i := range im.Chunks() {
 		c := im.Chunk(i)
@@ -52,8 +61,8 @@ func addReferences(refs *pool.References, dir string) (err error) {
 			segments = segments[1:]
 		}
 		s := segments[0]
-		if err := refs.Add(s.ID, c.Flat-s.Flat, int64(c.Size)); err != nil {
-			return fmt.Errorf("%s: %w", dir, err)
+		if err := fn(s.ID, c.Flat-s.Flat, int64(c.Size)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -35,6 +35,12 @@ func (r *References) Add(segment uint32, off, n int64) error {
 	return nil
 }
 
+// Has tells whether the granule at off is in the set.
+func (r *References) Has(segment uint32, off int64) bool {
+	g := off / chunk.Block
+	return r.segments[segment].overlaps(g, g+1)
+}
+
 // Freed is what Free did.
 type Freed struct {
 	Segments int   `json:"segments"`   // deleted

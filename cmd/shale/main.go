@@ -119,7 +119,7 @@ func hintFor(err error) string {
 	case errors.Is(err, index.ErrLimit):
 		return "the limits protect this node from hostile images; see docs/ARCHITECTURE.md"
 	case errors.Is(err, pool.ErrNoSpace):
-		return "`shale rmi` frees what images take that are no longer needed; `shale images` lists them"
+		return "`shale prune --all` frees what images take that are neither in use nor pinned, `shale rmi` that of one; `shale df` lists them"
 	case errors.Is(err, fs.ErrPermission):
 		return "the node's state belongs to root, unless --root (or SHALE_ROOT) names another directory"
 	case errors.Is(err, syscall.EROFS):
@@ -157,7 +157,7 @@ fetches, verifies and keeps each chunk when something first reads it.`,
 	})
 	g.flags(cmd)
 	cmd.AddCommand(newConvert(g), newIndex(g), newOptimize(g), newKey(g), newPlan(g), newInspect(g), newLs(g), newCat(g), newCheck(g), newDiff(g), newExport(g),
-		newPull(g), newMount(g), newUmount(g), newRun(g), newTrace(g), newAccessed(g), newImages(g), newRmi(g), newStatus(g), newDoctor(g), newDaemon(g), &cobra.Command{
+		newPull(g), newMount(g), newUmount(g), newRun(g), newTrace(g), newAccessed(g), newWait(g), newImages(g), newDf(g), newPin(g), newUnpin(g), newRmi(g), newPrune(g), newStatus(g), newDoctor(g), newDaemon(g), &cobra.Command{
 			Use:   "exit-codes",
 			Short: "What the exit codes mean",
 			Long: `  0    it worked

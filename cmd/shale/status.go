@@ -14,6 +14,7 @@ import (
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/daemon"
+	"github.com/shale-image/shale/pool"
 )
 
 func newStatus(g *globals) *cobra.Command {
@@ -121,11 +122,11 @@ func printFailures(w io.Writer, m *daemon.MountStatus) error {
 }
 
 // quotaOf is what there is to say about the quota.
-func quotaOf(st *daemon.Status) string {
-	if st.Pool.Quota == 0 {
+func quotaOf(u pool.Usage) string {
+	if u.Quota == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" of at most %s, %s evicted", size(st.Pool.Quota), size(st.Pool.Evicted))
+	return fmt.Sprintf(" of at most %s, %s evicted", size(u.Quota), size(u.Evicted))
 }
 
 func printStatus(w io.Writer, st *daemon.Status) error {
@@ -134,7 +135,7 @@ func printStatus(w io.Writer, st *daemon.Status) error {
 		return err
 	}
 	fmt.Fprintf(w, "service  %s, pid %d, up %v\n", st.Root, st.Processes[0].PID, time.Since(*st.Started).Round(time.Second))
-	fmt.Fprintf(w, "pool     %s here of %s known, %s on disk\n", size(st.Pool.Present), size(st.Pool.Address), size(st.Pool.Disk)+quotaOf(st))
+	fmt.Fprintf(w, "pool     %s here of %s known, %s on disk\n", size(st.Pool.Present), size(st.Pool.Address), size(st.Pool.Disk)+quotaOf(*st.Pool))
 	if st.Full {
 		fmt.Fprintf(w, "         it is full: what is fetched is served from memory, and not kept\n")
 	}
