@@ -230,8 +230,10 @@ type removeArgs struct {
 
 // Stop ends the service if nothing is mounted and nothing is being pulled; else
 // it is ErrBusy. It returns when the service has ended, with all that it still had
-// to write, or ctx has.
+// to write, or ctx has, or it takes longer than two minutes.
 func (c *Client) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
 	if _, err := c.call(ctx, "stop", nil, nil, nil); err != nil {
 		return err
 	}

@@ -204,8 +204,10 @@ func TestOtherVersion(t *testing.T) {
 			js, _ := json.Marshal(hello{protocol + 1, "9.9"})
 			send(conn, time.Second, kindHello, js)
 			if _, body, _, err := receive(conn, make([]byte, maxPacket+1)); err == nil {
-				stopped <- string(body)
 				send(conn, time.Second, kindResult, []byte("null"))
+				conn.Close()
+				os.Remove(filepath.Join(root, socketName)) // as a service that ends
+				stopped <- string(body)
 			}
 			conn.Close()
 		}
