@@ -11,7 +11,7 @@
 //	  "index_trust": "signed",
 //	  "index_keys": ["/etc/shale/keys/team.pub"],
 //	  "traces": "share",
-//	  "cache": {"quota": "20G"}
+//	  "cache": {"quota": "20G", "complete": "on", "complete_after": "30s", "complete_rate": "10M"}
 //	}
 //
 // It knows settings; it reaches nothing itself.
@@ -29,6 +29,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index/layer"
@@ -64,6 +65,34 @@ type Cache struct {
 	// Quota is what the pool may take on disk. Beyond it, as on a full disk, what was
 	// used longest ago is evicted. The default, 0, is the disk alone.
 	Quota Size `json:"quota"`
+
+	// Complete is whether what is mounted is fetched as a whole when nobody waits for
+	// anything: CompleteOn, the default, or CompleteOff. It begins CompleteAfter the
+	// last time that a reader of the mount had to wait (default 30 s), and brings
+	// CompleteRate stored bytes a second at most (default, 0: no limit).
+	Complete      string   `json:"complete"`
+	CompleteAfter Duration `json:"complete_after"`
+	CompleteRate  Size     `json:"complete_rate"`
+}
+
+// What Cache.Complete may be, besides "", and the default of CompleteAfter.
+const (
+	CompleteOn    = "on"
+	CompleteOff   = "off"
+	CompleteAfter = 30 * time.Second
+)
+
+// Duration is a time span like "30s" in JSON.
+type Duration time.Duration
+
+// UnmarshalText reads what time.ParseDuration does, if it is more than nothing.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err == nil && v <= 0 {
+		err = fmt.Errorf("duration %q: want more than 0", b)
+	}
+	*d = Duration(v)
+	return err
 }
 
 // Size is a number of bytes; in JSON also a string like "20G", of units of 1024.
@@ -200,6 +229,11 @@ func (c *Config) check(path string) error {
 	}
 	if c.IndexTrust == "signed" && len(c.IndexKeys) == 0 {
 		return fmt.Errorf("%s: index_trust is signed, but index_keys has no key that could have", path)
+	}
+	switch c.Cache.Complete {
+	case "", CompleteOn, CompleteOff:
+	default:
+		return fmt.Errorf("%s: cache: complete %q: want %s or %s", path, c.Cache.Complete, CompleteOn, CompleteOff)
 	}
 	switch c.Traces {
 	case "", TracesOn, TracesShare, TracesOff:

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -114,6 +115,26 @@ func TestKeys(t *testing.T) {
 	}
 	if c, err := load(filepath.Join(dir, "none"), false); err != nil || c == nil {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestCache(t *testing.T) {
+	var c Config
+	js := `{"cache": {"quota": "1G", "complete": "off", "complete_after": "2m", "complete_rate": "10M"}}`
+	if err := json.Unmarshal([]byte(js), &c); err != nil {
+		t.Fatal(err)
+	}
+	if want := (Cache{1 << 30, CompleteOff, Duration(2 * time.Minute), 10 << 20}); c.Cache != want {
+		t.Errorf("%+v, want %+v", c.Cache, want)
+	}
+	for _, js := range []string{`{"cache": {"complete": "later"}}`, `{"cache": {"complete_after": "0s"}}`, `{"cache": {"complete_after": "-1s"}}`, `{"cache": {"complete_after": "x"}}`} {
+		path := filepath.Join(t.TempDir(), "config.json")
+		if err := os.WriteFile(path, []byte(js), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Read(path); err == nil {
+			t.Errorf("%s: want an error", js)
+		}
 	}
 }
 

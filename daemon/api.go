@@ -111,6 +111,7 @@ type Place struct {
 	Command    []string `json:"command,omitempty"`
 	AnyCommand bool     `json:"any_command,omitempty"` // what will run is not known
 	NoPack     bool     `json:"no_pack,omitempty"`     // use no start pack
+	NoComplete bool     `json:"no_complete,omitempty"` // do not fetch the rest in the background
 	Unrecorded bool     `json:"unrecorded,omitempty"`  // the mount is no run of the image: what is read is not kept
 
 	// ShareTraces has what was read pushed beside the image when the mount ends,
@@ -175,6 +176,7 @@ type MountStatus struct {
 	ContentBytes   int64     `json:"content_bytes"` // of all chunks of the image
 	MissingChunks  int       `json:"missing_chunks"`
 	MissingBytes   int64     `json:"missing_bytes"` // stored bytes not yet on the node
+	Survives       bool      `json:"survives"`      // the loss of its registry: nothing is missing
 	// Wrong says how what is mounted differs from the image, if it does: the index
 	// it is mounted by was somebody's, and not true.
 	Wrong string     `json:"wrong,omitempty"`

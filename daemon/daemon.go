@@ -107,6 +107,7 @@ type server struct {
 	life    context.Context // until stop
 
 	background sync.WaitGroup // comparisons
+	completing chan struct{}  // has one if an image is being completed
 
 	mu     sync.Mutex
 	mounts map[string]*mounted
@@ -134,7 +135,7 @@ func start(cfg Config) (*server, error) {
 	}
 	cfg.Root = root
 	raiseFileLimit()
-	s := &server{cfg: cfg, log: cfg.Logger, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}}
+	s := &server{cfg: cfg, log: cfg.Logger, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1)}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.close())
 	}

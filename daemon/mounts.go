@@ -34,6 +34,7 @@ type mounted struct {
 	since   time.Time
 	image   *fill.Image
 	landing *landing
+	rest    *completion
 	release func() // lets what the kernel reads without us be evicted
 	fs      *mount.Mounted
 	face    string
@@ -128,6 +129,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
 		image: im, landing: l, release: release, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
 	}
+	m.rest = s.complete(m)
 	s.mu.Lock()
 	s.mounts[m.id] = m
 	s.mu.Unlock()
@@ -168,6 +170,7 @@ func (s *server) watch(m *mounted) {
 	s.ended.add(t)
 	s.mu.Unlock()
 	m.landing.stop()
+	m.rest.stop()
 	if !m.fs.Served() {
 		m.image.Touch() // nobody has seen what was read
 	}
@@ -223,7 +226,8 @@ func (m *mounted) status() (MountStatus, bool) {
 	return MountStatus{
 		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where, Face: m.face,
 		Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(), MissingChunks: missing.Chunks, MissingBytes: missing.Stored,
-		Wrong: wrong, Fill: m.image.Stats(), Source: m.use.origin.stats(),
+		Survives: missing.Chunks == 0,
+		Wrong:    wrong, Fill: m.image.Stats(), Source: m.use.origin.stats(),
 	}, true
 }
 

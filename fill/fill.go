@@ -14,6 +14,7 @@
 //	failed.go    failures that stand for a moment
 //	rescue.go    where the index is wrong
 //	complete.go  all that is missing
+//	slowly.go    all that is missing, in the time that readers leave
 //
 // What comes along with a chunk is chosen by measurement. A start of python3
 // and of numpy at 5 ms and 100 Mbit/s, in seconds / MB / requests, by the
@@ -105,6 +106,9 @@ type Engine struct {
 	flights map[address]*flight
 	held    []address // of flights that keep their data, oldest first
 	heldLen int64     // bytes of that data
+
+	waiting atomic.Int64 // readers
+	waited  atomic.Int64 // when one ended waiting last, Unix time in ns
 
 	full atomic.Bool // a chunk could not be stored, and none could since
 }

@@ -51,15 +51,9 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 		if vain == 0 {
 			im.stats.waited(waited, len(waits) > 0)
 		}
-		var held []wait // what the pool had no room for
-		for _, w := range waits {
-			f, err := im.await(ctx, w)
-			if err != nil {
-				return err
-			}
-			if f != nil && f.data != nil {
-				held = append(held, wait{w.chunk, f})
-			}
+		held, err := im.awaitAll(ctx, waits)
+		if err != nil {
+			return err
 		}
 		ok, err := im.readHeld(p, off, held)
 		switch {
@@ -72,6 +66,30 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 			return fmt.Errorf("fill: what was fetched was evicted: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// awaitAll waits for flights, and returns those whose chunks the pool had no room for.
+// What is fetched for nobody yet stands back meanwhile.
+func (im *Image) awaitAll(ctx context.Context, waits []wait) (held []wait, err error) {
+	if len(waits) == 0 {
+		return nil, nil
+	}
+	e := im.engine
+	e.waiting.Add(1)
+	defer func() {
+		e.waited.Store(time.Now().UnixNano())
+		e.waiting.Add(-1)
+	}()
+	for _, w := range waits {
+		f, err := im.await(ctx, w)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil && f.data != nil {
+			held = append(held, wait{w.chunk, f})
+		}
+	}
+	return held, nil
 }
 
 // maxVain is how often a reader looks again for bytes that are not here, and that

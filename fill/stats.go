@@ -31,6 +31,7 @@ type Failure struct {
 type stats struct {
 	readBytes, requests, fetched, chunks, content, errors atomic.Int64
 	packBytes, packWaits, stalls                          atomic.Int64
+	missed                                                atomic.Int64 // Unix time in ns, see LastMiss
 
 	mu   sync.Mutex
 	last []Failure
@@ -55,6 +56,7 @@ func (s *stats) waited(pack, request bool) {
 	switch {
 	case request:
 		s.stalls.Add(1)
+		s.missed.Store(time.Now().UnixNano())
 	case pack:
 		s.packWaits.Add(1)
 	}

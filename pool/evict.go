@@ -67,6 +67,14 @@ func (p *Pool) Reserve(want int64) (got int64, release func()) {
 	return 0, func() {}
 }
 
+// Room is how much more the pool may take of its quota without evicting anything.
+func (p *Pool) Room() int64 {
+	if limit := p.quota.limit.Load(); limit > 0 {
+		return limit - p.quota.used.Load()
+	}
+	return math.MaxInt64
+}
+
 // take counts n bytes that are about to be stored.
 func (q *quota) take(n int64) error {
 	for tried := false; ; tried = true {

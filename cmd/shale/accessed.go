@@ -104,7 +104,7 @@ func (g *globals) lookInto(ctx context.Context, ref, platform string) (root *os.
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	place := daemon.Place{Where: "shale accessed", Unrecorded: true, NoPack: true}
+	place := daemon.Place{Where: "shale accessed", Unrecorded: true, NoPack: true, NoComplete: true}
 	cleanup := func() {}
 	if os.Geteuid() != 0 { // without root an image can only be shown somewhere
 		if place.Dir, err = os.MkdirTemp("", "shale-accessed-"); err != nil {

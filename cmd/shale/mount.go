@@ -18,7 +18,10 @@ import (
 )
 
 func newMount(g *globals) *cobra.Command {
-	var platform, face string
+	var (
+		platform, face string
+		noComplete     bool
+	)
 	cmd := &cobra.Command{
 		Use:   "mount REF DIR",
 		Short: "Mount an image, read-only, without waiting for its data",
@@ -26,7 +29,9 @@ func newMount(g *globals) *cobra.Command {
 are read. DIR, a directory that need not be empty, is in the mount namespace of
 the caller. With --json: {ref, manifest_digest, platform, config, content_bytes,
 missing_bytes, id, face}; config is the image's own, and bytes are those of
-chunks: content_bytes in files, missing_bytes stored and not yet on the node.`,
+chunks: content_bytes in files, missing_bytes stored and not yet on the node.
+When no reader had to wait for 30 s the rest is fetched, too, in the time that readers
+leave, unless --no-complete or the configuration says otherwise.`,
 		Example: `  shale mount localhost:5000/debian:12-shale /mnt
   shale mount oci:./layout:tag /mnt`,
 		Args: args(cobra.ExactArgs(2)),
@@ -47,7 +52,7 @@ chunks: content_bytes in files, missing_bytes stored and not yet on the node.`,
 			if err != nil {
 				return err
 			}
-			m, err := g.client().Mount(cmd.Context(), src, daemon.Place{Where: dir, Dir: dir, Face: face, AnyCommand: true}, tellNotes)
+			m, err := g.client().Mount(cmd.Context(), src, daemon.Place{Where: dir, Dir: dir, Face: face, AnyCommand: true, NoComplete: noComplete}, tellNotes)
 			if err != nil {
 				return err
 			}
@@ -66,8 +71,14 @@ chunks: content_bytes in files, missing_bytes stored and not yet on the node.`,
 	cmd.Flags().StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
 	g.trustFlag(cmd)
 	faceFlag(cmd, &face)
+	completeFlag(cmd, &noComplete)
 	g.jsonFlag(cmd)
 	return cmd
+}
+
+// completeFlag adds --no-complete.
+func completeFlag(cmd *cobra.Command, no *bool) {
+	cmd.Flags().BoolVar(no, "no-complete", false, "do not fetch the rest of the image when nobody waits for anything")
 }
 
 // faceFlag adds --face.

@@ -123,6 +123,7 @@ func (r *runFlags) addFlags(g *globals, cmd *cobra.Command) {
 	f.StringVar(&r.platform, "platform", "", "platform of the image (default: this node's)")
 	g.trustFlag(cmd)
 	faceFlag(cmd, &r.face)
+	completeFlag(cmd, &r.place.NoComplete)
 	f.StringVar(&r.runtime, "runtime", "", "OCI runtime (default: crun, else runc)")
 }
 

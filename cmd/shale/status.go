@@ -27,7 +27,8 @@ answers within a second.
 
 With --json: {root, version, processes[], started, mounts[], images[], pool, full}, or of
 one mount: {id, ref, manifest_digest, platform, where, face, since, dev,
-content_bytes, missing_chunks, missing_bytes, wrong, fill, source}. wrong says how
+content_bytes, missing_chunks, missing_bytes, survives, wrong, fill, source}. survives says that
+the mount needs its registry no more: all of its image is here. wrong says how
 what is mounted differs from the image, if the index it is mounted by turned out to
 be untrue. fill is what readers caused: {read_bytes, requests, fetched_bytes, chunks, content_bytes, errors,
 last_errors[]}. source is what was asked of the registry for it: {requests, retries,
@@ -93,7 +94,7 @@ func printMount(w io.Writer, m *daemon.MountStatus) error {
 		{"digest", m.ManifestDigest},
 		{"platform", m.Platform},
 		{"content", size(m.ContentBytes)},
-		{"missing", fmt.Sprintf("%d chunks, %s to be fetched", m.MissingChunks, size(m.MissingBytes))},
+		{"missing", missing(m)},
 		{"read", size(m.Fill.ReadBytes) + " by the kernel"},
 		{"fetched", fmt.Sprintf("%d chunks with %s of content, %s in %d requests, %d failed", m.Fill.Chunks,
 			size(m.Fill.ContentBytes), size(m.Fill.FetchedBytes), m.Fill.Requests, m.Fill.Errors)},
@@ -105,6 +106,14 @@ func printMount(w io.Writer, m *daemon.MountStatus) error {
 		}
 	}
 	return printFailures(w, m)
+}
+
+// missing tells what is not here.
+func missing(m *daemon.MountStatus) string {
+	if m.Survives {
+		return "0 chunks: it survives the loss of its registry"
+	}
+	return fmt.Sprintf("%d chunks, %s to be fetched", m.MissingChunks, size(m.MissingBytes))
 }
 
 func printFailures(w io.Writer, m *daemon.MountStatus) error {

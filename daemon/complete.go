@@ -1,0 +1,111 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/shale-image/shale/config"
+	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/pool"
+)
+
+// The rest of a mounted image is fetched when nobody waits for anything: then the
+// mount survives the loss of its registry. It is the mount's: when that ends, so does
+// this, and an image that does not fit without pushing others out is left as it is.
+
+// How long after a completion that failed there is no other: at first, and at most.
+const (
+	completePause    = 10 * time.Second
+	maxCompletePause = 10 * time.Minute
+)
+
+// completion fetches the rest of an image.
+type completion struct {
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+}
+
+// complete begins to fetch the rest of what m shows, once nobody has waited for a
+// while.
+func (s *server) complete(m *mounted) *completion {
+	c := &completion{cancel: func() {}}
+	opt := s.cfg.Registries.Cache
+	if m.asked.NoComplete || opt.Complete == config.CompleteOff || !m.fs.Served() {
+		return c
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c.cancel = cancel
+	c.done.Go(func() {
+		pause := completePause
+		for {
+			after := time.Duration(opt.CompleteAfter)
+			if after == 0 {
+				after = config.CompleteAfter
+			}
+			last := m.since
+			if miss := m.image.LastMiss(); miss.After(last) {
+				last = miss
+			}
+			if wait := time.Until(last.Add(after)); wait > 0 {
+				if !sleep(ctx, wait) {
+					return
+				}
+				continue
+			}
+			err := s.completeNow(ctx, m, int64(opt.CompleteRate))
+			if err == nil {
+				s.log.Info("all of an image is here", "id", m.id, "ref", m.ref)
+				return
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			s.log.Info("an image is not complete yet", "id", m.id, "ref", m.ref, "err", err)
+			if !sleep(ctx, pause) {
+				return
+			}
+			pause = min(2*pause, maxCompletePause)
+		}
+	})
+	return c
+}
+
+var errOthers = errors.New("others are still fetching parts of it")
+
+// completeNow is one try. There is one at a time on a node.
+func (s *server) completeNow(ctx context.Context, m *mounted, rate int64) error {
+	select {
+	case s.completing <- struct{}{}:
+		defer func() { <-s.completing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if n := m.image.Missing().Content; n > s.pool.Room() {
+		return pool.ErrNoSpace
+	}
+	if err := m.image.CompleteSlowly(ctx, fill.Slowly{Rate: rate}); err != nil {
+		return err
+	}
+	if m.image.Missing().Chunks > 0 {
+		return errOthers
+	}
+	return s.pool.Sync()
+}
+
+// stop returns when nothing is fetched any more.
+func (c *completion) stop() {
+	c.cancel()
+	c.done.Wait()
+}
+
+// sleep returns false if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

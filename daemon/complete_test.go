@@ -1,0 +1,142 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/convert"
+	"github.com/shale-image/shale/image"
+)
+
+// served makes an image in a registry, which ends with the returned function.
+func served(t *testing.T, ref string) (remote string, end func()) {
+	t.Helper()
+	s := httptest.NewServer(registry.New())
+	t.Cleanup(s.Close)
+	remote = strings.TrimPrefix(s.URL, "http://") + "/app:1"
+	var repos []*image.Repository
+	for _, name := range []string{strings.TrimSuffix(ref, "shale") + "plain", remote} {
+		r, err := image.ParseRef(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		repo, err := image.Open(background, r, image.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { repo.Close() })
+		repos = append(repos, repo)
+	}
+	if _, err := convert.Convert(background, repos[0], repos[1], convert.Options{Platform: image.Platform{OS: "linux", Architecture: "amd64"}}); err != nil {
+		t.Fatal(err)
+	}
+	return remote, func() {
+		s.CloseClientConnections()
+		s.Close()
+	}
+}
+
+func mountStatus(t *testing.T, c *Client, id string) MountStatus {
+	t.Helper()
+	st, err := c.Status(background)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range st.Mounts {
+		if m.ID == id {
+			return m
+		}
+	}
+	t.Fatalf("no mount %s in %+v", id, st)
+	return MountStatus{}
+}
+
+// TestBackgroundCompletion: a mount that nobody reads becomes complete by itself, and
+// then needs no registry.
+func TestBackgroundCompletion(t *testing.T) {
+	configured(t, `{"cache": {"complete_after": "10ms"}}`)
+	ref, gone := served(t, layout(t))
+	c := service(t)
+	dir, m := attach(t, c, ref)
+	if m.Face == "direct" {
+		t.Fatal("it is complete from the beginning")
+	}
+	if err := c.WaitComplete(background, m.ManifestDigest, nil); err != nil {
+		t.Fatal(err)
+	}
+	if st := mountStatus(t, c, m.ID); !st.Survives || st.MissingChunks != 0 || st.Fill.Stalls != 0 {
+		t.Errorf("%+v", st)
+	}
+	gone()
+	for name, want := range files {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	// The next one is direct, with no registry.
+	unmount(t, c, dir)
+	if _, m := attach(t, c, ref); m.Face != "direct" {
+		t.Errorf("the face of a complete image is %s", m.Face)
+	}
+}
+
+// TestNoCompletion: who does not want it is not completed.
+func TestNoCompletion(t *testing.T) {
+	configured(t, `{"cache": {"complete_after": "1ms"}}`)
+	ref := layout(t)
+	c := service(t)
+	_, m := attachAs(t, c, ref, Place{NoComplete: true})
+	time.Sleep(500 * time.Millisecond)
+	if st := mountStatus(t, c, m.ID); st.Survives || st.MissingChunks == 0 || st.Source.Bytes != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestOffline: without a network, after a restart, complete images are mounted and
+// read, and of others what is here; the rest is an error.
+func TestOffline(t *testing.T) {
+	whole, gone1 := served(t, layout(t))
+	part, gone2 := served(t, bigLayout(t, 0, 3))
+	c := service(t)
+	if _, err := c.Pull(background, Source{Ref: whole, Platform: "linux/amd64"}, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	dir, m := attachAs(t, c, part, Place{Face: "device", NoComplete: true})
+	readBig(t, dir, 0, 1)
+	st := mountStatus(t, c, m.ID)
+	kill(t, c, syscall.SIGKILL)
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	gone1()
+	gone2()
+	dir, _ = attach(t, c, whole)
+	for name, want := range files {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	dir, m = attachAs(t, c, part, Place{Face: "device", NoComplete: true})
+	readBig(t, dir, 0, 1)
+	again := mountStatus(t, c, m.ID)
+	if again.MissingChunks != st.MissingChunks || again.Source.Requests != 0 {
+		t.Errorf("%d chunks are missing, want %d as before; %d requests", again.MissingChunks, st.MissingChunks, again.Source.Requests)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "f002")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("what is not here: %d bytes, %v, want EIO", len(got), err)
+	}
+	d, err := c.Df(background)
+	if err != nil || len(d.Images) != 2 {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
