@@ -71,7 +71,7 @@ type Cache struct {
 	// last time that a reader of the mount had to wait (default 30 s), and brings
 	// CompleteRate stored bytes a second at most (default, 0: no limit).
 	Complete      string   `json:"complete"`
-	CompleteAfter Duration `json:"complete_after"`
+	CompleteAfter Duration `json:"complete_after,omitzero"`
 	CompleteRate  Size     `json:"complete_rate"`
 }
 
@@ -84,6 +84,9 @@ const (
 
 // Duration is a time span like "30s" in JSON.
 type Duration time.Duration
+
+// MarshalText writes what UnmarshalText reads.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
 // UnmarshalText reads what time.ParseDuration does, if it is more than nothing.
 func (d *Duration) UnmarshalText(b []byte) error {

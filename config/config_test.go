@@ -127,6 +127,16 @@ func TestCache(t *testing.T) {
 	if want := (Cache{1 << 30, CompleteOff, Duration(2 * time.Minute), 10 << 20}); c.Cache != want {
 		t.Errorf("%+v, want %+v", c.Cache, want)
 	}
+	for _, c := range []Config{{}, c} { // the service passes it on to its processes
+		var again Config
+		js, err := json.Marshal(c)
+		if err == nil {
+			err = json.Unmarshal(js, &again)
+		}
+		if err != nil || again.Cache != c.Cache {
+			t.Errorf("%+v, then %+v: %v", c.Cache, again.Cache, err)
+		}
+	}
 	for _, js := range []string{`{"cache": {"complete": "later"}}`, `{"cache": {"complete_after": "0s"}}`, `{"cache": {"complete_after": "-1s"}}`, `{"cache": {"complete_after": "x"}}`} {
 		path := filepath.Join(t.TempDir(), "config.json")
 		if err := os.WriteFile(path, []byte(js), 0o600); err != nil {
