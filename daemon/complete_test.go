@@ -129,8 +129,9 @@ func TestOffline(t *testing.T) {
 	dir, m = attachAs(t, c, part, Place{Face: "device", NoComplete: true})
 	readBig(t, dir, 0, 1)
 	again := mountStatus(t, c, m.ID)
-	if again.MissingChunks != st.MissingChunks || again.Source.Requests != 0 {
-		t.Errorf("%d chunks are missing, want %d as before; %d requests", again.MissingChunks, st.MissingChunks, again.Source.Requests)
+	// More may have come before the service was killed, and readers are read ahead for.
+	if again.MissingChunks > st.MissingChunks || again.MissingChunks == 0 || again.Source.Bytes != 0 {
+		t.Errorf("%d chunks are missing, want %d as before; %d bytes came", again.MissingChunks, st.MissingChunks, again.Source.Bytes)
 	}
 	if got, err := os.ReadFile(filepath.Join(dir, "f002")); !errors.Is(err, syscall.EIO) {
 		t.Errorf("what is not here: %d bytes, %v, want EIO", len(got), err)
