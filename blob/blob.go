@@ -41,6 +41,37 @@ var (
 	ErrUnavailable  = errors.New("unavailable") // timeouts, 429, 5xx: trying again may help
 )
 
+// Rejecter is a body that wants to know when its content has turned out to be
+// wrong. Only the reader of a body can tell: a Source does not verify.
+type Rejecter interface {
+	// Reject notes that what was read of the body is not what it should be, so
+	// that others are asked first from now on. It returns sources of the same
+	// objects to ask instead, one after the other, the most promising first: each
+	// asks in one place only, so that what it gives is not mixed from good and bad
+	// answers; and where the body itself came from one place, not there. It may be called after Close.
+	Reject() []Source
+}
+
+// Reject calls the Reject of a body that has one. Otherwise there is nobody else
+// to ask, and it returns nil.
+func Reject(body io.Reader) []Source {
+	if r, ok := body.(Rejecter); ok {
+		return r.Reject()
+	}
+	return nil
+}
+
+type urgentKey struct{}
+
+// WithUrgent marks the requests made under a context as ones that somebody waits
+// for. A source may go to more expense for these.
+func WithUrgent(ctx context.Context) context.Context {
+	return context.WithValue(ctx, urgentKey{}, true)
+}
+
+// Urgent tells whether somebody waits for what is asked under a context.
+func Urgent(ctx context.Context) bool { return ctx.Value(urgentKey{}) != nil }
+
 // ReadAll reads n bytes of an object at off into memory.
 func ReadAll(ctx context.Context, s Source, ref Ref, off, n int64) ([]byte, error) {
 	r, err := s.Range(ctx, ref, off, n)

@@ -11,7 +11,8 @@
 //	  "index_trust": "signed",
 //	  "index_keys": ["/etc/shale/keys/team.pub"],
 //	  "traces": "share",
-//	  "cache": {"quota": "20G", "complete": "on", "complete_after": "30s", "complete_rate": "10M"}
+//	  "cache": {"quota": "20G", "complete": "on", "complete_after": "30s", "complete_rate": "10M"},
+//	  "read_timeout": "1m"
 //	}
 //
 // It knows settings; it reaches nothing itself.
@@ -56,6 +57,11 @@ type Config struct {
 	Traces string `json:"traces"`
 
 	Cache Cache `json:"cache"`
+
+	// ReadTimeout is how long a read of a mounted image waits for bytes that no
+	// source gives, before it fails with EIO: "30s", "10m". The next read tries
+	// again. DefaultReadTimeout if empty.
+	ReadTimeout string `json:"read_timeout"`
 
 	keys trust.Keys // of IndexKeys
 }
@@ -126,6 +132,17 @@ func (z *Size) UnmarshalJSON(b []byte) (err error) {
 	}
 	*z, err = ParseSize(text)
 	return err
+}
+
+// DefaultReadTimeout outlasts the restart of a registry.
+const DefaultReadTimeout = time.Minute
+
+// ReadWait is ReadTimeout, of at least a second.
+func (c *Config) ReadWait() time.Duration {
+	if d, err := time.ParseDuration(c.ReadTimeout); err == nil && d >= time.Second {
+		return d
+	}
+	return DefaultReadTimeout
 }
 
 // What Config.Traces may be, besides "".
@@ -237,6 +254,9 @@ func (c *Config) check(path string) error {
 	case "", CompleteOn, CompleteOff:
 	default:
 		return fmt.Errorf("%s: cache: complete %q: want %s or %s", path, c.Cache.Complete, CompleteOn, CompleteOff)
+	}
+	if d, err := time.ParseDuration(c.ReadTimeout); c.ReadTimeout != "" && (err != nil || d < time.Second) {
+		return fmt.Errorf("%s: read_timeout %q: want a time of at least 1s, such as 90s or 5m", path, c.ReadTimeout)
 	}
 	switch c.Traces {
 	case "", TracesOn, TracesShare, TracesOff:

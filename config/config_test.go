@@ -43,6 +43,12 @@ func TestRead(t *testing.T) {
 	if d := cmp.Diff(want, c.Options(ref, image.Credentials{}, "test")); d != "" {
 		t.Error(d)
 	}
+	if d := c.ReadWait(); d != DefaultReadTimeout {
+		t.Errorf("reads wait for %v", d)
+	}
+	if c, err := Read(write(t, `{"read_timeout": "2m30s"}`)); err != nil || c.ReadWait() != 150*time.Second {
+		t.Errorf("reads wait for %v, %v", c.ReadWait(), err)
+	}
 	t.Setenv("HTTPS_PROXY", "before")
 	if err := c.SetProxy(); err != nil || os.Getenv("HTTPS_PROXY") != "http://p:1" {
 		t.Errorf("%v, HTTPS_PROXY is %q", err, os.Getenv("HTTPS_PROXY"))
@@ -58,6 +64,8 @@ func TestBad(t *testing.T) {
 		`{"index_keys": ["team.pub"]}`:                        "absolute",
 		`{"index_keys": ["/nowhere/team.pub"]}`:               "index_keys: open /nowhere/team.pub",
 		`{"index_trust": "signed"}`:                           "no key",
+		`{"read_timeout": "0s"}`:                              "at least 1s",
+		`{"read_timeout": "soon"}`:                            "at least 1s",
 		`{"traces": "maybe"}`:                                 "want on, share or off",
 		`{}{}`:                                                "more than one",
 		`{`:                                                   "offset",

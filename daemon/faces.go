@@ -5,11 +5,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/mount"
 	"github.com/shale-image/shale/mount/fusedev"
 )
+
+// readSlack lets the error of a fetch that has given up reach its readers, which
+// says more than that the time is over.
+const readSlack = 5 * time.Second
 
 // show mounts an image with the face that was asked for, or the best one, and
 // tells which. An incomplete image is device as root and fuse otherwise, so
@@ -19,7 +24,7 @@ func (s *server) show(ctx context.Context, rec *record, im *fill.Image, p Place)
 	if err != nil {
 		return nil, "", err
 	}
-	o := mount.Options{Dir: p.Dir, ReadAheadKiB: p.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: readTimeout, Logger: s.log, Name: "shale"}}
+	o := mount.Options{Dir: p.Dir, ReadAheadKiB: p.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: s.cfg.Registries.ReadWait() + readSlack, Logger: s.log, Name: "shale"}}
 	if p.Face != "" && p.Face != mount.FaceAuto {
 		face, err := mount.FaceNamed(p.Face)
 		if err != nil {

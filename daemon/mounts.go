@@ -20,10 +20,6 @@ import (
 	"github.com/shale-image/shale/reader"
 )
 
-// readTimeout is how long a reader waits for bytes before it gets EIO; the
-// next read tries again.
-const readTimeout = 2 * time.Minute
-
 // mounted is an image that a face shows.
 type mounted struct {
 	id      string

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"path/filepath"
+	"time"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/blob/count"
@@ -30,10 +32,11 @@ type SourceStats struct {
 	Errors   int64 `json:"errors"`   // requests that failed or broke off
 }
 
-// newOrigin makes the origin of an image whose files are in dir.
-func newOrigin(repo *image.Repository, dir string) *origin {
+// newOrigin makes the origin of an image whose files are in dir. Passing faults are
+// waited out for as long as a reader waits.
+func newOrigin(repo *image.Repository, dir string, wait time.Duration) *origin {
 	made := count.New(repo.Blobs())
-	o := &origin{asked: count.New(retry.New(made, retry.Policy{})), made: made}
+	o := &origin{asked: count.New(retry.New(made, retry.Policy{Attempts: math.MaxInt, Total: wait})), made: made}
 	for _, name := range []string{sideDir, ztocDir} {
 		if d, err := dirblob.Open(filepath.Join(dir, name)); err == nil {
 			o.beside = append(o.beside, d)

@@ -154,7 +154,16 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 
 // read is scan that compares what is made with an index from elsewhere, if there
 // is one. So many layers at once are fetched as atOnce says.
-func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, atOnce int, progress func(Progress)) (out scanned, _ error) {
+func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, atOnce int, progress func(Progress)) (scanned, error) {
+	out, err := s.readOnce(ctx, repo, img, dir, foreign, atOnce, progress)
+	if errors.Is(err, image.ErrElsewhere) {
+		s.log.Warn("layers are read again", "ref", repo.Ref().String(), "err", err)
+		out, err = s.readOnce(ctx, repo, img, dir, foreign, atOnce, progress)
+	}
+	return out, err
+}
+
+func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, atOnce int, progress func(Progress)) (out scanned, _ error) {
 	var ours, theirs []*os.File
 	defer func() {
 		for _, f := range append(ours, theirs...) {
@@ -181,7 +190,11 @@ func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Ima
 	g, gctx := errgroup.WithContext(ctx)
 	var copied error
 	g.Go(func() error {
-		layers, lctx := errgroup.WithContext(gctx)
+		parent := gctx
+		if repo.Mirrored() {
+			parent = ctx
+		}
+		layers, lctx := errgroup.WithContext(parent)
 		layers.SetLimit(atOnce)
 		for n, l := range img.Layers {
 			layers.Go(func() error {
@@ -196,7 +209,10 @@ func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Ima
 				defer body.Close()
 				_, err = io.Copy(ours[n], &counter{body, func(m int) { progress(Progress{Done: done.Add(int64(m)), Total: total}) }})
 				if errors.Is(err, syscall.EPIPE) {
-					return nil // it says itself why it reads no more
+					// It says itself why it reads no more. Are wrong bytes why?
+					if err = nil; repo.Mirrored() {
+						_, err = io.Copy(io.Discard, body)
+					}
 				}
 				return err
 			})

@@ -225,7 +225,7 @@ func (s *store) known(key string, repo *image.Repository) (*use, error) {
 
 // newUse makes a use that is counted already.
 func (s *store) newUse(rec *record, repo *image.Repository) *use {
-	return &use{record: rec, repo: repo, origin: newOrigin(repo, s.path(rec.ManifestDigest)), store: s}
+	return &use{record: rec, repo: repo, origin: newOrigin(repo, s.path(rec.ManifestDigest), s.cfg.ReadWait()), store: s}
 }
 
 // wish is what is wanted of an image.

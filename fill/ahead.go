@@ -86,7 +86,7 @@ func (im *Image) follow(off, end int64) {
 		}
 		im.requests.Go(func() {
 			defer func() { <-im.ahead }()
-			im.fetch(wants)
+			im.fetch(im.ctx, wants)
 		})
 	}
 }

@@ -75,7 +75,7 @@ func (im *Image) Complete(ctx context.Context, progress func(bytes int64)) error
 				if len(wants) == 0 {
 					break
 				}
-				im.requests.Go(func() { im.fetch(wants) })
+				im.requests.Go(func() { im.fetch(im.ctx, wants) })
 				for _, w := range wants {
 					if err := im.arrive(gctx, wait{w.index, w.flight}); err != nil {
 						return err

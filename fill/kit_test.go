@@ -138,6 +138,7 @@ type node struct {
 	engine *Engine
 	source *memblob.Source
 	pieces map[chunk.Digest][]byte
+	blobs  [][]byte // of source
 
 	mu    sync.Mutex
 	fault func(ctx context.Context, ref blob.Ref, off, n int64) *memblob.Fault
@@ -209,6 +210,7 @@ func (n *node) store(b *builder) {
 	b.tree.Blobs = nil
 	for i, p := range b.blobs {
 		ref := n.source.Put(p)
+		n.blobs = append(n.blobs, p)
 		b.tree.Blobs = append(b.tree.Blobs, index.Blob{Digest: ref.Digest, Size: ref.Size, Spans: b.spans[i].Spans})
 	}
 	for _, ino := range b.tree.Root.Children {

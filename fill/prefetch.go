@@ -31,7 +31,7 @@ func (im *Image) Prefetch() {
 		}
 		im.requests.Go(func() {
 			defer func() { <-im.ahead }()
-			im.fetch(wants)
+			im.fetch(im.ctx, wants)
 		})
 	}
 }
@@ -90,7 +90,7 @@ func (im *Image) FetchInOrder(ctx context.Context, wanted []pool.Entry) {
 		}
 		im.requests.Go(func() {
 			defer func() { <-im.ahead }()
-			im.fetch(wants)
+			im.fetch(im.ctx, wants)
 		})
 	}
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime/debug"
 	"time"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/stream"
 	"github.com/shale-image/shale/pool"
@@ -20,6 +22,10 @@ type request struct {
 	timer *time.Timer
 	begun time.Time
 	bad   error // why the last span could not be decoded
+
+	body     io.Reader     // what they are decoded from
+	rejected bool          // a body was
+	others   []blob.Source // whom to ask instead then, each once
 }
 
 // start fetches wants in the background, for a reader.
@@ -30,15 +36,15 @@ func (im *Image) start(wants []want) {
 			defer func() { <-im.demand }()
 		case <-im.ctx.Done():
 		}
-		im.fetch(wants)
+		im.fetch(blob.WithUrgent(im.ctx), wants)
 	})
 }
 
 // fetch brings wants by one request. All of their flights have landed when it
 // returns, whatever happens.
-func (im *Image) fetch(wants []want) {
+func (im *Image) fetch(ctx context.Context, wants []want) {
 	e := im.engine
-	ctx, cancel := context.WithCancelCause(im.ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	r := request{im: im, wants: wants, begun: time.Now(), timer: time.AfterFunc(e.opt.Timeout, func() {
 		cancel(fmt.Errorf("nothing came for %v: %w", e.opt.Timeout, context.DeadlineExceeded))
 	})}
@@ -66,7 +72,34 @@ func (im *Image) fetch(wants []want) {
 	}
 }
 
+// run asks the image's source, and then, if that has given wrong bytes, one place
+// after the other for what is left.
 func (r *request) run(ctx context.Context) error {
+	err := r.from(ctx, r.im.source)
+	for err != nil && len(r.others) > 0 && ctx.Err() == nil {
+		r.im.engine.opt.Logger.Warn("another source is asked", "err", err)
+		next := r.others[0]
+		r.others = r.others[1:]
+		err = r.from(ctx, next)
+	}
+	return err
+}
+
+// elsewhere tells whether to ask somebody else because of an error. err is what is
+// wrong with the bytes of the body, and that is told to where it comes from.
+func (r *request) elsewhere(err error) bool {
+	if !errors.Is(err, chunk.ErrCorrupt) {
+		return false
+	}
+	others := blob.Reject(r.body)
+	if !r.rejected {
+		r.rejected, r.others = true, others
+	}
+	return len(r.others) > 0
+}
+
+// from asks a source for what is left.
+func (r *request) from(ctx context.Context, source blob.Source) error {
 	first, last := r.wants[0].chunk, r.wants[len(r.wants)-1].chunk
 	all := r.im.linked.Stored(first)
 	all.Extend(r.im.linked.Stored(last))
@@ -79,16 +112,17 @@ func (r *request) run(ctx context.Context) error {
 		return err
 	}
 	wctx, cancel := context.WithCancel(ctx)
-	window := r.im.window(wctx, &spans[0])
+	window := r.im.window(wctx, source, &spans[0])
 	defer window() // it uses the source
 	defer cancel()
 	r.im.stats.request(all.Length)
 	asked := time.Now()
-	body, err := r.im.source.Range(ctx, r.im.blob(all.Blob), all.Offset, all.Length)
+	body, err := source.Range(ctx, r.im.blob(all.Blob), all.Offset, all.Length)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
+	r.body, r.bad = body, nil
 	answered := time.Now()
 	n := stream.Memory(spans)
 	if err := r.im.memory.Acquire(ctx, min(n, imageMemory)); err != nil {
@@ -97,6 +131,7 @@ func (r *request) run(ctx context.Context) error {
 	defer r.im.memory.Release(min(n, imageMemory))
 	w, err := window()
 	if err != nil {
+		r.elsewhere(err) // it comes from the same place
 		return err
 	}
 	in, err := stream.NewReader(body, spans, first.Offset, last.End(), w)
@@ -118,7 +153,7 @@ func (r *request) run(ctx context.Context) error {
 func (im *Image) blob(n int) blob.Ref { return blob.Ref(im.linked.Blobs[n]) }
 
 // window begins to fetch a window, and returns what waits for it.
-func (im *Image) window(ctx context.Context, s *index.Span) func() ([]byte, error) {
+func (im *Image) window(ctx context.Context, source blob.Source, s *index.Span) func() ([]byte, error) {
 	w := s.Window
 	if w.Length == 0 {
 		return func() ([]byte, error) { return nil, nil }
@@ -129,7 +164,7 @@ func (im *Image) window(ctx context.Context, s *index.Span) func() ([]byte, erro
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p, err = stream.Window(ctx, im.source, im.blob(int(w.Blob)), s)
+		p, err = stream.Window(ctx, source, im.blob(int(w.Blob)), s)
 	}()
 	return func() ([]byte, error) {
 		<-done
@@ -151,6 +186,9 @@ func (r *request) next(in *stream.Reader) error {
 		data, err = in.Next(int(w.chunk.Size))
 	}
 	if err != nil {
+		if r.elsewhere(err) {
+			return err
+		}
 		if r.bad = err; in.Pos() <= w.chunk.Offset {
 			return err
 		}
@@ -165,6 +203,8 @@ func (r *request) next(in *stream.Reader) error {
 		r.land(nil)
 	case errors.Is(err, pool.ErrNoSpace):
 		r.land(append([]byte(nil), data...))
+	case r.elsewhere(err):
+		return err
 	default:
 		r.fail(err, 1) // the others are none the worse
 	}

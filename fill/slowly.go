@@ -66,7 +66,7 @@ func (im *Image) trickle(ctx context.Context, i int, end int64, o Slowly) error 
 		began := time.Now()
 		all := im.linked.Stored(wants[0].chunk)
 		all.Extend(im.linked.Stored(wants[len(wants)-1].chunk))
-		im.requests.Go(func() { im.fetch(wants) })
+		im.requests.Go(func() { im.fetch(im.ctx, wants) })
 		for _, w := range wants {
 			if err := im.arrive(ctx, wait{w.index, w.flight}); err != nil {
 				return err

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/shale-image/shale/blob"
@@ -28,6 +29,8 @@ type auth struct {
 	lock   chan struct{} // held while a token is fetched; guards what follows
 	asked  *challenge    // the last one
 	tokens map[string]bearer
+
+	good atomic.Pointer[string] // the header of the last request that was answered well
 }
 
 type bearer struct {
@@ -72,14 +75,28 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp, err := send(header)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized {
-		return resp, err
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized:
+	case resp.StatusCode == http.StatusForbidden && t.auth.worked(header):
+		// Some registries say so of a token that has expired.
+	default:
+		if header != "" && resp.StatusCode < http.StatusBadRequest {
+			t.auth.good.Store(&header)
+		}
+		return resp, nil
 	}
 	hasBody := req.Body != nil && req.Body != http.NoBody
 	if hasBody && req.GetBody == nil {
 		return resp, nil
 	}
-	next, err := t.auth.answer(req.Context(), parseChallenges(resp.Header), t.scopes, header)
+	challenges := parseChallenges(resp.Header)
+	if resp.StatusCode == http.StatusForbidden {
+		challenges = nil // the last ones still hold
+	}
+	next, err := t.auth.answer(req.Context(), challenges, t.scopes, header)
 	if err == nil && (next == "" || next == header) {
 		return resp, nil // nothing better to offer: let the caller see the 401
 	}
@@ -129,8 +146,14 @@ func (a *auth) current(ctx context.Context, scopes []string) (string, error) {
 	return a.header(ctx, scopes)
 }
 
+// worked tells whether a request with this header was last answered well.
+func (a *auth) worked(header string) bool {
+	good := a.good.Load()
+	return good != nil && *good == header
+}
+
 // answer returns the header that meets a challenge to a request that carried
-// sent; "" or sent itself if there is none.
+// sent; "" or sent itself if there is none. No challenges mean the last one.
 func (a *auth) answer(ctx context.Context, asked []challenge, scopes []string, sent string) (string, error) {
 	if err := a.acquire(ctx); err != nil {
 		return "", err
@@ -140,10 +163,12 @@ func (a *auth) answer(ctx context.Context, asked []challenge, scopes []string, s
 	if pick < 0 {
 		pick = slices.IndexFunc(asked, func(c challenge) bool { return c.scheme == "basic" })
 	}
-	if pick < 0 {
+	switch {
+	case pick >= 0:
+		a.asked = &asked[pick]
+	case a.asked == nil || asked != nil:
 		return "", nil
 	}
-	a.asked = &asked[pick]
 	// Unless another request has got a new token since, the one sent is bad.
 	key := strings.Join(scopes, " ")
 	if a.tokens[key].header == sent {

@@ -68,6 +68,7 @@ func TestBasic(t *testing.T) {
 // good for uses requests.
 type tokens struct {
 	uses          int64
+	forbids       atomic.Bool // says 403 of a token that is used up
 	fetched       atomic.Int64
 	mu            sync.Mutex
 	left          map[string]int64
@@ -111,8 +112,13 @@ func (ts *tokens) guard(next http.Handler) http.Handler {
 			need = "push"
 		}
 		ok := ts.left[tok] > 0 && strings.Contains(ts.scope[tok], need)
+		_, known := ts.left[tok]
 		ts.left[tok]--
 		ts.mu.Unlock()
+		if !ok && known && ts.forbids.Load() {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
 		if !ok {
 			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm=%q,service="the registry",scope="repository:app:%s"`, ts.realm, need))
 			w.WriteHeader(http.StatusUnauthorized)
@@ -163,6 +169,25 @@ func TestBearerExpires(t *testing.T) {
 	}
 	if n := ts.fetched.Load(); n < 10 {
 		t.Errorf("%d tokens", n)
+	}
+	ts.forbids.Store(true)
+	for i := range int64(20) {
+		p, err := blob.ReadAll(t.Context(), repo.Blobs(), img.Layers[1].Ref(), i, 10)
+		if err != nil || string(p) != string(layers[1][i:i+10]) {
+			t.Fatalf("range %d, of a token that is forbidden when it has expired: %q, %v", i, p, err)
+		}
+	}
+	ts.mu.Lock()
+	ts.uses = 0 // new ones are never any good: that is a no
+	ts.mu.Unlock()
+	before := ts.fetched.Load()
+	for range 4 {
+		if _, err = blob.ReadAll(t.Context(), repo.Blobs(), img.Layers[1].Ref(), 0, 10); err != nil {
+			break
+		}
+	}
+	if n := ts.fetched.Load() - before; !errors.Is(err, blob.ErrUnauthorized) || n > 2 {
+		t.Errorf("%v after %d tokens", err, n)
 	}
 }
 

@@ -17,6 +17,10 @@ var (
 	ErrLimit       = index.ErrLimit
 	ErrNotImage    = errors.New("not an image")
 	ErrPlatform    = errors.New("no image for the platform")
+
+	// ErrElsewhere comes with ErrCorrupt where another place, a mirror or what it
+	// mirrors, may have it right, and is asked by the next one who opens the blob.
+	ErrElsewhere = errors.New("another source is asked next time")
 )
 
 // NotImageError is about a manifest of something else: a chart, a signature, an

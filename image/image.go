@@ -1,7 +1,10 @@
 package image
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"io"
 	"slices"
 
 	"github.com/shale-image/shale/blob"
@@ -84,16 +87,37 @@ func (r *Repository) LoadConfig(ctx context.Context, img *Image) error {
 	return nil
 }
 
-// small fetches a whole blob whose size the caller has bounded.
+// small fetches a whole blob whose size the caller has bounded, from whoever has
+// it right.
 func (r *Repository) small(ctx context.Context, d Descriptor) ([]byte, error) {
-	var p []byte
-	if d.Size > 0 {
-		var err error
-		if p, err = blob.ReadAll(ctx, retry.New(r.store, retry.Policy{}), d.Ref(), 0, d.Size); err != nil {
-			return nil, err
+	if d.Size == 0 {
+		return nil, checkBytes(d, nil)
+	}
+	var wrong error
+	for sources := []blob.Source{retry.New(r.store, retry.Policy{})}; len(sources) > 0; sources = sources[1:] {
+		body, err := sources[0].Range(ctx, d.Ref(), 0, d.Size)
+		if err != nil {
+			return nil, cmp.Or(wrong, err)
+		}
+		p := make([]byte, d.Size)
+		_, err = io.ReadFull(body, p)
+		body.Close()
+		if err == nil {
+			err = checkBytes(d, p)
+		}
+		switch {
+		case err == nil:
+			return p, nil
+		case !errors.Is(err, ErrCorrupt):
+			return nil, cmp.Or(wrong, err)
+		case wrong == nil:
+			wrong = err
+			sources = append(sources, blob.Reject(body)...)
+		default:
+			blob.Reject(body)
 		}
 	}
-	return p, checkBytes(d, p)
+	return nil, wrong
 }
 
 // search looks for the image of a platform in an index of indexes.

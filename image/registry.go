@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/choose"
 	"github.com/shale-image/shale/blob/httpblob"
 )
 
@@ -26,7 +27,8 @@ import (
 type registry struct {
 	ref       Ref
 	opts      Options
-	endpoints []*endpoint // the last one is the registry
+	endpoints []*endpoint    // the last one is the registry
+	blobs     *choose.Source // of all endpoints
 	base      http.RoundTripper
 	owned     *http.Transport // closed with the registry; nil if shared
 }
@@ -36,17 +38,9 @@ type endpoint struct {
 	url    string // of the repository: "https://host/v2/library/debian"
 	auth   *auth
 	client *http.Client
-	blobs  *httpblob.Source
-	down   atomic.Int64 // a mirror that failed is left alone until then; Unix seconds
 
 	lists, listless atomic.Bool // has an API for referrers, has none; neither is set before it was asked
 }
-
-// mirrorRest is how long a mirror that failed is left alone, so that a dead
-// one costs its timeout once and not with every range.
-const mirrorRest = 30 * time.Second
-
-func (e *endpoint) rest() { e.down.Store(time.Now().Add(mirrorRest).Unix()) }
 
 // shared is the transport of all registries that need no own one, so that
 // images of a registry share its connections.
@@ -99,6 +93,11 @@ func newRegistry(ref Ref, opts Options) (*registry, error) {
 		host = dockerHubHost
 	}
 	g.endpoints = append(g.endpoints, g.endpoint(host, opts.Credentials))
+	var places []choose.Place
+	for _, e := range g.endpoints {
+		places = append(places, choose.Place{Name: e.auth.host, Source: httpblob.New(e.client, func(r blob.Ref) string { return e.url + "/blobs/" + r.Digest })})
+	}
+	g.blobs = choose.New(places...)
 	return g, nil
 }
 
@@ -112,7 +111,6 @@ func (g *registry) endpoint(host string, cred Credentials) *endpoint {
 		auth: newAuth(scheme, host, cred, g.base),
 	}
 	e.client = g.client(e, "repository:"+g.ref.repository+":pull")
-	e.blobs = httpblob.New(e.client, func(r blob.Ref) string { return e.url + "/blobs/" + r.Digest })
 	return e
 }
 
@@ -129,54 +127,18 @@ func (g *registry) close() error {
 	return nil
 }
 
-// each calls f for the endpoints in order until one succeeds. If all fail, the
-// registry's own error counts.
+// each calls f for the endpoints, the healthiest first, until one succeeds. If all
+// fail, the registry's own error counts.
 func (g *registry) each(ctx context.Context, f func(*endpoint) error) error {
-	var err error
-	for i, e := range g.endpoints {
-		last := i == len(g.endpoints)-1
-		if !last && time.Now().Unix() < e.down.Load() {
-			continue
-		}
-		if err = f(e); err == nil || ctx.Err() != nil {
-			return err
-		}
-		if !last && !errors.Is(err, blob.ErrNotFound) && !errors.Is(err, blob.ErrRange) {
-			e.rest()
-		}
-	}
-	return err
+	return g.blobs.Each(ctx, func(n int) error { return f(g.endpoints[n]) })
 }
 
 // Range implements blob.Source.
-func (g *registry) Range(ctx context.Context, ref blob.Ref, off, n int64) (r io.ReadCloser, err error) {
+func (g *registry) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
 	if !reDigest.MatchString(ref.Digest) {
 		return nil, fmt.Errorf("blob %.100q: %w: not a sha256 digest", ref.Digest, blob.ErrNotFound)
 	}
-	err = g.each(ctx, func(e *endpoint) (err error) {
-		r, err = e.blobs.Range(ctx, ref, off, n)
-		if err == nil && e != g.self() {
-			r = &mirrored{r, ctx, e}
-		}
-		return err
-	})
-	return r, err
-}
-
-// mirrored is a body from a mirror, which is left alone if it breaks off: the
-// next request, such as one for the rest, goes to the next endpoint.
-type mirrored struct {
-	io.ReadCloser
-	ctx  context.Context
-	from *endpoint
-}
-
-func (m *mirrored) Read(p []byte) (int, error) {
-	n, err := m.ReadCloser.Read(p)
-	if err != nil && err != io.EOF && m.ctx.Err() == nil {
-		m.from.rest()
-	}
-	return n, err
+	return g.blobs.Range(ctx, ref, off, n)
 }
 
 var acceptManifests = strings.Join([]string{MediaTypeIndex, MediaTypeManifest, MediaTypeDockerList, MediaTypeDockerManifest}, ", ")

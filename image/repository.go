@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -131,6 +132,28 @@ func (r *Repository) Blob(ctx context.Context, d Descriptor) (io.ReadCloser, err
 	}
 	return newVerifier(body, d), nil
 }
+
+// Spool writes a whole blob, verified, to w at an offset, and returns how much was
+// written. If one place gives wrong bytes another one is asked.
+func (r *Repository) Spool(ctx context.Context, d Descriptor, w io.WriterAt, at int64) (n int64, err error) {
+	for tries := 0; tries <= len(r.opts.Mirrors); tries++ {
+		var rc io.ReadCloser
+		if rc, err = r.Blob(ctx, d); err != nil {
+			return n, err
+		}
+		var m int64
+		m, err = io.Copy(io.NewOffsetWriter(w, at), rc)
+		rc.Close()
+		if n += m; !errors.Is(err, ErrElsewhere) {
+			return n, err
+		}
+	}
+	return n, err
+}
+
+// Mirrored tells whether blobs can be had in several places, so that wrong ones may
+// be right elsewhere (ErrElsewhere).
+func (r *Repository) Mirrored() bool { return len(r.opts.Mirrors) > 0 }
 
 // Manifest fetches a manifest or an index of any kind. reference is a tag or
 // a digest; "" means that of the Ref.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+
+	"github.com/shale-image/shale/blob"
 )
 
 // verifier passes an object through and fails, in place of its last byte, if
@@ -51,6 +53,9 @@ func (v *verifier) Read(p []byte) (int, error) {
 func (v *verifier) check() error {
 	if got := fmt.Sprintf("sha256:%x", v.hash.Sum(nil)); got != v.d.Digest {
 		v.err = corrupt("blob "+v.d.Digest, "its content has digest %s", got)
+		if len(blob.Reject(v.r)) > 0 { // the next one who opens it asks there first
+			v.err = fmt.Errorf("%w (%w)", v.err, ErrElsewhere)
+		}
 	}
 	return v.err
 }

@@ -131,13 +131,7 @@ func (r *Raw) indexFile(ctx context.Context, repo *image.Repository, d image.Des
 	if err != nil {
 		return nil, err
 	}
-	rc, err := repo.Blob(ctx, d)
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	defer rc.Close()
-	if _, err := io.Copy(f, rc); err != nil {
+	if _, err := repo.Spool(ctx, d, f, 0); err != nil {
 		f.Close()
 		return nil, err
 	}

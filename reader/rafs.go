@@ -141,12 +141,7 @@ func (r *Raw) findMeta(n int, b *rafs.BlobInfo) (Meta, image.Descriptor, error) 
 
 // whole fetches and verifies a layer.
 func (x *tables) whole(ctx context.Context, repo *image.Repository, l image.Descriptor, at int64) error {
-	rc, err := repo.Blob(ctx, l)
-	if err != nil {
-		return err
-	}
-	defer rc.Close()
-	n, err := io.Copy(io.NewOffsetWriter(x.file, at), rc)
+	n, err := repo.Spool(ctx, l, x.file, at)
 	x.stored.Add(n)
 	return err
 }

@@ -220,13 +220,7 @@ func spoolBootstrap(ctx context.Context, repo *image.Repository, boot image.Desc
 		return nil, 0, err
 	}
 	defer compressed.Close()
-	rc, err := repo.Blob(ctx, boot)
-	if err != nil {
-		return nil, 0, err
-	}
-	_, err = io.Copy(compressed, rc)
-	rc.Close()
-	if err != nil {
+	if _, err := repo.Spool(ctx, boot, compressed, 0); err != nil {
 		return nil, 0, err
 	}
 	if _, err := compressed.Seek(0, io.SeekStart); err != nil {

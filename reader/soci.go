@@ -116,12 +116,7 @@ func (r *Raw) fetchParts(ctx context.Context, repo *image.Repository, img *image
 	g.SetLimit(tablesAtOnce)
 	for i, d := range from {
 		g.Go(func() error {
-			body, err := repo.Blob(gctx, d)
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			_, err = io.Copy(io.NewOffsetWriter(x.file, parts[i].At), body)
+			_, err := repo.Spool(gctx, d, x.file, parts[i].At)
 			return err
 		})
 	}

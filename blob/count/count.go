@@ -33,8 +33,12 @@ func (s *Source) Stats() Stats {
 
 // Range implements blob.Source.
 func (s *Source) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	return s.from(ctx, s.src, ref, off, n)
+}
+
+func (s *Source) from(ctx context.Context, src blob.Source, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
 	s.requests.Add(1)
-	r, err := s.src.Range(ctx, ref, off, n)
+	r, err := src.Range(ctx, ref, off, n)
 	if err != nil {
 		s.errors.Add(1)
 		return nil, err
@@ -56,4 +60,23 @@ func (r *reader) Read(p []byte) (int, error) {
 		r.src.errors.Add(1)
 	}
 	return n, err
+}
+
+// Reject implements blob.Rejecter: what is asked instead counts too.
+func (r *reader) Reject() []blob.Source {
+	others := blob.Reject(r.ReadCloser)
+	for i := range others {
+		others[i] = instead{r.src, others[i]}
+	}
+	return others
+}
+
+// instead counts requests to another source as those of a Source.
+type instead struct {
+	count *Source
+	src   blob.Source
+}
+
+func (s instead) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	return s.count.from(ctx, s.src, ref, off, n)
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -46,6 +47,9 @@ func (p Policy) withDefaults() Policy {
 // long one may break often, one that dribbles may not go on for ever.
 const renewal = 1 << 20
 
+// maxGave bounds how many bodies of one range are remembered, to be rejected.
+const maxGave = 64
+
 // New returns a view of src that retries as the policy says. A reader's budget
 // is renewed with every MiB it has delivered.
 func New(src blob.Source, policy Policy) *Source {
@@ -75,7 +79,9 @@ type reader struct {
 	off, left int64         // of the next byte; bytes still to give
 	fresh     int64         // bytes since the budget was renewed
 	budget    budget
-	err       error // sticky
+	err       error           // sticky
+	gave      []io.ReadCloser // the bodies that bytes came from
+	counted   bool            // body is among them
 }
 
 // open makes the request for the rest of the range, as often as it takes.
@@ -83,7 +89,7 @@ func (r *reader) open() error {
 	for {
 		body, err := r.src.src.Range(r.ctx, r.ref, r.off, r.left)
 		if err == nil {
-			r.body = body
+			r.body, r.counted = body, false
 			return nil
 		}
 		if err := r.budget.spend(r.ctx, err); err != nil {
@@ -99,6 +105,9 @@ func (r *reader) Read(p []byte) (int, error) {
 	for r.err == nil && r.left > 0 {
 		n, err := r.body.Read(p[:min(int64(len(p)), r.left)])
 		r.off, r.left = r.off+int64(n), r.left-int64(n)
+		if n > 0 && !r.counted && len(r.gave) < maxGave {
+			r.gave, r.counted = append(r.gave, r.body), true
+		}
 		if r.fresh += int64(n); r.fresh >= renewal {
 			r.fresh, r.budget = 0, newBudget(r.src.policy)
 		}
@@ -137,6 +146,27 @@ func (r *reader) Close() error {
 	err := r.body.Close()
 	r.body = nil
 	return err
+}
+
+// Reject implements blob.Rejecter. If the bytes came from several bodies, nobody
+// knows whose were wrong: all of them are asked again, each alone.
+func (r *reader) Reject() []blob.Source {
+	var others []blob.Source
+	for _, body := range r.gave {
+		for _, s := range blob.Reject(body) {
+			if !slices.Contains(others, s) {
+				others = append(others, s)
+			}
+		}
+	}
+	for i, s := range others {
+		policy := r.src.policy
+		if i < len(others)-1 {
+			policy.Attempts = min(policy.Attempts, 2) // there are others
+		}
+		others[i] = New(s, policy)
+	}
+	return others
 }
 
 // Do calls f until it succeeds, fails for good or has used up the policy, and
