@@ -227,6 +227,45 @@ func TestSlowOnesHoldUpNobody(t *testing.T) {
 	})
 }
 
+// Images that share chunks do not wait for each other's source if it hangs.
+func TestSharedChunksOfASourceThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, Options{Timeout: time.Hour})
+		b := newBuilder(chunk.None)
+		b.blob()
+		for range 64 {
+			b.files(50 * kib)
+			b.gap(100 * kib) // each file is a request
+		}
+		dir := n.link(b)
+		a := n.open(dir, sourceFunc(func(ctx context.Context, _ blob.Ref, _, _ int64) (io.ReadCloser, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}))
+		good := n.open(dir, n.source)
+		must(t, good.chunk(t, 0)) // warm for both
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for i := 1; i < 64; i++ {
+			c := a.linked.Chunk(i)
+			wg.Go(func() { a.read(ctx, t, c.Flat, int64(c.Size)) })
+		}
+		synctest.Wait()
+		start := time.Now()
+		must(t, good.chunk(t, 0))
+		if d := time.Since(start); d != 0 {
+			t.Errorf("what is here took %v", d)
+		}
+		good.all(t)
+		if d := time.Since(start); d > foreignWait {
+			t.Errorf("63 chunks took %v", d)
+		}
+		must(t, a.chunk(t, 63)) // what another image has brought
+		cancel()
+		wg.Wait()
+	})
+}
+
 // smallDisk is a directory on a file system of so many bytes ("1m").
 func smallDisk(t *testing.T, size string) string {
 	dir := t.TempDir()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/shale-image/shale/link"
 )
@@ -21,7 +22,26 @@ type flight struct {
 	// did not, and the request fails, whoever waits now deserves a request of
 	// its own.
 	wanted bool
+
+	owner *Image    // whose source is asked
+	since time.Time // when it was claimed
 }
+
+// foreignWait is how long a reader waits for a chunk that another image fetches, whose
+// source may hang. Then its own source is asked too; both store the same bytes.
+const foreignWait = 500 * time.Millisecond
+
+// flying returns the flight of a chunk that im should wait for, nil if there is
+// none. e.mu is held.
+func (im *Image) flying(at address) *flight {
+	f := im.engine.flights[at]
+	if f != nil && f.data == nil && f.foreign(im) && time.Since(f.since) >= foreignWait {
+		return nil
+	}
+	return f
+}
+
+func (f *flight) foreign(im *Image) bool { return f.owner != nil && f.owner != im }
 
 // wait is a flight that a reader waits for, and its chunk in the reader's map.
 type wait struct {
@@ -44,7 +64,7 @@ func (e *Engine) join(im *Image, lo, hi int, from, to int64) (waits []wait, err 
 		if s == nil {
 			return waits, fmt.Errorf("fill: chunk %s of %d bytes at flat address %d: %w", c.Digest, c.Size, c.Flat, ErrStale)
 		}
-		f := e.flights[at]
+		f := im.flying(at)
 		if f == nil {
 			first := max(0, from-c.Flat)
 			if n := min(int64(c.Size), to-c.Flat) - first; n <= 0 || s.pool.Present(at.off+first, n) {
@@ -54,7 +74,7 @@ func (e *Engine) join(im *Image, lo, hi int, from, to int64) (waits []wait, err 
 				return waits, err
 			}
 			wants := im.plan(i, hi)
-			e.claim(wants, lo, hi)
+			e.claim(im, wants, lo, hi)
 			im.start(wants)
 			f = e.flights[at]
 		}
@@ -63,12 +83,12 @@ func (e *Engine) join(im *Image, lo, hi int, from, to int64) (waits []wait, err 
 	return waits, nil
 }
 
-// claim enters flights for wants, of which chunks [lo, hi) are waited for. e.mu
-// is held.
-func (e *Engine) claim(wants []want, lo, hi int) {
+// claim enters flights of im for wants, of which chunks [lo, hi) are waited for.
+// e.mu is held.
+func (e *Engine) claim(im *Image, wants []want, lo, hi int) {
 	for k := range wants {
 		w := &wants[k]
-		w.flight = &flight{done: make(chan struct{}), wanted: w.index >= lo && w.index < hi}
+		w.flight = &flight{done: make(chan struct{}), wanted: w.index >= lo && w.index < hi, owner: im, since: time.Now()}
 		e.flights[w.at] = w.flight
 	}
 }
@@ -77,16 +97,24 @@ func (e *Engine) claim(wants []want, lo, hi int) {
 // already here when a second look was taken.
 func (im *Image) await(ctx context.Context, w wait) (*flight, error) {
 	for f, again := w.flight, false; ; {
+		late := false
 		select {
 		case <-f.done:
 		default:
+			var hangs <-chan time.Time
+			if f.foreign(im) {
+				hangs = time.After(time.Until(f.since.Add(foreignWait)))
+			}
 			select {
 			case <-f.done:
+			case <-hangs:
+				late = true
 			case <-ctx.Done():
 				return nil, fmt.Errorf("fill: waiting for chunk %s: %w", im.linked.Chunk(w.chunk).Digest, context.Cause(ctx))
 			}
 		}
 		switch {
+		case late:
 		case f.err == nil:
 			return f, nil
 		case errors.Is(f.err, errClosed) && im.ctx.Err() == nil: // another image was
@@ -114,6 +142,9 @@ func (e *Engine) land(w want, data []byte, err error) {
 	defer e.mu.Unlock()
 	w.flight.data, w.flight.err = data, err
 	close(w.flight.done)
+	if e.flights[w.at] != w.flight {
+		return // another image did not wait for it
+	}
 	if data == nil {
 		delete(e.flights, w.at)
 		return

@@ -96,7 +96,7 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 // held.
 func (im *Image) here(c link.Chunk) bool {
 	s, at := im.address(c)
-	return s == nil || im.engine.flights[at] != nil || s.present(at, c)
+	return s == nil || im.flying(at) != nil || s.present(at, c)
 }
 
 // comes tells whether chunk c, number k, need not come along with chunk i: it is
@@ -128,7 +128,7 @@ func (im *Image) background(i int, end, limit int64) ([]want, int) {
 		for n := len(wants); n > 0 && wants[n-1].chunk.Flat >= end; n-- {
 			wants = wants[:n-1]
 		}
-		e.claim(wants, 0, 0)
+		e.claim(im, wants, 0, 0)
 		e.mu.Unlock()
 		if n := len(wants); n > 0 {
 			return wants, wants[n-1].index + 1

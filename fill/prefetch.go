@@ -51,7 +51,7 @@ func (im *Image) front(blob int, end int64) []want {
 		for n := len(wants); n > 0 && wants[n-1].chunk.Offset >= end; n-- {
 			wants = wants[:n-1]
 		}
-		e.claim(wants, 0, 0)
+		e.claim(im, wants, 0, 0)
 		return wants
 	}
 	return nil
@@ -106,6 +106,6 @@ func (im *Image) among(n int, wanted map[int]bool) []want {
 	for last := len(wants) - 1; last >= 0 && !wanted[wants[last].index]; last-- {
 		wants = wants[:last]
 	}
-	e.claim(wants, 0, 0)
+	e.claim(im, wants, 0, 0)
 	return wants
 }
