@@ -71,11 +71,8 @@ func (c *cache) count(digest string, n int) {
 	}
 }
 
-// stays tells whether an image must not be evicted now.
+// stays tells whether an image must be here, since somebody reads it as it is.
 func (s *store) stays(digest string) bool {
-	if s.pinned(digest) {
-		return true
-	}
 	s.mu.Lock()
 	used := s.uses[digest] > 0 // then this service has its files open, too
 	s.mu.Unlock()
@@ -99,7 +96,7 @@ func (s *store) evict(need int64) error {
 	c := &s.cache
 	c.guard.Lock()
 	defer c.guard.Unlock()
-	keep, err := s.keep()
+	keep, err := s.keep(true)
 	if err != nil {
 		return fmt.Errorf("nothing is evicted: %w", err)
 	}
@@ -108,14 +105,15 @@ func (s *store) evict(need int64) error {
 	return err
 }
 
-// keep lists the addresses that must not be evicted. guard is held.
-func (s *store) keep() (*pool.References, error) {
+// keep lists the addresses that must not be evicted, those of what is pinned if that
+// counts. guard is held.
+func (s *store) keep(pins bool) (*pool.References, error) {
 	var (
 		dirs []string
 		key  strings.Builder
 	)
 	for _, digest := range s.digests() {
-		if !s.stays(digest) {
+		if !s.stays(digest) && !(pins && s.pinned(digest)) {
 			continue
 		}
 		dir := filepath.Join(s.path(digest), "linked")

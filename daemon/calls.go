@@ -86,6 +86,9 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 		}
 		out, err := s.store.prune(ctx, a.All)
 		return out, nil, err
+	case "scrub":
+		out, err := s.scrub(ctx, tell(c))
+		return out, nil, err
 	case "df":
 		out, err := s.store.df()
 		return out, nil, err

@@ -25,12 +25,13 @@ const (
 type completion struct {
 	cancel context.CancelFunc
 	done   sync.WaitGroup
+	again  chan struct{} // has one if something may be missing again
 }
 
 // complete begins to fetch the rest of what m shows, once nobody has waited for a
 // while.
 func (s *server) complete(m *mounted) *completion {
-	c := &completion{cancel: func() {}}
+	c := &completion{cancel: func() {}, again: make(chan struct{}, 1)}
 	opt := s.cfg.Registries.Cache
 	if m.asked.NoComplete || opt.Complete == config.CompleteOff || !m.fs.Served() {
 		return c
@@ -57,7 +58,12 @@ func (s *server) complete(m *mounted) *completion {
 			err := s.completeNow(ctx, m, int64(opt.CompleteRate))
 			if err == nil {
 				s.log.Info("all of an image is here", "id", m.id, "ref", m.ref)
-				return
+				select {
+				case <-c.again:
+					continue
+				case <-ctx.Done():
+					return
+				}
 			}
 			if ctx.Err() != nil {
 				return

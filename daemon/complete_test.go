@@ -141,3 +141,41 @@ func TestOffline(t *testing.T) {
 		t.Errorf("%+v, %v", d, err)
 	}
 }
+
+// TestScrub: what has rotted under a mount is fetched again.
+func TestScrub(t *testing.T) {
+	configured(t, `{"cache": {"complete_after": "10ms"}}`)
+	ref := layout(t)
+	c := service(t)
+	dir, m := attachAs(t, c, ref, Place{Face: "device"})
+	if err := c.WaitComplete(background, m.ManifestDigest, nil); err != nil {
+		t.Fatal(err)
+	}
+	data, err := filepath.Glob(filepath.Join(c.Root, "pool", "segments", "*", "data"))
+	if err != nil || len(data) != 1 {
+		t.Fatal(data, err)
+	}
+	f, err := os.OpenFile(data[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("rot"), 20<<10); err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.Scrub(background, nil)
+	if err != nil || len(out.Problems) != 1 || !out.Problems[0].Dropped {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if err := c.WaitComplete(background, m.ManifestDigest, nil); err != nil {
+		t.Fatal(err)
+	}
+	if out, err = c.Scrub(background, nil); err != nil || len(out.Problems) != 0 {
+		t.Errorf("once more: %+v, %v", out, err)
+	}
+	for name, want := range files {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+}

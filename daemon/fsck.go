@@ -68,7 +68,7 @@ func Fsck(ctx context.Context, root string, repair bool) (_ *Checked, err error)
 		for _, damage := range p.Damage() { // set aside already
 			tell(pool.Problem{Offset: -1, Error: damage.Error(), Dropped: true})
 		}
-		if out.Verified, err = p.Verify(ctx, &pool.References{}, nil, tell); err != nil {
+		if out.Verified, err = p.Verify(ctx, pool.KeepNone, nil, tell); err != nil {
 			return nil, err
 		}
 	}

@@ -55,7 +55,7 @@ func (im *Image) CompleteSlowly(ctx context.Context, o Slowly) error {
 // trickle fetches what is missing from chunk i on and before the flat address end.
 func (im *Image) trickle(ctx context.Context, i int, end int64, o Slowly) error {
 	for {
-		if err := im.engine.quiet(ctx); err != nil {
+		if err := im.engine.Quiet(ctx); err != nil {
 			return err
 		}
 		wants, next := im.background(i, end, slowRequest)
@@ -81,8 +81,8 @@ func (im *Image) trickle(ctx context.Context, i int, end int64, o Slowly) error 
 	}
 }
 
-// quiet returns when no reader waits, nor has done so a moment ago.
-func (e *Engine) quiet(ctx context.Context) error {
+// Quiet returns when no reader waits, nor has done so a moment ago.
+func (e *Engine) Quiet(ctx context.Context) error {
 	for {
 		if e.waiting.Load() == 0 && time.Since(time.Unix(0, e.waited.Load())) >= slowPause {
 			return ctx.Err()

@@ -21,6 +21,9 @@ type Problem struct {
 	Dropped bool   `json:"dropped"` // it is not here any more, and is fetched again
 }
 
+// KeepNone is for Verify where nothing needs to be kept.
+func KeepNone() (*References, func(), error) { return &References{}, func() {}, nil }
+
 // Verified is what Verify has read.
 type Verified struct {
 	Segments int   `json:"segments"`
@@ -63,12 +66,18 @@ func Check(ctx context.Context, dir string, tell func(Problem)) (v Verified, err
 
 // Verify reads every chunk that is here, from the disk rather than from memory, and
 // compares it with its digest. tell is told of those that are not what they should be;
-// they are dropped, unless keep has them, so that they are fetched again. pace, if not
-// nil, is called before each chunk with its size, and may take its time.
-func (p *Pool) Verify(ctx context.Context, keep *References, pace func(bytes int64) error, tell func(Problem)) (v Verified, err error) {
+// they are dropped, unless keep has them, so that they are fetched again. keep is
+// called before something is dropped, and release afterwards. pace, if not nil, is
+// called before each chunk with its size, and may take its time.
+func (p *Pool) Verify(ctx context.Context, keep func() (_ *References, release func(), _ error), pace func(bytes int64) error, tell func(Problem)) (v Verified, err error) {
 	drop := func(s *Segment, e Entry) (bool, error) {
 		from, to := e.granules()
-		if keep.segments[s.ID].overlaps(from, to) {
+		refs, release, err := keep()
+		if err != nil {
+			return false, err
+		}
+		defer release()
+		if refs.segments[s.ID].overlaps(from, to) {
 			return false, nil
 		}
 		p.freeing.Lock()
@@ -79,7 +88,7 @@ func (p *Pool) Verify(ctx context.Context, keep *References, pace func(bytes int
 		before := s.disk()
 		granules := make(bitmap, len(s.presence.live))
 		granules.take(from, to)
-		err := s.discard(granules)
+		err = s.discard(granules)
 		p.quota.give(before - s.disk())
 		return err == nil, err
 	}

@@ -36,7 +36,7 @@ func TestVerify(t *testing.T) {
 	}
 	var found []Problem
 	tell := func(x Problem) { found = append(found, x) }
-	v, err := p.Verify(context.Background(), &References{}, nil, tell)
+	v, err := p.Verify(context.Background(), KeepNone, nil, tell)
 	if err != nil || len(found) != 0 || v.Chunks != n-1 || v.Segments != 1 {
 		t.Fatalf("%+v, %v, %v", v, found, err)
 	}
@@ -56,7 +56,7 @@ func TestVerify(t *testing.T) {
 	}
 	found = nil
 	p = open(t, dir)
-	if _, err := p.Verify(context.Background(), &keep, nil, tell); err != nil {
+	if _, err := p.Verify(context.Background(), func() (*References, func(), error) { return &keep, func() {}, nil }, nil, tell); err != nil {
 		t.Fatal(err)
 	}
 	if len(found) != 2 || found[0].Offset != es[3].Off || !found[0].Dropped || found[0].Chunk != es[3].Digest.String() || found[1].Offset != es[7].Off || found[1].Dropped {
@@ -69,7 +69,7 @@ func TestVerify(t *testing.T) {
 	store(t, s, es[3].Off, content(3))
 	store(t, s, es[7].Off, content(7))
 	found = nil
-	if v, err = p.Verify(context.Background(), &References{}, nil, tell); err != nil || len(found) != 0 || v.Chunks != n-1 {
+	if v, err = p.Verify(context.Background(), KeepNone, nil, tell); err != nil || len(found) != 0 || v.Chunks != n-1 {
 		t.Errorf("after both were stored again: %+v, %+v, %v", v, found, err)
 	}
 	// A table that is damaged.
