@@ -105,6 +105,7 @@ func TestNoCompletion(t *testing.T) {
 // TestOffline: without a network, after a restart, complete images are mounted and
 // read, and of others what is here; the rest is an error.
 func TestOffline(t *testing.T) {
+	configured(t, `{"read_timeout": "2s"}`)
 	whole, gone1 := served(t, layout(t))
 	part, gone2 := served(t, bigLayout(t, 0, 3))
 	c := service(t)
