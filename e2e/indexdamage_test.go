@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/shale-image/shale/bench/netmodel"
 )
@@ -205,6 +206,7 @@ func testMounted(t *testing.T, w *world, s *small, object string, fault netmodel
 	}
 	t.Logf("%d of %d files failed", len(failed), len(s.files))
 	p.SetFaults(nil)
+	time.Sleep(100 * time.Millisecond) // a failure stands for a moment: fill/failed.go
 	s.right(t, n.mnt)
 	n.shale(0, "umount", n.mnt)
 }

@@ -13,7 +13,7 @@ import (
 // would take as long again. So a failure that took its time stands for a moment.
 const (
 	slowFailure   = time.Second
-	failureStands = 200 * time.Millisecond
+	failureStands = 50 * time.Millisecond
 	maxFailures   = 1024 // that are remembered
 )
 
