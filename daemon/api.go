@@ -8,10 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/keeper"
 	"github.com/shale-image/shale/pool"
 )
 
@@ -82,7 +84,7 @@ type Mounted struct {
 // Mount pulls the image if need be and mounts it.
 func (c *Client) Mount(ctx context.Context, s Source, p Place, progress func(Progress)) (*Mounted, error) {
 	var out Mounted
-	files, err := c.call(ctx, "mount", mountArgs{s, p}, &out, progress)
+	files, err := c.call(ctx, "mount", mountArgs{Source: s, Place: p}, &out, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -122,6 +124,7 @@ type Place struct {
 type mountArgs struct {
 	Source
 	Place
+	Quiet bool `json:"quiet,omitempty"` // its readahead is less than usual for the time of its start; not asked for
 }
 
 // Abort cuts the mount with this device number (st_dev of its root) off from
@@ -156,6 +159,12 @@ type Status struct {
 	// evicted: readers are served from memory.
 	Full bool `json:"full,omitempty"`
 }
+
+// The roles of processes.
+const (
+	RoleKeeper = "keeper"
+	RoleWorker = "worker"
+)
 
 // Process is a process of the service.
 type Process struct {
@@ -194,18 +203,61 @@ type ImageStatus struct {
 }
 
 // Status asks the service. It answers within a second or fails; to start a
-// service may take longer.
+// service may take longer. If its worker does not answer, or none is up, the keeper
+// says what it knows: then there is no Pool, and of mounts what was so when they were made.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
-	if !c.Start {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Second)
-		defer cancel()
-	}
 	var out Status
-	if _, err := c.call(ctx, "status", nil, &out, nil); err != nil {
+	if c.Start {
+		_, err := c.call(ctx, "status", nil, &out, nil)
+		return &out, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	first, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
+	defer cancel()
+	_, err := c.call(first, "status", nil, &out, nil)
+	if errors.Is(err, context.DeadlineExceeded) {
+		if st, kerr := keeper.Ask(ctx, c.Root); kerr == nil {
+			return c.kept(st), nil
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	return &out, nil
+}
+
+// kept is what a keeper says, as a Status.
+func (c *Client) kept(st *keeper.Status) *Status {
+	out := &Status{
+		Root: c.Root, Version: st.Version, Processes: []Process{{RoleKeeper, st.Keeper}},
+		Mounts: []MountStatus{}, Images: []ImageStatus{},
+	}
+	if st.Worker != 0 {
+		out.Processes = append(out.Processes, Process{RoleWorker, st.Worker})
+	}
+	for _, js := range st.Mounts {
+		var m MountStatus
+		if json.Unmarshal(js, &m) == nil {
+			out.Mounts = append(out.Mounts, m)
+		}
+	}
+	sortMounts(out.Mounts)
+	return out
+}
+
+// Upgrade has the service's worker exchanged for one that runs the program exe,
+// while mounts are read. It returns the processes there are then. If the new one
+// cannot start the service stays what it was.
+func (c *Client) Upgrade(ctx context.Context, exe *os.File) (*Status, error) {
+	st, err := keeper.Upgrade(ctx, c.Root, exe)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
+		return nil, ErrNotRunning
+	case err != nil:
+		return nil, err
+	}
+	return c.kept(st), nil
 }
 
 // Removed is the result of Remove.

@@ -197,9 +197,13 @@ func (s *server) status() *Status {
 	u := s.pool.Usage()
 	st := &Status{
 		Root: s.cfg.Root, Version: s.cfg.Version, Started: &now, Pool: &u,
-		Processes: []Process{{Role: "worker", PID: os.Getpid()}},
+		Processes: []Process{},
 		Mounts:    []MountStatus{}, Images: s.store.list(), Full: s.engine.Full(),
 	}
+	if pid := s.keeper.Keeper(); pid != 0 {
+		st.Processes = append(st.Processes, Process{RoleKeeper, pid})
+	}
+	st.Processes = append(st.Processes, Process{RoleWorker, os.Getpid()})
 	for _, m := range s.all() {
 		if ms, ok := m.status(); ok {
 			st.Mounts = append(st.Mounts, ms)

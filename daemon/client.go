@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -26,10 +28,28 @@ type Client struct {
 	Start bool
 }
 
+// callTries is how often a call is made whose worker dies under it. Another one takes
+// over soon, and the user need not know; but perhaps it dies of this call.
+const callTries = 4
+
 // call sends a request and waits for its result, which is decoded into out
 // (if not nil). progress gets the progress packets. The descriptors that came
-// with the result are the caller's to close.
-func (c *Client) call(ctx context.Context, op string, args, out any, progress func(Progress)) ([]*os.File, error) {
+// with the result are the caller's to close. If the worker dies meanwhile the call is
+// made again, but for those that could have done something for good.
+func (c *Client) call(ctx context.Context, op string, args, out any, progress func(Progress)) (files []*os.File, err error) {
+	for range callTries {
+		files, err = c.callOnce(ctx, op, args, out, progress)
+		if err == nil || ctx.Err() != nil || op == "remove" || op == "stop" || !errors.Is(err, errCut) {
+			break
+		}
+	}
+	return files, err
+}
+
+// errCut says that the worker has died, or gives way to another.
+var errCut = errors.New("it has ended under the call")
+
+func (c *Client) callOnce(ctx context.Context, op string, args, out any, progress func(Progress)) ([]*os.File, error) {
 	a, err := json.Marshal(args)
 	if err != nil {
 		return nil, err
@@ -53,7 +73,7 @@ func (c *Client) call(ctx context.Context, op string, args, out any, progress fu
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	if err := send(conn, resultTime, kindRequest, q); err != nil {
-		return nil, orDone(ctx, err)
+		return nil, orDone(ctx, cut(err))
 	}
 	var result []byte
 	var files []*os.File
@@ -63,7 +83,7 @@ func (c *Client) call(ctx context.Context, op string, args, out any, progress fu
 		files = append(files, more...)
 		if err != nil {
 			closeAll(files)
-			return nil, orDone(ctx, fmt.Errorf("node service: %w; its log is %s", err, c.log()))
+			return nil, orDone(ctx, fmt.Errorf("node service: %w; its log is %s", cut(err), c.log()))
 		}
 		switch kind {
 		case kindProgress:
@@ -93,6 +113,14 @@ func (c *Client) call(ctx context.Context, op string, args, out any, progress fu
 	}
 }
 
+// cut adds errCut to errors of a connection whose other end has died.
+func cut(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		err = fmt.Errorf("%w: %w", errCut, err)
+	}
+	return err
+}
+
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()
@@ -117,8 +145,8 @@ func (c *Client) log() string { return filepath.Join(c.Root, logName) }
 const startTime = time.Minute
 
 // connect returns a connection that the service has said hello on, and what it
-// said. A service that is just ending refuses or drops connections without a
-// hello: then another one is started.
+// said. A worker that is just ending drops connections without a hello, and a
+// service that has ended refuses them: then another one is started.
 func (c *Client) connect(ctx context.Context) (*net.UnixConn, hello, error) {
 	deadline := time.Now().Add(startTime)
 	for pause := time.Duration(0); ; pause = min(2*pause+5*time.Millisecond, 200*time.Millisecond) {
@@ -126,12 +154,11 @@ func (c *Client) connect(ctx context.Context) (*net.UnixConn, hello, error) {
 		if err == nil {
 			return conn, said, nil
 		}
-		gone := errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) ||
-			errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
+		gone := errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)
 		switch {
-		case !gone:
+		case !gone && !errors.Is(err, errCut):
 			return nil, said, err
-		case !c.Start:
+		case gone && !c.Start:
 			return nil, said, ErrNotRunning
 		case time.Now().After(deadline):
 			return nil, said, fmt.Errorf("the node service does not answer: %w; its log is %s", err, c.log())
@@ -140,6 +167,9 @@ func (c *Client) connect(ctx context.Context) (*net.UnixConn, hello, error) {
 		case <-ctx.Done():
 			return nil, said, orDone(ctx, nil)
 		case <-time.After(pause):
+		}
+		if !gone {
+			continue // another worker, or the end
 		}
 		if err := c.spawn(ctx); err != nil {
 			return nil, said, err
@@ -170,7 +200,7 @@ func dial(ctx context.Context, root string) (_ *net.UnixConn, said hello, err er
 	kind, body, files, err := receive(conn, make([]byte, maxPacket+1))
 	closeAll(files)
 	if err != nil {
-		return nil, said, orDone(ctx, err)
+		return nil, said, orDone(ctx, cut(err))
 	}
 	switch {
 	case kind == kindHello && (len(body) == 0 || json.Unmarshal(body, &said) == nil):
@@ -207,6 +237,9 @@ func (c *Client) spawn(ctx context.Context) error {
 	cmd := exec.Command("/proc/self/exe", "daemon", "--root", root, "--ready-fd", "3")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { // the caller's manager is not its
+		return strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "LISTEN_")
+	})
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()

@@ -1,5 +1,6 @@
-// Package daemon is the node service: the one process of a root directory that
-// owns its pool, fetches, and serves mounts; and the client side of its API.
+// Package daemon is the node service: it owns the pool of a root directory,
+// fetches, and serves mounts; and the client side of its API. It is two processes:
+// a keeper (package keeper), and a worker that does all of this and may die.
 //
 // The service starts when a command needs it and ends by itself when nothing
 // is mounted any more. It knows how images become mounts; it knows nothing of
@@ -24,6 +25,7 @@ import (
 
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/keeper"
 	"github.com/shale-image/shale/pool"
 )
 
@@ -44,7 +46,7 @@ type Config struct {
 	Root    string        // directory of all its state
 	Idle    time.Duration // end after this long without a mount or a call; 0: never
 	Version string
-	Logger  *slog.Logger
+	Logger  *slog.Logger // to standard error, so that it can be turned over
 	// Registries is how to reach registries; nil means the defaults.
 	Registries *config.Config
 	// Ready, if not nil, is written "ok", "taken" or an error as JSON, and
@@ -54,30 +56,31 @@ type Config struct {
 
 // Run serves until ctx ends, the service is idle for long enough, or the root
 // directory vanishes. Calls that are under way then fail. So do readers of
-// mounts that this process serves, with EIO: nobody is left who could bring
-// their bytes. Mounts of complete images (face direct) live on.
+// mounts that need a process, with EIO: nobody is left who could bring their bytes.
+// Mounts of complete images (face direct) live on.
+//
+// This process becomes the keeper, and starts the worker with its own command line,
+// but for --ready-fd: there Run is called again, and is the worker.
 func Run(ctx context.Context, cfg Config) error {
-	s, err := start(cfg)
-	if err == nil && cfg.Ready != nil {
-		if err := leaveCgroups(); err != nil {
-			s.log.Info("stays in its caller's cgroup", "err", err)
-		}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Ready != nil {
-		switch {
-		case errors.Is(err, ErrBusy):
-			io.WriteString(cfg.Ready, readyTaken)
-		case err != nil:
-			NotReady(cfg.Ready, err)
-		default:
-			io.WriteString(cfg.Ready, readyOK)
-		}
-		cfg.Ready.Close()
+	if cfg.Registries == nil {
+		cfg.Registries = &config.Config{}
 	}
+	root, err := filepath.Abs(cfg.Root)
 	if err != nil {
-		return err
+		return NotReady(cfg.Ready, err)
 	}
-	return s.run(ctx)
+	cfg.Root = root
+	w, err := keeper.Inherit()
+	switch {
+	case err != nil:
+		return err
+	case w != nil:
+		return work(ctx, cfg, w)
+	}
+	return keep(ctx, cfg)
 }
 
 // NotReady tells whoever started the service (Config.Ready) why it could not
@@ -94,14 +97,14 @@ func NotReady(ready io.WriteCloser, err error) error {
 type server struct {
 	cfg     Config
 	log     *slog.Logger
-	lock    *os.File
+	keeper  *keeper.Worker
 	root    os.FileInfo
 	socket  *net.UnixListener
 	pool    *pool.Pool
 	engine  *fill.Engine
 	store   *store
-	traces  keeper // keep what was read
-	sharing keeper // push it
+	traces  shelf // keep what was read
+	sharing shelf // push it
 	started time.Time
 	stop    context.CancelFunc
 	life    context.Context // until stop
@@ -116,38 +119,30 @@ type server struct {
 	work   int       // of these, those that pull, mount or remove
 	worked bool      // since memory was last given back
 	ending bool      // no call begins any more
+	leaves bool      // another worker takes over
 	last   time.Time // when there was last something to do
 }
 
-func start(cfg Config) (*server, error) {
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Registries == nil {
-		cfg.Registries = &config.Config{}
-	}
-	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
-		return nil, err
-	}
-	root, err := filepath.Abs(cfg.Root)
+// work is the worker's part of Run.
+func work(ctx context.Context, cfg Config, w *keeper.Worker) error {
+	kept, err := w.Hello(cfg.Version)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	cfg.Root = root
 	raiseFileLimit()
-	s := &server{cfg: cfg, log: cfg.Logger, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1)}
+	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1)}
 	if err := s.open(); err != nil {
-		return nil, errors.Join(err, s.close())
+		err = errors.Join(err, s.close())
+		js, _ := json.Marshal(encodeError(err))
+		w.Fail(js)
+		return err
 	}
-	return s, nil
+	return s.run(ctx, kept)
 }
 
 // open takes possession of the root directory.
 func (s *server) open() (err error) {
 	root := s.cfg.Root
-	if s.lock, err = lockRoot(root); err != nil {
-		return err
-	}
 	if s.root, err = os.Stat(root); err != nil {
 		return err
 	}
@@ -164,8 +159,12 @@ func (s *server) open() (err error) {
 	if s.store, err = openStore(s.cfg, s.pool, s.engine); err != nil {
 		return err
 	}
-	s.socket, err = listen(root)
-	return err
+	l, err := net.FileListener(s.keeper.API)
+	if err != nil {
+		return err
+	}
+	s.socket = l.(*net.UnixListener)
+	return nil
 }
 
 // lockRoot makes sure that there is one service a root directory.
@@ -206,22 +205,30 @@ func listen(root string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-func (s *server) run(ctx context.Context) error {
-	ctx, s.stop = context.WithCancel(ctx)
+func (s *server) run(ctx context.Context, kept []keeper.Mount) error {
+	signalled := ctx
+	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.mu.Lock()
 	s.life = ctx
 	s.mu.Unlock()
 	defer s.stop()
-	s.log.Info("serving", "root", s.cfg.Root, "pid", os.Getpid(), "version", s.cfg.Version)
+	// A signal to this process alone is no reason to end the service.
+	defer context.AfterFunc(signalled, s.leave)()
+	go s.obey()
 	context.AfterFunc(ctx, func() {
 		s.mu.Lock()
 		s.ending = true
 		s.mu.Unlock()
 		s.socket.Close()
 	})
+	for i := range kept {
+		s.resume(ctx, &kept[i])
+	}
+	s.log.Info("serving", "root", s.cfg.Root, "pid", os.Getpid(), "version", s.cfg.Version, "mounts", len(kept))
 	if err := s.serveMetrics(ctx); err != nil {
 		s.log.Error("no metrics", "err", err)
 	}
+	s.keeper.Ready()
 	go s.keepHouse(ctx)
 	var calls sync.WaitGroup
 	for ctx.Err() == nil {
@@ -240,6 +247,10 @@ func (s *server) run(ctx context.Context) error {
 		}
 	}
 	calls.Wait()
+	if s.leaving() {
+		return s.handOver()
+	}
+	s.keeper.End()
 	s.endMounts()
 	s.traces.flush()
 	s.sharing.flush()
@@ -255,11 +266,9 @@ func (s *server) close() error {
 	}
 	if s.socket != nil {
 		s.socket.Close()
-		os.Remove(filepath.Join(s.cfg.Root, metricsName))
-		os.Remove(filepath.Join(s.cfg.Root, socketName)) // last: who sees it gone may look
 	}
-	if s.lock != nil {
-		s.lock.Close()
+	if s.keeper.Keeper() == 0 {
+		removeSockets(s.cfg.Root)
 	}
 	return errors.Join(errs...)
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/mount"
-	"github.com/shale-image/shale/mount/fusedev"
 )
 
 // readSlack lets the error of a fetch that has given up reach its readers, which
@@ -19,12 +18,13 @@ const readSlack = 5 * time.Second
 // show mounts an image with the face that was asked for, or the best one, and
 // tells which. An incomplete image is device as root and fuse otherwise, so
 // that the machine need not be probed first: that takes tens of milliseconds.
-func (s *server) show(ctx context.Context, rec *record, im *fill.Image, p Place) (*mount.Mounted, string, error) {
+func (s *server) show(ctx context.Context, rec *record, im *fill.Image, p Place, keep func(mount.Connection) error) (*mount.Mounted, string, error) {
 	image, err := s.imageOf(rec, im)
 	if err != nil {
 		return nil, "", err
 	}
-	o := mount.Options{Dir: p.Dir, ReadAheadKiB: p.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: s.cfg.Registries.ReadWait() + readSlack, Logger: s.log, Name: "shale"}}
+	o := s.mountOptions(p)
+	o.Keep = keep
 	if p.Face != "" && p.Face != mount.FaceAuto {
 		face, err := mount.FaceNamed(p.Face)
 		if err != nil {

@@ -31,10 +31,14 @@ import (
 // TestMain is also the service that clients of the tests start.
 func TestMain(m *testing.M) {
 	Init()
-	if len(os.Args) == 6 && os.Args[1] == "daemon" && os.Args[2] == "--root" && os.Args[4] == "--ready-fd" {
+	if len(os.Args) >= 4 && os.Args[1] == "daemon" && os.Args[2] == "--root" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		fd, _ := strconv.Atoi(os.Args[5])
+		var ready io.WriteCloser
+		if len(os.Args) == 6 && os.Args[4] == "--ready-fd" {
+			fd, _ := strconv.Atoi(os.Args[5])
+			ready = os.NewFile(uintptr(fd), "ready")
+		}
 		idle, _ := time.ParseDuration(os.Getenv("SHALE_TEST_IDLE"))
 		var cfg *config.Config
 		if path := os.Getenv("SHALE_TEST_CONFIG"); path != "" {
@@ -45,7 +49,7 @@ func TestMain(m *testing.M) {
 			}
 		}
 		err := Run(ctx, Config{
-			Root: os.Args[3], Version: "test", Registries: cfg, Idle: idle, Ready: os.NewFile(uintptr(fd), "ready"),
+			Root: os.Args[3], Version: "test", Registries: cfg, Idle: idle, Ready: ready,
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 		if err != nil {

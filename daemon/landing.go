@@ -82,6 +82,13 @@ func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader
 	return l
 }
 
+// noLanding is that of a mount whose start is over.
+func noLanding() *landing {
+	l := &landing{ended: make(chan struct{}), end: func() {}}
+	close(l.ended)
+	return l
+}
+
 // stop ends the landing, also before its time.
 func (l *landing) stop() {
 	l.end()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,21 +20,36 @@ import (
 	"github.com/shale-image/shale/index"
 )
 
-// pid of the service, which is started if need be.
-func pid(t testing.TB, c *Client) int {
+// processes of the service, which is started if need be.
+func processes(t testing.TB, c *Client) (keeper, worker int) {
 	t.Helper()
 	st, err := c.Status(background)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return st.Processes[0].PID
+	if p := st.Processes; len(p) != 2 || p[0].Role != RoleKeeper || p[1].Role != RoleWorker {
+		t.Fatalf("processes: %+v", p)
+	}
+	return st.Processes[0].PID, st.Processes[1].PID
+}
+
+// pid of the worker.
+func pid(t testing.TB, c *Client) int {
+	t.Helper()
+	_, worker := processes(t, c)
+	return worker
 }
 
 func kill(t *testing.T, c *Client, sig syscall.Signal) {
 	t.Helper()
-	p := pid(t, c)
-	if err := syscall.Kill(p, sig); err != nil {
+	keeper, worker := processes(t, c)
+	if err := syscall.Kill(keeper, sig); err != nil {
 		t.Fatal(err)
+	}
+	if sig == syscall.SIGKILL {
+		if err := syscall.Kill(worker, sig); err != nil {
+			t.Fatal(err)
+		}
 	}
 	eventually(t, "the service is dead", func() bool {
 		_, err := (&Client{Root: c.Root}).Status(background)
@@ -107,10 +123,11 @@ func TestStuckRegistry(t *testing.T) {
 	eventually(t, "the service has ended the call too", func() bool { return asking.Stop(background) == nil })
 }
 
-// TestStopped: a service that does not answer keeps nobody.
+// TestStopped: a worker that does not answer keeps nobody, and the keeper tells
+// what there is.
 func TestStopped(t *testing.T) {
 	c := service(t)
-	p := pid(t, c)
+	keeper, p := processes(t, c)
 	if err := syscall.Kill(p, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -125,8 +142,9 @@ func TestStopped(t *testing.T) {
 		return true
 	})
 	for range 3 {
-		if _, err := (&Client{Root: c.Root}).Status(background); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%v, want DeadlineExceeded", err)
+		st, err := (&Client{Root: c.Root}).Status(background)
+		if err != nil || st.Pool != nil || !slices.Equal(st.Processes, []Process{{RoleKeeper, keeper}, {RoleWorker, p}}) {
+			t.Errorf("%+v, %v", st, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(background)

@@ -46,6 +46,11 @@ func turn(name string) error {
 	if err := os.Rename(name, name+".1"); err != nil {
 		return err
 	}
+	return writeTo(name)
+}
+
+// writeTo makes a file the standard output and error.
+func writeTo(name string) error {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err

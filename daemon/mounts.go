@@ -35,6 +35,7 @@ type mounted struct {
 	fs      *mount.Mounted
 	face    string
 	dev     uint64        // st_dev of what is mounted
+	number  uint64        // of its FUSE file system, if it is kept
 	gone    chan struct{} // closed when the mount is no more and all is released
 
 	reading sync.RWMutex // held while image is asked for its status
@@ -106,24 +107,34 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		return nil, nil, err
 	}
 	l := s.land(ctx, u, im, start)
-	quiet := u.packed && a.ReadAheadKiB == 0
-	if quiet {
-		a.ReadAheadKiB = packReadAhead
+	if u.packed && a.ReadAheadKiB == 0 {
+		a.ReadAheadKiB, a.Quiet = packReadAhead, true
 	}
-	release := s.store.hold(u.ManifestDigest) // or what is complete now is not when it is mounted
-	shown, face, err := s.show(ctx, u.record, im, a.Place)
-	if err == nil && shown.Served() {
-		release()
+	a.ShareTraces = a.ShareTraces || s.cfg.Registries.Traces == config.TracesShare
+	m := &mounted{ // with all of it held, or what is complete now is not when it is mounted
+		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
+		image: im, landing: l, release: s.store.hold(u.ManifestDigest), gone: make(chan struct{}),
 	}
+	kept := false
+	shown, face, err := s.show(ctx, u.record, im, a.Place, func(c mount.Connection) error {
+		kept = true
+		return s.keepMount(m, &c)
+	})
 	if err != nil {
-		release()
+		if kept {
+			s.keeper.Drop(m.id)
+		}
+		m.release()
 		l.stop()
 		return nil, nil, errors.Join(err, im.Close(), u.Close())
 	}
-	a.ShareTraces = a.ShareTraces || s.cfg.Registries.Traces == config.TracesShare
-	m := &mounted{
-		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
-		image: im, landing: l, release: release, fs: shown, face: face, dev: shown.Dev(), gone: make(chan struct{}),
+	if shown.Served() { // else what is complete now has to stay so
+		m.release()
+	}
+	m.fs, m.face, m.dev = shown, face, shown.Dev()
+	if kept && face != deviceFace { // it was only tried
+		s.keeper.Drop(m.id)
+		kept = false
 	}
 	m.rest = s.complete(m)
 	s.mu.Lock()
@@ -133,8 +144,13 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if !u.packed { // which knows better
 		im.Prefetch()
 	}
+	if kept {
+		if err := s.keepMount(m, nil); err != nil {
+			s.log.Error("keep a mount", "id", m.id, "err", err)
+		}
+	}
 	go s.watch(m)
-	if quiet {
+	if m.asked.Quiet {
 		go func() {
 			select {
 			case <-time.After(packStart):
@@ -157,6 +173,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 func (s *server) watch(m *mounted) {
 	<-m.fs.Done()
 	m.fs.Close()
+	s.keeper.Drop(m.id)
 	t := m.totals()
 	if s.keepsTraces() && !m.asked.Unrecorded {
 		s.traces.add(m.recording()) // before anybody sees that it is gone

@@ -55,17 +55,7 @@ func TestRemoveUnderDirect(t *testing.T) {
 	if m.Face != "direct" {
 		t.Skipf("the face of a complete image here is %s", m.Face)
 	}
-	st, err := c.Status(background)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(st.Processes[0].PID, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the service is dead", func() bool {
-		_, err := (&Client{Root: c.Root}).Status(background)
-		return errors.Is(err, ErrNotRunning)
-	})
+	kill(t, c, syscall.SIGKILL)
 	if _, err := c.Remove(background, ref); !errors.Is(err, ErrBusy) {
 		t.Errorf("an image with a direct mount: %v, want ErrBusy", err)
 	}

@@ -8,16 +8,15 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/shale-image/shale/keeper"
 )
 
 // serve answers one connection.
 func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 	defer c.Close()
-	if err := allowed(c); err != nil {
+	if err := keeper.Allowed(c); err != nil {
 		s.log.Warn("call refused", "err", err)
 		return
 	}
@@ -52,6 +51,9 @@ func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 	defer closeAll(out)
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			if s.leaving() {
+				return // the client asks the next one
+			}
 			err = errEnding
 		}
 		s.log.Info("call failed", "op", q.Op, "err", err)
@@ -131,26 +133,4 @@ func (s *server) safely(ctx context.Context, c *net.UnixConn, q request) (result
 		}
 	}()
 	return s.dispatch(ctx, c, q)
-}
-
-// allowed lets in root and the service's own user.
-func allowed(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return err
-	}
-	if cerr != nil {
-		return cerr
-	}
-	if cred.Uid != 0 && int(cred.Uid) != syscall.Geteuid() {
-		return fmt.Errorf("user %d (pid %d) is neither root nor user %d", cred.Uid, cred.Pid, syscall.Geteuid())
-	}
-	return nil
 }

@@ -111,8 +111,8 @@ func testRun(t *testing.T, f form, face string) {
 	}
 }
 
-// TestKill kills the service with no warning: what is not in memory is EIO
-// from then on, and never zeros. What the kernel reads by itself is right.
+// TestKill kills the service with no warning, keeper and worker: what is not in
+// memory is EIO from then on, and never zeros. What the kernel reads by itself is right.
 func TestKill(t *testing.T) { eachForm(t, testKill) }
 
 func testKill(t *testing.T, f form, face string) {
@@ -125,10 +125,7 @@ func testKill(t *testing.T, f form, face string) {
 			t.Fatalf("%s before the kill: right %v, %v", f, right, err)
 		}
 	}
-	pid := n.status().Processes[0].PID
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	n.killAll()
 	failed := 0
 	for _, f := range files {
 		done := make(chan error, 1)

@@ -184,8 +184,8 @@ func (n *node) stop() {
 		}
 		if time.Now().After(deadline) {
 			n.t.Errorf("the service does not end: %v", err)
-			if st := n.status(); len(st.Processes) > 0 {
-				unix.Kill(st.Processes[0].PID, unix.SIGKILL)
+			for _, p := range n.status().Processes {
+				unix.Kill(p.PID, unix.SIGKILL)
 			}
 			return
 		}

@@ -18,7 +18,7 @@ const module = "github.com/shale-image/shale/"
 // layers lists the packages from the bottom to the top. A package may import
 // those of lower layers, and below its own directory; of its own layer none.
 var layers = [][]string{
-	{"chunk", "trust"},
+	{"chunk", "trust", "keeper"},
 	{"index", "blob"},
 	{"erofs", "index/zran", "index/artifact", "blob/internal", "blob/retry", "blob/count", "blob/choose", "pool"},
 	{"index/layer", "index/stream", "blob/memblob", "blob/dirblob", "blob/httpblob"},

@@ -41,6 +41,10 @@ func (m *Mounted) FD() *os.File { return m.fd }
 // as they live.
 func (m *Mounted) Dev() uint64 { return m.dev }
 
+// BDI is the name of the backing device whose readahead is the mount's, "" if that
+// is not known.
+func (m *Mounted) BDI() string { return m.bdi }
+
 // Served tells whether this process serves the mount, so that readers get
 // errors when it ends.
 func (m *Mounted) Served() bool { return m.conn != nil }

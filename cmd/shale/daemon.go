@@ -26,6 +26,10 @@ func newDaemon(g *globals) *cobra.Command {
 		Long: `Run the node service in the foreground. There is no need to: verbs that need it
 start it, and it ends by itself when nothing was mounted for a while.
 
+It is two processes: a keeper, which this one becomes, and a worker that it starts
+and, should it die, replaces; who reads what is mounted (face device, Linux 6.9)
+notices a pause at most.
+
 SIGTERM and SIGINT end it at once. What is being pulled breaks off and goes on
 with the next pull. Images that are mounted stay visible, but reads of what is
 not in memory fail with EIO until they are unmounted and mounted again; images

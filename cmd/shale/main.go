@@ -157,7 +157,7 @@ fetches, verifies and keeps each chunk when something first reads it.`,
 	})
 	g.flags(cmd)
 	cmd.AddCommand(newConvert(g), newIndex(g), newOptimize(g), newKey(g), newPlan(g), newInspect(g), newLs(g), newCat(g), newCheck(g), newDiff(g), newExport(g),
-		newPull(g), newMount(g), newUmount(g), newRun(g), newTrace(g), newAccessed(g), newWait(g), newImages(g), newDf(g), newPin(g), newUnpin(g), newRmi(g), newPrune(g), newFsck(g), newScrub(g), newStatus(g), newDoctor(g), newDaemon(g), &cobra.Command{
+		newPull(g), newMount(g), newUmount(g), newRun(g), newTrace(g), newAccessed(g), newWait(g), newImages(g), newDf(g), newPin(g), newUnpin(g), newRmi(g), newPrune(g), newFsck(g), newScrub(g), newStatus(g), newDoctor(g), newDaemon(g), newUpgrade(g), &cobra.Command{
 			Use:   "exit-codes",
 			Short: "What the exit codes mean",
 			Long: `  0    it worked

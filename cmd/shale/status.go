@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -143,8 +144,16 @@ func printStatus(w io.Writer, st *daemon.Status) error {
 		_, err := fmt.Fprintf(w, "no service runs on %s, nothing is mounted that needs one\n", st.Root)
 		return err
 	}
-	fmt.Fprintf(w, "service  %s, pid %d, up %v\n", st.Root, st.Processes[0].PID, time.Since(*st.Started).Round(time.Second))
-	fmt.Fprintf(w, "pool     %s here of %s known, %s on disk\n", size(st.Pool.Present), size(st.Pool.Address), size(st.Pool.Disk)+quotaOf(*st.Pool))
+	var pids []string
+	for _, p := range st.Processes {
+		pids = append(pids, fmt.Sprintf("%s %d", p.Role, p.PID))
+	}
+	if st.Started == nil || st.Pool == nil { // the keeper says so
+		fmt.Fprintf(w, "service  %s, %s: the worker does not answer, or is being started\n", st.Root, strings.Join(pids, ", "))
+	} else {
+		fmt.Fprintf(w, "service  %s, %s, up %v\n", st.Root, strings.Join(pids, ", "), time.Since(*st.Started).Round(time.Second))
+		fmt.Fprintf(w, "pool     %s here of %s known, %s on disk\n", size(st.Pool.Present), size(st.Pool.Address), size(st.Pool.Disk)+quotaOf(*st.Pool))
+	}
 	if st.Full {
 		fmt.Fprintf(w, "         it is full: what is fetched is served from memory, and not kept\n")
 	}

@@ -1,0 +1,199 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/keeper"
+	"github.com/shale-image/shale/mount"
+	"github.com/shale-image/shale/mount/fusedev"
+)
+
+// A worker may die at any moment. The next one has the pool, the linked images, and
+// for each mount of the face device its connection and a journal: what was asked for
+// and of which image it was made. Mounts of the face fuse end with the worker, and
+// direct ones need none.
+
+// deviceFace is the face whose mounts outlive a worker.
+const deviceFace = "device"
+
+// journal is what a worker has to know to serve a mount on.
+type journal struct {
+	Asked   mountArgs `json:"asked"` // with credentials: they are nowhere on disk
+	Digest  string    `json:"digest"`
+	MetaSum string    `json:"meta_blake3"` // of the linked image, whose addresses readers use
+	Number  uint64    `json:"number"`
+	BDI     string    `json:"bdi,omitempty"`
+}
+
+// keepMount has a mount kept. c is its connection the first time, and nil when the
+// mount has been made.
+func (s *server) keepMount(m *mounted, c *mount.Connection) error {
+	if c != nil {
+		m.number = c.Number
+	}
+	show := MountStatus{
+		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where,
+		Face: deviceFace, Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(),
+	}
+	missing := m.image.Missing()
+	show.MissingChunks, show.MissingBytes = missing.Chunks, missing.Stored
+	j := journal{Asked: m.asked, Digest: m.use.ManifestDigest, MetaSum: m.image.Linked().MetaSum, Number: m.number}
+	k := keeper.Mount{ID: m.id, Settled: c == nil}
+	if c != nil {
+		k.Files = []*os.File{c.Dev, c.Abort}
+	} else {
+		j.BDI = m.fs.BDI()
+	}
+	var err, jerr error
+	k.Show, err = json.Marshal(show)
+	k.Rest, jerr = json.Marshal(j)
+	if err = errors.Join(err, jerr); err != nil {
+		return err
+	}
+	return s.keeper.Keep(k)
+}
+
+// resume serves a mount on that another worker has made. If that cannot be done its
+// readers get EIO.
+func (s *server) resume(ctx context.Context, k *keeper.Mount) {
+	m, err := s.reopen(ctx, k)
+	if err != nil {
+		s.log.Error("a mount cannot be served any more: its readers get EIO", "id", k.ID, "err", err)
+		k.Abort()
+		closeAll(k.Files)
+		s.keeper.Drop(k.ID)
+		return
+	}
+	m.rest = s.complete(m)
+	s.mu.Lock()
+	s.mounts[m.id] = m
+	s.mu.Unlock()
+	if !k.Settled { // nobody else will say so
+		if err := s.keepMount(m, nil); err != nil {
+			s.log.Error("keep a mount", "id", m.id, "err", err)
+		}
+	}
+	go s.watch(m)
+	if m.asked.Quiet {
+		m.fs.SetReadAhead(defaultReadAhead) // its start is over
+	}
+}
+
+func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err error) {
+	var show MountStatus
+	var j journal
+	if err := errors.Join(json.Unmarshal(k.Show, &show), json.Unmarshal(k.Rest, &j)); err != nil {
+		return nil, fmt.Errorf("its journal: %w", err)
+	}
+	if len(k.Files) != 2 {
+		return nil, fmt.Errorf("%d files, want 2: %w", len(k.Files), os.ErrInvalid)
+	}
+	u, err := s.store.reopen(ctx, j.Asked.Source, j.Digest)
+	if err != nil {
+		return nil, err
+	}
+	im, err := s.openImage(u)
+	if err != nil {
+		return nil, errors.Join(err, u.Close())
+	}
+	if sum := im.Linked().MetaSum; sum != j.MetaSum {
+		return nil, errors.Join(fmt.Errorf("the image was linked anew: %w", fill.ErrStale), im.Close(), u.Close())
+	}
+	fs, err := mount.Resume(mount.Connection{Dev: k.Files[0], Abort: k.Files[1], Number: j.Number, ImageDev: show.Dev, BDI: j.BDI}, im, s.mountOptions(j.Asked.Place))
+	if err != nil {
+		return nil, errors.Join(err, im.Close(), u.Close())
+	}
+	return &mounted{
+		id: k.ID, ref: show.Ref, where: show.Where, asked: j.Asked, use: u, since: show.Since, image: im,
+		landing: noLanding(), release: func() {}, fs: fs, face: show.Face, dev: show.Dev, number: j.Number, gone: make(chan struct{}),
+	}, nil
+}
+
+// mountOptions are those of the mount of a place.
+func (s *server) mountOptions(p Place) mount.Options {
+	return mount.Options{Dir: p.Dir, ReadAheadKiB: p.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: s.cfg.Registries.ReadWait() + readSlack, Logger: s.log, Name: "shale"}}
+}
+
+// reopen begins the use of an image that is mounted.
+func (s *store) reopen(ctx context.Context, src Source, digest string) (*use, error) {
+	ref, err := image.ParseRef(src.Ref)
+	if err != nil {
+		return nil, err
+	}
+	open := func(ctx context.Context) (*image.Repository, error) {
+		return image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
+	}
+	repo, err := open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rec, err := s.load(digest)
+	if err != nil {
+		return nil, errors.Join(err, repo.Close())
+	}
+	s.mu.Lock()
+	s.uses[digest]++
+	s.mu.Unlock()
+	u := s.newUse(rec, repo)
+	u.open = open
+	return u, nil
+}
+
+// obey carries out what the keeper wants.
+func (s *server) obey() {
+	for o := range s.keeper.Orders {
+		switch o {
+		case keeper.Leave:
+			s.leave()
+		case keeper.Stop:
+			s.stop()
+		}
+	}
+	s.log.Error("the keeper is dead: nobody will take over if this process dies, too")
+}
+
+// leave makes this process exit, and leave the mounts to another worker. Without a
+// keeper there is none.
+func (s *server) leave() {
+	s.mu.Lock()
+	s.leaves = s.keeper.Keeper() != 0
+	s.ending = true
+	s.mu.Unlock()
+	s.stop()
+}
+
+func (s *server) leaving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leaves
+}
+
+// handOver keeps what the next worker cannot know, while this one still serves. Reads
+// that are under way then are asked again of the next.
+func (s *server) handOver() error {
+	if s.keepsTraces() {
+		for _, m := range s.all() {
+			if !m.fs.Served() || m.asked.Unrecorded {
+				continue
+			}
+			m.reading.RLock()
+			if !m.ended {
+				r := m.recording()
+				r.share = nil // the rest of it is to come
+				s.traces.add(r)
+			}
+			m.reading.RUnlock()
+		}
+	}
+	s.traces.flush()
+	s.sharing.flush()
+	err := s.pool.Sync()
+	s.log.Info("another worker takes over", "pid", os.Getpid())
+	return err // nothing is closed: threads still read from it until this process has exited
+}
