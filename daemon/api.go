@@ -292,7 +292,7 @@ func (c *Client) Stop(ctx context.Context) error {
 		return err
 	}
 	for {
-		if _, err := os.Lstat(filepath.Join(c.Root, socketName)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(filepath.Join(c.Root, socketName)); errors.Is(err, fs.ErrNotExist) && unlocked(c.Root) {
 			return nil
 		}
 		select {

@@ -183,6 +183,16 @@ func lockRoot(root string) (*os.File, error) {
 	return f, nil
 }
 
+// unlocked tells whether no process of a service has the root directory any more.
+func unlocked(root string) bool {
+	f, err := os.Open(filepath.Join(root, lockName))
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
+}
+
 func listen(root string) (*net.UnixListener, error) {
 	// We hold the lock: a socket that is there is a dead service's.
 	if err := os.Remove(filepath.Join(root, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
