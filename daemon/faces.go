@@ -18,12 +18,12 @@ const readSlack = 5 * time.Second
 // show mounts an image with the face that was asked for, or the best one, and
 // tells which. An incomplete image is device as root and fuse otherwise, so
 // that the machine need not be probed first: that takes tens of milliseconds.
-func (s *server) show(ctx context.Context, rec *record, im *fill.Image, p Place, keep func(mount.Connection) error) (*mount.Mounted, string, error) {
+func (s *server) show(ctx context.Context, rec *record, im *fill.Image, p mountArgs, keep func(mount.Connection) error) (*mount.Mounted, string, error) {
 	image, err := s.imageOf(rec, im)
 	if err != nil {
 		return nil, "", err
 	}
-	o := s.mountOptions(p)
+	o := s.mountOptions(p, im)
 	o.Keep = keep
 	if p.Face != "" && p.Face != mount.FaceAuto {
 		face, err := mount.FaceNamed(p.Face)

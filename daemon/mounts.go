@@ -116,7 +116,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		image: im, landing: l, release: s.store.hold(u.ManifestDigest), gone: make(chan struct{}),
 	}
 	kept := false
-	shown, face, err := s.show(ctx, u.record, im, a.Place, func(c mount.Connection) error {
+	shown, face, err := s.show(ctx, u.record, im, a, func(c mount.Connection) error {
 		kept = true
 		return s.keepMount(m, &c)
 	})
@@ -154,7 +154,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		go func() {
 			select {
 			case <-time.After(packStart):
-				shown.SetReadAhead(defaultReadAhead)
+				m.endStart()
 			case <-m.gone:
 			}
 		}()
@@ -167,6 +167,12 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		return out, nil, nil
 	}
 	return out, []*os.File{shown.FD()}, nil
+}
+
+// endStart gives a mount that was made for a start pack the kernel's readahead.
+func (m *mounted) endStart() {
+	m.fs.SetReadAhead(defaultReadAhead)
+	m.fs.StopPush()
 }
 
 // watch forgets a mount when the kernel has.

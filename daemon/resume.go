@@ -81,7 +81,7 @@ func (s *server) resume(ctx context.Context, k *keeper.Mount) {
 	}
 	go s.watch(m)
 	if m.asked.Quiet {
-		m.fs.SetReadAhead(defaultReadAhead) // its start is over
+		m.endStart()
 	}
 }
 
@@ -105,7 +105,7 @@ func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err e
 	if sum := im.Linked().MetaSum; sum != j.MetaSum {
 		return nil, errors.Join(fmt.Errorf("the image was linked anew: %w", fill.ErrStale), im.Close(), u.Close())
 	}
-	fs, err := mount.Resume(mount.Connection{Dev: k.Files[0], Abort: k.Files[1], Number: j.Number, ImageDev: show.Dev, BDI: j.BDI}, im, s.mountOptions(j.Asked.Place))
+	fs, err := mount.Resume(mount.Connection{Dev: k.Files[0], Abort: k.Files[1], Number: j.Number, ImageDev: show.Dev, BDI: j.BDI}, im, s.mountOptions(j.Asked, im))
 	if err != nil {
 		return nil, errors.Join(err, im.Close(), u.Close())
 	}
@@ -115,9 +115,13 @@ func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err e
 	}, nil
 }
 
-// mountOptions are those of the mount of a place.
-func (s *server) mountOptions(p Place) mount.Options {
-	return mount.Options{Dir: p.Dir, ReadAheadKiB: p.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: s.cfg.Registries.ReadWait() + readSlack, Logger: s.log, Name: "shale"}}
+// mountOptions are those of a mount of an image.
+func (s *server) mountOptions(a mountArgs, im *fill.Image) mount.Options {
+	o := mount.Options{Dir: a.Dir, ReadAheadKiB: a.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: s.cfg.Registries.ReadWait() + readSlack, Logger: s.log, Name: "shale"}}
+	if a.Quiet {
+		o.Buffered, o.Peek = true, im.Peek
+	}
+	return o
 }
 
 // reopen begins the use of an image that is mounted.

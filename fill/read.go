@@ -103,8 +103,29 @@ func (im *Image) noted(off, end int64, wait time.Duration) {
 	}
 }
 
-// read copies what is present, and returns false if not all is.
+// Peek fills p from the flat address off if all of it is on the node, for the
+// kernel, which may give it to a reader without asking again. So it counts as read
+// along with what was asked for, as by readahead.
+func (im *Image) Peek(p []byte, off int64) bool {
+	ok, err := im.copy(p, off)
+	if !ok || err != nil {
+		return false
+	}
+	im.noted(off, off+int64(len(p)), 0)
+	return true
+}
+
+// read is copy for a reader.
 func (im *Image) read(p []byte, off int64) (ok bool, err error) {
+	ok, err = im.copy(p, off)
+	if ok && err == nil {
+		im.stats.read(len(p))
+	}
+	return ok && err == nil, err
+}
+
+// copy copies what is present, and returns false if not all is.
+func (im *Image) copy(p []byte, off int64) (ok bool, err error) {
 	ok = true
 	err = im.split(p, off, func(s *segment, q []byte, at int64) (err error) {
 		switch {
@@ -118,9 +139,6 @@ func (im *Image) read(p []byte, off int64) (ok bool, err error) {
 		}
 		return err
 	})
-	if ok && err == nil {
-		im.stats.read(len(p))
-	}
 	return ok && err == nil, err
 }
 

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/shale-image/shale/mount/fusedev"
 )
 
 const bdiDir = "/sys/class/bdi"
@@ -25,6 +27,16 @@ var readAheadMu sync.Mutex
 func (m *Mounted) SetReadAhead(kib int) {
 	if m.bdi != "" {
 		setReadAhead(m.bdi, kib)
+	}
+}
+
+// StopPush ends what fusedev.Options.Peek is for.
+func (m *Mounted) StopPush() {
+	if m.conn == nil {
+		return
+	}
+	if s, ok := m.conn.server.(*fusedev.Server); ok {
+		s.StopPush()
 	}
 }
 

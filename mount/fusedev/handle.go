@@ -141,6 +141,7 @@ func (s *Server) read(r request, b *buffer) []byte {
 		return b.reply(r.unique, 0) // at or past the end of the file
 	}
 	off := int64(start)
+	s.push.near(off)
 	n = min(n, s.size-off)
 	if n > MaxRead {
 		return errorReply(r.unique, syscall.EIO) // INIT promised less

@@ -60,7 +60,9 @@ const (
 	openKeepCache = 1 << 1
 	openNoFlush   = 1 << 5
 
-	notifyResend = 7
+	notifyInvalInode = 2
+	notifyStore      = 4
+	notifyResend     = 7
 )
 
 const (
@@ -69,6 +71,13 @@ const (
 
 	forever = 1 << 32 // seconds that attributes and names stay valid: they never change
 )
+
+// putNotification writes the header of the notification p.
+func putNotification(p []byte, code uint32) {
+	ne.PutUint32(p[0:], uint32(len(p)))
+	ne.PutUint32(p[4:], code) // in place of the error
+	ne.PutUint64(p[8:], 0)
+}
 
 // request is a view of one request as read from /dev/fuse.
 type request struct {

@@ -41,6 +41,11 @@ type Options struct {
 	ReadTimeout time.Duration // after which a miss is answered with EIO; default 1 minute
 	DirectIO    bool          // FOPEN_DIRECT_IO: reads by others than the page cache itself bypass it
 	Logger      *slog.Logger  // default slog.Default()
+	// Peek, if not nil, fills p from off if all of it is at hand, as TryReadAt does,
+	// but for nobody who reads. Then the kernel is given what lies around a READ and
+	// is at hand, until StopPush: readahead without waiting. The file has to be read
+	// through its page cache (not DirectIO) for that to be of use.
+	Peek func(p []byte, off int64) bool
 }
 
 // maxBackground is how many asynchronous requests (readahead, direct reads of
@@ -62,6 +67,7 @@ type Server struct {
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 	queue  missQueue
+	push   *pusher // nil without Options.Peek
 
 	conn struct { // guards the descriptor against use after Serve, when its number may be another file's
 		sync.RWMutex
@@ -110,7 +116,19 @@ func New(c Content, o Options) (*Server, error) {
 	}
 	s.conn.fd = -1
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if o.Peek != nil {
+		s.push = &pusher{server: s, peek: o.Peek, queue: make(chan int64, pushQueue)}
+	}
 	return s, nil
+}
+
+// StopPush says that readahead is better from now on than what Options.Peek is
+// for. What the kernel has of the file is given back from time to time: who reads
+// it has a copy.
+func (s *Server) StopPush() {
+	if s.push != nil {
+		s.push.off.Store(true)
+	}
 }
 
 // Name returns the file's name in the root directory of the connection.
@@ -129,6 +147,9 @@ func (s *Server) Serve(dev *os.File) error {
 	s.conn.Lock()
 	s.conn.fd = fd
 	s.conn.Unlock()
+	if s.push != nil {
+		s.queue.workers.Go(s.push.run)
+	}
 	errs := make([]error, s.threads)
 	var wg sync.WaitGroup
 	for i := range errs {
@@ -227,9 +248,8 @@ func (s *Server) Stats() Stats {
 // before Serve: what its predecessor had read would otherwise never be
 // answered. Needs Linux 6.9; older kernels return an error (EINVAL).
 func Resend(dev *os.File) error {
-	var p [outHeaderSize]byte // a notification: unique 0, its code in place of the error
-	ne.PutUint32(p[0:], outHeaderSize)
-	ne.PutUint32(p[4:], notifyResend)
+	var p [outHeaderSize]byte
+	putNotification(p[:], notifyResend)
 	if _, err := unix.Write(int(dev.Fd()), p[:]); err != nil {
 		return fmt.Errorf("fuse: resend: %w", err)
 	}

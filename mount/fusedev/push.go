@@ -1,0 +1,134 @@
+package fusedev
+
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	pushWindow = 128 << 10 // as much as the kernel's readahead would read, and aligned
+	pushUnit   = 16 << 10  // what is pushed if all of it is at hand
+	pushQueue  = 64        // windows that wait; others are passed over
+
+	storeOutSize = 24 // nodeid u64, offset u64, size u32, padding u32
+	invalOutSize = 24 // ino u64, off s64, len s64
+
+	// forgetEvery is how often pages of the served file are given back to the
+	// kernel that EROFS has a copy of.
+	forgetEvery = 10 * time.Second
+)
+
+// pusher gives the kernel pages that lie around those it asks for, if they are at
+// hand. It does what readahead would, but for what is missing: that a reader of
+// readahead would have to wait for.
+//
+// Storing a page waits for its lock, which whoever reads that page holds until we
+// have answered. So no thread that reads requests ever does it, and what finds the
+// queue full is not done.
+type pusher struct {
+	server *Server
+	peek   func(p []byte, off int64) bool
+	queue  chan int64 // where READs were
+	off    atomic.Bool
+	used   atomic.Bool // there were READs since the last time
+}
+
+// near notes a READ at off.
+func (p *pusher) near(off int64) {
+	if p == nil {
+		return
+	}
+	if !p.used.Load() {
+		p.used.Store(true)
+	}
+	if p.off.Load() {
+		return
+	}
+	select {
+	case p.queue <- off:
+	default:
+	}
+}
+
+// run pushes until the connection ends.
+func (p *pusher) run() {
+	b, err := newBuffer()
+	if err != nil {
+		p.server.log.Warn("fuse: pages are not pushed", "err", err)
+		return
+	}
+	defer b.free()
+	pushed := make([]uint64, p.server.size/pushUnit/64+1) // bits, by unit
+	tick := time.NewTicker(forgetEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case off := <-p.queue:
+			p.window(off, pushed, b)
+		case <-tick.C:
+			if p.off.Load() && p.used.Swap(false) {
+				p.forget()
+			}
+		case <-p.server.ctx.Done():
+			return
+		}
+	}
+}
+
+// window pushes what is at hand around off and was not pushed before; and, since
+// the kernel has asked for it, what lies right there.
+func (p *pusher) window(off int64, pushed []uint64, b *buffer) {
+	here := off / pushUnit
+	first := off &^ (pushWindow - 1) / pushUnit
+	last := min(first+pushWindow/pushUnit, p.server.size/pushUnit)
+	var from, to int64 // bytes of the body that are to be pushed
+	base := first * pushUnit
+	for u := first; u < last; u++ {
+		word, bit := &pushed[u/64], uint64(1)<<(u%64)
+		at := u*pushUnit - base
+		if (u == here || *word&bit == 0) && p.peek(b.body(pushWindow)[at:at+pushUnit], u*pushUnit) {
+			*word |= bit
+			if to < at {
+				p.store(b, base, from, to)
+				from = at
+			}
+			to = at + pushUnit
+		}
+	}
+	p.store(b, base, from, to)
+}
+
+// store gives the kernel the bytes [from, to) of the body, which begins at base.
+func (p *pusher) store(b *buffer, base, from, to int64) {
+	if from == to {
+		return
+	}
+	// The header lies over what was pushed before.
+	const head = outHeaderSize + storeOutSize
+	m := b.mem[pageSize-head+from : pageSize+to]
+	putNotification(m, notifyStore)
+	ne.PutUint64(m[16:], fileNode)
+	ne.PutUint64(m[24:], uint64(base+from))
+	ne.PutUint32(m[32:], uint32(to-from))
+	ne.PutUint32(m[36:], 0)
+	p.server.notify(m)
+}
+
+// forget has the kernel drop all pages of the file.
+func (p *pusher) forget() {
+	var m [outHeaderSize + invalOutSize]byte
+	putNotification(m[:], notifyInvalInode)
+	ne.PutUint64(m[16:], fileNode)
+	p.server.notify(m[:])
+}
+
+// notify writes a notification. That is a matter of speed only.
+func (s *Server) notify(m []byte) {
+	s.conn.RLock()
+	defer s.conn.RUnlock()
+	if s.conn.fd >= 0 {
+		_, _ = unix.Write(s.conn.fd, m)
+	}
+}

@@ -1,0 +1,160 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/mount/fusedev"
+)
+
+// pushing mounts c with a Peek that has all but what missing says, and opens the
+// file big of it for random access.
+func pushing(t *testing.T, c *memContent, missing func(off int64, n int) bool) (*os.File, *Mounted, *atomic.Int64) {
+	t.Helper()
+	peeked := new(atomic.Int64) // bytes
+	peek := func(p []byte, off int64) bool {
+		peeked.Add(int64(len(p)))
+		if missing(off, len(p)) {
+			return false
+		}
+		copy(p, c.data[off:])
+		return true
+	}
+	dir, m := mounted(t, c, Options{Backing: File, Buffered: true, ReadAheadKiB: 4, Options: fusedev.Options{Peek: peek}})
+	f, err := os.Open(filepath.Join(dir, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
+		t.Fatal(err)
+	}
+	return f, m, peeked
+}
+
+// What lies around a READ is read without another one, if it is at hand.
+func TestPush(t *testing.T) {
+	tree, c := image(t)
+	want, err := os.ReadFile(filepath.Join(tree, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := int64(bytes.Index(c.data, want[:4096]))
+	hole := big + 2<<20 // from here on nothing is at hand but when it is asked for
+	f, m, peeked := pushing(t, c, func(off int64, n int) bool { return off+int64(n) > hole })
+	const window = 128 << 10
+	read := func(off, n int64) {
+		t.Helper()
+		p := make([]byte, n)
+		for at := off; at < off+n; at += 4096 {
+			if _, err := f.ReadAt(p[at-off:at-off+4096], at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(p, want[off:off+n]) {
+			t.Errorf("wrong bytes at %d+%d", off, n)
+		}
+	}
+	first := (big+window-1)&^(window-1) - big // of the windows that lie in the file
+	deadline := time.Now().Add(20 * time.Second)
+	settle := func() { // until what was pushed is in the page cache
+		for last := int64(-1); time.Now().Before(deadline) && (last != peeked.Load() || last == 0); {
+			last = peeked.Load()
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	served := false
+	for at := first; at+window <= 2<<20 && !served; at += window {
+		read(at, 4096)
+		settle()
+		before := m.Stats()
+		read(at, window)
+		served = m.Stats().Hits == before.Hits && m.Stats().Misses == before.Misses
+	}
+	if !served {
+		t.Errorf("no window of %d bytes was read by one READ: %+v", window, m.Stats())
+	}
+	before := m.Stats().Hits
+	read(2<<20, window)
+	if n := m.Stats().Hits - before; n != window/4096 {
+		t.Errorf("%d READs of what is not at hand, want %d", n, window/4096)
+	}
+	read(0, int64(len(want))&^4095)
+
+	m.StopPush()
+	settle()
+	all := peeked.Load()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	read(0, 2<<20)
+	settle()
+	if n := peeked.Load(); n != all {
+		t.Errorf("%d bytes were pushed when that was over", n-all)
+	}
+}
+
+// Pages that are pushed while somebody waits to read them make nobody else wait,
+// and those who do not wait for ever.
+func TestPushMeetsMiss(t *testing.T) {
+	tree, c := image(t)
+	want, err := os.ReadFile(filepath.Join(tree, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := int64(bytes.Index(c.data, want[:4096]))
+	release := make(chan struct{})
+	var waiting atomic.Int64
+	slow := func(off int64) bool { return (off-big)/4096%32 == 5 } // a page of each window
+	var all atomic.Bool
+	f, _, _ := pushing(t, c, func(off int64, n int) bool { return off < big || !all.Load() })
+	c.onTry(func(off int64, n int) bool { return !slow(off) })
+	c.onRead(func(ctx context.Context, off int64, n int) error {
+		waiting.Add(1)
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
+		return ctx.Err()
+	})
+	const windows = 20
+	var readers sync.WaitGroup
+	check := func(at int64) {
+		p := make([]byte, 4096)
+		if _, err := f.ReadAt(p, at); err != nil {
+			t.Error(err)
+		} else if !bytes.Equal(p, want[at:at+4096]) {
+			t.Errorf("wrong bytes at %d", at)
+		}
+	}
+	for i := range int64(windows) {
+		readers.Go(func() { check((i*32 + 5) * 4096) })
+	}
+	within(t, "misses", func() {
+		for waiting.Load() < windows {
+			time.Sleep(time.Millisecond)
+		}
+	})
+	all.Store(true)
+	within(t, "what is at hand beside pages that are waited for", func() {
+		var hits sync.WaitGroup
+		for k := range int64(4) {
+			hits.Go(func() {
+				for i := range int64(windows) {
+					check((i*32 + 6 + k*6) * 4096)
+				}
+			})
+		}
+		hits.Wait()
+	})
+	close(release)
+	within(t, "the misses", readers.Wait)
+}
