@@ -11,8 +11,9 @@
 //	  "index_trust": "signed",
 //	  "index_keys": ["/etc/shale/keys/team.pub"],
 //	  "traces": "share",
-//	  "cache": {"quota": "20G", "complete": "on", "complete_after": "30s", "complete_rate": "10M"},
-//	  "read_timeout": "1m"
+//	  "cache": {"quota": "20G", "complete": "on", "complete_after": "30s", "complete_rate": "10M", "scrub": "720h"},
+//	  "read_timeout": "1m",
+//	  "worker_timeout": "30s"
 //	}
 //
 // It knows settings; it reaches nothing itself.
@@ -63,6 +64,11 @@ type Config struct {
 	// again. DefaultReadTimeout if empty.
 	ReadTimeout string `json:"read_timeout"`
 
+	// WorkerTimeout is how long the service's worker may fail to say that it is well
+	// before it is killed and another one takes over, or "off".
+	// DefaultWorkerTimeout if empty.
+	WorkerTimeout string `json:"worker_timeout"`
+
 	keys trust.Keys // of IndexKeys
 }
 
@@ -79,6 +85,10 @@ type Cache struct {
 	Complete      string   `json:"complete"`
 	CompleteAfter Duration `json:"complete_after,omitzero"`
 	CompleteRate  Size     `json:"complete_rate"`
+
+	// Scrub is how much time lies between two verifications of all that is kept
+	// (DefaultScrub if empty), or "off".
+	Scrub string `json:"scrub"`
 }
 
 // What Cache.Complete may be, besides "", and the default of CompleteAfter.
@@ -87,22 +97,6 @@ const (
 	CompleteOff   = "off"
 	CompleteAfter = 30 * time.Second
 )
-
-// Duration is a time span like "30s" in JSON.
-type Duration time.Duration
-
-// MarshalText writes what UnmarshalText reads.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
-
-// UnmarshalText reads what time.ParseDuration does, if it is more than nothing.
-func (d *Duration) UnmarshalText(b []byte) error {
-	v, err := time.ParseDuration(string(b))
-	if err == nil && v <= 0 {
-		err = fmt.Errorf("duration %q: want more than 0", b)
-	}
-	*d = Duration(v)
-	return err
-}
 
 // Size is a number of bytes; in JSON also a string like "20G", of units of 1024.
 type Size int64
@@ -132,17 +126,6 @@ func (z *Size) UnmarshalJSON(b []byte) (err error) {
 	}
 	*z, err = ParseSize(text)
 	return err
-}
-
-// DefaultReadTimeout outlasts the restart of a registry.
-const DefaultReadTimeout = time.Minute
-
-// ReadWait is ReadTimeout, of at least a second.
-func (c *Config) ReadWait() time.Duration {
-	if d, err := time.ParseDuration(c.ReadTimeout); err == nil && d >= time.Second {
-		return d
-	}
-	return DefaultReadTimeout
 }
 
 // What Config.Traces may be, besides "".
@@ -255,8 +238,13 @@ func (c *Config) check(path string) error {
 	default:
 		return fmt.Errorf("%s: cache: complete %q: want %s or %s", path, c.Cache.Complete, CompleteOn, CompleteOff)
 	}
-	if d, err := time.ParseDuration(c.ReadTimeout); c.ReadTimeout != "" && (err != nil || d < time.Second) {
-		return fmt.Errorf("%s: read_timeout %q: want a time of at least 1s, such as 90s or 5m", path, c.ReadTimeout)
+	for name, t := range map[string]struct {
+		text   string
+		canOff bool
+	}{"read_timeout": {c.ReadTimeout, false}, "worker_timeout": {c.WorkerTimeout, true}, "cache: scrub": {c.Cache.Scrub, true}} {
+		if _, err := span(t.text, 0); err != nil || t.text == Off && !t.canOff {
+			return fmt.Errorf("%s: %s %q: want a time of at least 1s, such as 90s or 5m%s", path, name, t.text, map[bool]string{true: ", or " + Off}[t.canOff])
+		}
 	}
 	switch c.Traces {
 	case "", TracesOn, TracesShare, TracesOff:

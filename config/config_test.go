@@ -49,6 +49,12 @@ func TestRead(t *testing.T) {
 	if c, err := Read(write(t, `{"read_timeout": "2m30s"}`)); err != nil || c.ReadWait() != 150*time.Second {
 		t.Errorf("reads wait for %v, %v", c.ReadWait(), err)
 	}
+	if c.WorkerHang() != DefaultWorkerTimeout || c.Cache.ScrubEvery() != DefaultScrub {
+		t.Errorf("by default %v and %v", c.WorkerHang(), c.Cache.ScrubEvery())
+	}
+	if c, err := Read(write(t, `{"worker_timeout": "2m", "cache": {"scrub": "off"}}`)); err != nil || c.WorkerHang() != 2*time.Minute || c.Cache.ScrubEvery() != 0 {
+		t.Errorf("%v and %v, %v", c.WorkerHang(), c.Cache.ScrubEvery(), err)
+	}
 	t.Setenv("HTTPS_PROXY", "before")
 	if err := c.SetProxy(); err != nil || os.Getenv("HTTPS_PROXY") != "http://p:1" {
 		t.Errorf("%v, HTTPS_PROXY is %q", err, os.Getenv("HTTPS_PROXY"))
@@ -66,6 +72,9 @@ func TestBad(t *testing.T) {
 		`{"index_trust": "signed"}`:                           "no key",
 		`{"read_timeout": "0s"}`:                              "at least 1s",
 		`{"read_timeout": "soon"}`:                            "at least 1s",
+		`{"read_timeout": "off"}`:                             "at least 1s",
+		`{"worker_timeout": "10ms"}`:                          "at least 1s",
+		`{"cache": {"scrub": "monthly"}}`:                     "at least 1s",
 		`{"traces": "maybe"}`:                                 "want on, share or off",
 		`{}{}`:                                                "more than one",
 		`{`:                                                   "offset",
@@ -128,11 +137,11 @@ func TestKeys(t *testing.T) {
 
 func TestCache(t *testing.T) {
 	var c Config
-	js := `{"cache": {"quota": "1G", "complete": "off", "complete_after": "2m", "complete_rate": "10M"}}`
+	js := `{"cache": {"quota": "1G", "complete": "off", "complete_after": "2m", "complete_rate": "10M", "scrub": "24h"}}`
 	if err := json.Unmarshal([]byte(js), &c); err != nil {
 		t.Fatal(err)
 	}
-	if want := (Cache{1 << 30, CompleteOff, Duration(2 * time.Minute), 10 << 20}); c.Cache != want {
+	if want := (Cache{1 << 30, CompleteOff, Duration(2 * time.Minute), 10 << 20, "24h"}); c.Cache != want {
 		t.Errorf("%+v, want %+v", c.Cache, want)
 	}
 	for _, c := range []Config{{}, c} { // the service passes it on to its processes

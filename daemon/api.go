@@ -204,7 +204,7 @@ type ImageStatus struct {
 
 // Status asks the service. It answers within a second or fails; to start a
 // service may take longer. If its worker does not answer, or none is up, the keeper
-// says what it knows: then there is no Pool, and of mounts what was so when they were made.
+// says what it knows: then there is no Pool, and of mounts what the worker told it last.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	var out Status
 	if c.Start {

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -109,7 +110,9 @@ type server struct {
 	stop    context.CancelFunc
 	life    context.Context // until stop
 
+	opened     atomic.Bool    // open has returned
 	background sync.WaitGroup // comparisons
+	telling    sync.Mutex     // held by keepCounts
 	completing chan struct{}  // has one if an image is being completed
 
 	mu     sync.Mutex
@@ -125,13 +128,16 @@ type server struct {
 
 // work is the worker's part of Run.
 func work(ctx context.Context, cfg Config, w *keeper.Worker) error {
+	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1)}
+	w.Check = s.check
 	kept, err := w.Hello(cfg.Version)
 	if err != nil {
 		return err
 	}
 	raiseFileLimit()
-	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1)}
-	if err := s.open(); err != nil {
+	err = s.open()
+	s.opened.Store(true)
+	if err != nil {
 		err = errors.Join(err, s.close())
 		js, _ := json.Marshal(encodeError(err))
 		w.Fail(js)
@@ -299,6 +305,7 @@ func (s *server) keepHouse(ctx context.Context) {
 				s.log.Error("sync the pool", "err", err)
 			}
 			s.engine.StoreHeld()
+			s.keepCounts()
 			synced = time.Now()
 		}
 		if st, err := os.Stat(s.cfg.Root); err != nil || !os.SameFile(st, s.root) {

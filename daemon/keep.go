@@ -64,7 +64,7 @@ func keep(ctx context.Context, cfg Config) (err error) {
 	follow := logFollower(cfg.Root)
 	return keeper.Run(ctx, keeper.Options{
 		API: api, Lock: lock, Dir: cfg.Root, Version: cfg.Version, Args: workerArgs(os.Args), Logger: cfg.Logger,
-		Ready: ready, Patience: cfg.Registries.ReadWait(),
+		Ready: ready, Patience: cfg.Registries.ReadWait(), Hang: cfg.Registries.WorkerHang(),
 		Prepare: func() error {
 			follow()
 			at, err := os.Stat(cfg.Root)

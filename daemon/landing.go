@@ -31,18 +31,20 @@ type landing struct {
 	pack  *reader.Pack
 	ctx   context.Context // ends with stop
 	end   context.CancelFunc
+	known chan struct{} // closed when it is known what comes
 	ended chan struct{} // closed when it has ended and readers read on without it
 }
 
-// land has the pack of a use, if there is one, read into the pool. It returns when
-// it is known what the pack has, soon in any case.
-func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader.Start) *landing {
-	l := &landing{pack: u.pack, ended: make(chan struct{})}
-	l.ctx, l.end = context.WithCancel(context.WithoutCancel(ctx))
+// land has the pack of a use, if there is one, read into the pool.
+func (s *server) land(u *use, im *fill.Image, start *reader.Start) *landing {
+	l := &landing{pack: u.pack, known: make(chan struct{}), ended: make(chan struct{})}
+	l.ctx, l.end = context.WithCancel(context.Background())
+	tell := sync.OnceFunc(func() { close(l.known) })
 	u.pack = nil
 	switch {
 	case l.pack != nil:
 	case u.traced && start != nil:
+		tell()
 		go func() {
 			defer close(l.ended)
 			s.prefetch(l.ctx, u, im, start)
@@ -52,14 +54,13 @@ func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader
 		if u.packed {
 			im.Landed()
 		}
+		tell()
 		close(l.ended)
 		return l
 	}
-	known := make(chan struct{})
 	go func() {
 		defer close(l.ended)
 		defer l.pack.Close()
-		tell := sync.OnceFunc(func() { close(known) })
 		defer tell()
 		r, err := l.pack.Reader()
 		if err == nil {
@@ -72,21 +73,18 @@ func (s *server) land(ctx context.Context, u *use, im *fill.Image, start *reader
 			s.log.Warn("a start pack is of no use, or of less", "digest", l.pack.Blob.Digest, "ref", u.repo.Ref().String(), "err", err)
 		}
 	}()
-	t := time.NewTimer(packTime)
-	defer t.Stop()
-	select {
-	case <-known:
-	case <-t.C:
-	case <-ctx.Done():
-	}
 	return l
 }
 
-// noLanding is that of a mount whose start is over.
-func noLanding() *landing {
-	l := &landing{ended: make(chan struct{}), end: func() {}}
-	close(l.ended)
-	return l
+// wait returns when it is known what comes, soon in any case.
+func (l *landing) wait(ctx context.Context) {
+	t := time.NewTimer(packTime)
+	defer t.Stop()
+	select {
+	case <-l.known:
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // stop ends the landing, also before its time.
@@ -96,6 +94,23 @@ func (l *landing) stop() {
 		l.pack.Stop()
 	}
 	<-l.ended
+}
+
+// start is what the mount is for; nil if nothing is to come along.
+func (a *mountArgs) start() *reader.Start {
+	if a.NoPack {
+		return nil
+	}
+	return &reader.Start{Args: a.Command, Any: a.AnyCommand}
+}
+
+// awaitStart does endStart when it is time to.
+func (m *mounted) awaitStart() {
+	select {
+	case <-time.After(time.Until(m.since.Add(packStart))):
+		m.endStart()
+	case <-m.gone:
+	}
 }
 
 // prefetch fetches what other nodes have read of an image at such a start, where

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,12 +85,17 @@ func (s *server) metrics() []byte {
 		{"shale_pool_disk_bytes", "gauge", "Bytes the pool takes on disk.", u.Disk},
 		{"shale_pool_quota_bytes", "gauge", "Bytes the pool may take on disk; 0 is without limit.", u.Quota},
 		{"shale_pool_evicted_bytes_total", "counter", "Bytes evicted to make room.", u.Evicted},
+		{"shale_chunks_in_flight", "gauge", "Chunks on their way, or kept in memory since the pool is full.", int64(s.engine.Flights())},
+		{"shale_goroutines", "gauge", "Goroutines of the worker.", int64(runtime.NumGoroutine())},
 		{"shale_start_time_seconds", "gauge", "When the service started, Unix time.", s.started.Unix()},
 	} {
 		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", m.name, m.help, m.name, m.kind, m.name, m.value)
 	}
 	return b.Bytes()
 }
+
+// maxLastErrors bounds them as package fill does.
+const maxLastErrors = 8
 
 // totals is what mounts have read and fetched.
 type totals struct {
@@ -102,7 +109,12 @@ func (t *totals) add(x totals) {
 	t.fill.FetchedBytes += x.fill.FetchedBytes
 	t.fill.Chunks += x.fill.Chunks
 	t.fill.ContentBytes += x.fill.ContentBytes
+	t.fill.PackBytes += x.fill.PackBytes
+	t.fill.PackWaits += x.fill.PackWaits
+	t.fill.Stalls += x.fill.Stalls
 	t.fill.Errors += x.fill.Errors
+	t.fill.LastErrors = slices.Concat(x.fill.LastErrors, t.fill.LastErrors) // x's are older
+	t.fill.LastErrors = t.fill.LastErrors[max(0, len(t.fill.LastErrors)-maxLastErrors):]
 	t.origin.Requests += x.origin.Requests
 	t.origin.Retries += x.origin.Retries
 	t.origin.Bytes += x.origin.Bytes

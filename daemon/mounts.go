@@ -36,6 +36,9 @@ type mounted struct {
 	face    string
 	dev     uint64        // st_dev of what is mounted
 	number  uint64        // of its FUSE file system, if it is kept
+	kept    bool          // it outlives this process
+	before  totals        // what earlier workers have counted
+	told    totals        // what the keeper has of what was counted; keepCounts'
 	gone    chan struct{} // closed when the mount is no more and all is released
 
 	reading sync.RWMutex // held while image is asked for its status
@@ -98,15 +101,13 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 }
 
 func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)) (any, []*os.File, error) {
-	start := &reader.Start{Args: a.Command, Any: a.AnyCommand}
-	if a.NoPack {
-		start = nil
-	}
+	start := a.start()
 	u, im, err := s.pullImage(ctx, a.Source, start, progress)
 	if err != nil {
 		return nil, nil, err
 	}
-	l := s.land(ctx, u, im, start)
+	l := s.land(u, im, start)
+	l.wait(ctx)
 	if u.packed && a.ReadAheadKiB == 0 {
 		a.ReadAheadKiB, a.Quiet = packReadAhead, true
 	}
@@ -136,6 +137,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		s.keeper.Drop(m.id)
 		kept = false
 	}
+	m.kept = kept
 	m.rest = s.complete(m)
 	s.mu.Lock()
 	s.mounts[m.id] = m
@@ -151,13 +153,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	}
 	go s.watch(m)
 	if m.asked.Quiet {
-		go func() {
-			select {
-			case <-time.After(packStart):
-				m.endStart()
-			case <-m.gone:
-			}
-		}()
+		go m.awaitStart()
 	}
 	if ctx.Err() != nil { // the client is gone, or the service ends
 		return nil, nil, errors.Join(ctx.Err(), shown.Abort(), shown.Close())
@@ -238,7 +234,7 @@ func (m *mounted) status() (MountStatus, bool) {
 		return MountStatus{}, false
 	}
 	missing := m.image.Missing()
-	wrong := ""
+	all, wrong := m.totals(), ""
 	if rec, err := m.use.store.loadRecord(m.use.ManifestDigest); err == nil && m.use.Index != reader.Local {
 		wrong = rec.Wrong
 	}
@@ -246,11 +242,16 @@ func (m *mounted) status() (MountStatus, bool) {
 		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where, Face: m.face,
 		Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(), MissingChunks: missing.Chunks, MissingBytes: missing.Stored,
 		Survives: missing.Chunks == 0,
-		Wrong:    wrong, Fill: m.image.Stats(), Source: m.use.origin.stats(),
+		Wrong:    wrong, Fill: all.fill, Source: all.origin,
 	}, true
 }
 
-func (m *mounted) totals() totals { return totals{m.image.Stats(), m.use.origin.stats()} }
+// totals is what was counted of the mount, by all workers that have served it.
+func (m *mounted) totals() totals {
+	t := totals{m.image.Stats(), m.use.origin.stats()}
+	t.add(m.before)
+	return t
+}
 
 func sortMounts(m []MountStatus) {
 	slices.SortFunc(m, func(a, b MountStatus) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID)) })

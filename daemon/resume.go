@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
@@ -37,12 +38,11 @@ func (s *server) keepMount(m *mounted, c *mount.Connection) error {
 	if c != nil {
 		m.number = c.Number
 	}
-	show := MountStatus{
-		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where,
-		Face: deviceFace, Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(),
+	show, ok := m.status()
+	if !ok {
+		return nil // it has just ended
 	}
-	missing := m.image.Missing()
-	show.MissingChunks, show.MissingBytes = missing.Chunks, missing.Stored
+	show.Face = deviceFace // also while it is being made
 	j := journal{Asked: m.asked, Digest: m.use.ManifestDigest, MetaSum: m.image.Linked().MetaSum, Number: m.number}
 	k := keeper.Mount{ID: m.id, Settled: c == nil}
 	if c != nil {
@@ -70,6 +70,7 @@ func (s *server) resume(ctx context.Context, k *keeper.Mount) {
 		s.keeper.Drop(k.ID)
 		return
 	}
+	m.landing = s.land(m.use, m.image, m.asked.start())
 	m.rest = s.complete(m)
 	s.mu.Lock()
 	s.mounts[m.id] = m
@@ -81,7 +82,7 @@ func (s *server) resume(ctx context.Context, k *keeper.Mount) {
 	}
 	go s.watch(m)
 	if m.asked.Quiet {
-		m.endStart()
+		go m.awaitStart()
 	}
 }
 
@@ -102,6 +103,9 @@ func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err e
 	if err != nil {
 		return nil, errors.Join(err, u.Close())
 	}
+	if im.Missing().Chunks > 0 {
+		u.openPack(ctx, j.Asked.start()) // unless all of it has come
+	}
 	if sum := im.Linked().MetaSum; sum != j.MetaSum {
 		return nil, errors.Join(fmt.Errorf("the image was linked anew: %w", fill.ErrStale), im.Close(), u.Close())
 	}
@@ -111,7 +115,8 @@ func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err e
 	}
 	return &mounted{
 		id: k.ID, ref: show.Ref, where: show.Where, asked: j.Asked, use: u, since: show.Since, image: im,
-		landing: noLanding(), release: func() {}, fs: fs, face: show.Face, dev: show.Dev, number: j.Number, gone: make(chan struct{}),
+		release: func() {}, fs: fs, face: show.Face, dev: show.Dev, number: j.Number, gone: make(chan struct{}),
+		kept: true, before: totals{show.Fill, show.Source},
 	}, nil
 }
 
@@ -147,6 +152,32 @@ func (s *store) reopen(ctx context.Context, src Source, digest string) (*use, er
 	u := s.newUse(rec, repo)
 	u.open = open
 	return u, nil
+}
+
+// keepCounts has what was counted of mounts kept, where it is news: at every sync of
+// the pool, so a death costs no more of it.
+func (s *server) keepCounts() {
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	for _, m := range s.all() {
+		if t := m.totals(); m.kept && !reflect.DeepEqual(t, m.told) {
+			m.told = t
+			if err := s.keepMount(m, nil); err != nil {
+				s.log.Error("keep what was counted of a mount", "id", m.id, "err", err)
+			}
+		}
+	}
+}
+
+// check returns when nothing that all readers and callers need is held for good.
+func (s *server) check() {
+	if !s.opened.Load() {
+		return
+	}
+	s.all()
+	s.store.hasName("")
+	s.pool.Segment(0)
+	s.engine.Flights()
 }
 
 // obey carries out what the keeper wants.
@@ -195,6 +226,7 @@ func (s *server) handOver() error {
 			m.reading.RUnlock()
 		}
 	}
+	s.keepCounts()
 	s.traces.flush()
 	s.sharing.flush()
 	err := s.pool.Sync()

@@ -1,14 +1,19 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,14 +34,22 @@ type load struct {
 	ctx   context.Context
 
 	bytes, reads atomic.Int64
-	longest      atomic.Int64 // ns: of one read, or one command
+	longest      [kinds]atomic.Int64 // ns
 }
 
+// What is timed.
+const (
+	aRead = iota // or the faults of 64 KiB of a mapping
+	aCommand
+	aRound // of a container: 20 files, each read by a command
+	kinds
+)
+
 // note takes the time of a read, and its result.
-func (l *load) note(began time.Time, name string, n int, right bool, err error) {
+func (l *load) note(kind int, began time.Time, name string, n int, right bool, err error) {
 	for took := int64(time.Since(began)); ; {
-		old := l.longest.Load()
-		if took <= old || l.longest.CompareAndSwap(old, took) {
+		old := l.longest[kind].Load()
+		if took <= old || l.longest[kind].CompareAndSwap(old, took) {
 			break
 		}
 	}
@@ -77,7 +90,7 @@ func (l *load) sequential(f *os.File, name string, want []byte, _ *rand.Rand) {
 		n := min(len(buf), len(want)-off)
 		began := time.Now()
 		_, err := f.ReadAt(buf[:n], int64(off))
-		l.note(began, name, n, bytes.Equal(buf[:n], want[off:off+n]), err)
+		l.note(aRead, began, name, n, bytes.Equal(buf[:n], want[off:off+n]), err)
 	}
 }
 
@@ -88,7 +101,7 @@ func (l *load) random(f *os.File, name string, want []byte, r *rand.Rand) {
 		n := min(len(buf), len(want)-off)
 		began := time.Now()
 		_, err := f.ReadAt(buf[:n], int64(off))
-		l.note(began, name, n, bytes.Equal(buf[:n], want[off:off+n]), err)
+		l.note(aRead, began, name, n, bytes.Equal(buf[:n], want[off:off+n]), err)
 	}
 }
 
@@ -102,7 +115,7 @@ func (l *load) mapped(f *os.File, name string, want []byte, _ *rand.Rand) {
 	for off := 0; off < len(want); off += 64 << 10 {
 		end := min(off+64<<10, len(want))
 		began := time.Now()
-		l.note(began, name, end-off, bytes.Equal(m[off:end], want[off:end]), nil) // a fault would end the test
+		l.note(aRead, began, name, end-off, bytes.Equal(m[off:end], want[off:end]), nil) // a fault would end the test
 	}
 }
 
@@ -117,8 +130,75 @@ func (l *load) commands(mnt string, seed uint64) {
 		if err == nil {
 			err = werr
 		}
-		l.note(began, "cat "+name, len(got), bytes.Equal(got, want), err)
+		l.note(aCommand, began, "cat "+name, len(got), bytes.Equal(got, want), err)
 	}
+}
+
+// contained runs a container that reads some files again and again, and tells their
+// digest. It forgets what it has read.
+func (l *load) contained(n *node, ref string, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 0))
+	sum := sha256.New()
+	var script strings.Builder
+	fmt.Fprint(&script, "trap 'exit 0' TERM; while :; do (set -e")
+	for range 20 {
+		name := l.files[r.IntN(len(l.files))]
+		want, err := os.ReadFile(filepath.Join(l.truth, name))
+		if err != nil {
+			l.t.Error(err)
+			return
+		}
+		sum.Write(want)
+		fmt.Fprintf(&script, "; dd status=none bs=64k iflag=nocache if='/%s'", name)
+	}
+	fmt.Fprint(&script, ") | sha256sum; done")
+	cmd := exec.Command(n.w.shale, "run", "--rm", ref, "sh", "-c", script.String())
+	cmd.Env = append(os.Environ(), "SHALE_ROOT="+n.root)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		var errout bytes.Buffer
+		cmd.Stderr = &errout
+		defer func() {
+			if errout.Len() > 0 {
+				l.t.Errorf("container: %s", &errout)
+			}
+		}()
+		err = cmd.Start()
+	}
+	if err != nil {
+		l.t.Error(err)
+		return
+	}
+	defer context.AfterFunc(l.ctx, func() { cmd.Process.Signal(unix.SIGTERM) })()
+	lines, began := bufio.NewScanner(out), time.Now()
+	for lines.Scan() {
+		got, _, _ := strings.Cut(lines.Text(), " ")
+		l.note(aRound, began, "files of a container", 0, got == fmt.Sprintf("%x", sum.Sum(nil)) || l.ctx.Err() != nil, nil)
+		began = time.Now()
+	}
+	if err := cmd.Wait(); err != nil {
+		l.t.Errorf("container: %v", err)
+	}
+}
+
+// takeovers lists how long no worker served, each time, as the keeper has told.
+func (n *node) takeovers() (all []time.Duration) {
+	n.t.Helper()
+	for _, name := range []string{"daemon.log.1", "daemon.log"} {
+		log, _ := os.ReadFile(filepath.Join(n.root, name)) // the first is there only if there was much to say
+		for _, m := range regexp.MustCompile(`msg="a worker serves".* nobody_did_for=(\S+)`).FindAllSubmatch(log, -1) {
+			d, err := time.ParseDuration(string(m[1]))
+			if err != nil {
+				n.t.Fatal(err)
+			}
+			all = append(all, d)
+		}
+	}
+	if len(all) > 0 {
+		all = all[1:] // the service's own start
+	}
+	slices.Sort(all)
+	return all
 }
 
 // TestSurvival kills the worker, and exchanges it, while containers' trees are read:
@@ -154,7 +234,11 @@ func TestSurvival(t *testing.T) {
 		wg.Go(func() { l.each(mnt, seed+2, l.mapped) })
 		wg.Go(func() { l.commands(mnt, seed+3) })
 	}
-	r := rand.New(rand.NewPCG(7, 7))
+	if _, err := exec.LookPath("runc"); err == nil {
+		wg.Go(func() { l.contained(n, host+"/"+name, 100) })
+		wg.Go(func() { l.contained(n, host+"/"+plainName, 101) })
+	}
+	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 7)) // moments are no two times the same anyway
 	killed, swapped := 0, 0
 	for range kills {
 		time.Sleep(time.Duration(50+r.IntN(500)) * time.Millisecond)
@@ -178,7 +262,7 @@ func TestSurvival(t *testing.T) {
 		t.Fatal("readers hang")
 	}
 	st := n.status()
-	if len(st.Mounts) != len(mounts) {
+	if len(st.Mounts) < len(mounts) || len(st.Mounts) > len(mounts)+2 {
 		t.Errorf("%d mounts, want %d", len(st.Mounts), len(mounts))
 	}
 	for _, p := range st.Processes {
@@ -189,7 +273,15 @@ func TestSurvival(t *testing.T) {
 			t.Logf("keeper: %s", bytes.TrimSpace(rss))
 		}
 	}
-	t.Logf("%d kills, %d swaps; %d reads of %d MB, the longest %v", killed, swapped, l.reads.Load(), l.bytes.Load()/1e6, time.Duration(l.longest.Load()))
+	took := n.takeovers()
+	if len(took) < kills/2 {
+		t.Errorf("the keeper tells of %d takeovers", len(took))
+	} else {
+		t.Logf("%d takeovers: nobody served for %v (median), %v (99 of 100), %v at most", len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+	}
+	longest := func(kind int) time.Duration { return time.Duration(l.longest[kind].Load()) }
+	t.Logf("%d kills, %d swaps; %d reads of %d MB, the longest %v; of commands %v, of a container's rounds %v",
+		killed, swapped, l.reads.Load(), l.bytes.Load()/1e6, longest(aRead), longest(aCommand), longest(aRound))
 }
 
 // killAll kills all processes of a node's service at once.

@@ -131,6 +131,13 @@ func (im *Image) await(ctx context.Context, w wait) (*flight, error) {
 	}
 }
 
+// Flights is how many chunks are on their way, or kept in memory.
+func (e *Engine) Flights() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.flights)
+}
+
 // maxHeld bounds the bytes of chunks that a full pool left in memory: a reader
 // that comes page by page must not fetch a chunk for each page.
 const maxHeld = 16 << 20

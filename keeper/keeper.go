@@ -44,6 +44,9 @@ type Options struct {
 	// Patience is how long readers wait while no worker can be started. Then all
 	// mounts are aborted: their readers get EIO.
 	Patience time.Duration
+	// Hang is how long a worker may fail to answer before it is killed, and another
+	// one takes over; 0 is for ever.
+	Hang time.Duration
 }
 
 // ErrNoWorker says that no worker could be started.

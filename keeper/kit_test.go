@@ -40,6 +40,7 @@ func testKeeper(dir string) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	hang, _ := time.ParseDuration(os.Getenv("KEEPER_TEST_HANG"))
 	os.Remove(filepath.Join(dir, "api"))
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: filepath.Join(dir, "api")})
 	var api, lock *os.File
@@ -53,7 +54,7 @@ func testKeeper(dir string) {
 		err = Run(ctx, Options{
 			API: api, Lock: lock, Dir: dir, Version: "test", Args: os.Args, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 			Ready:   func(failure json.RawMessage) { os.WriteFile(filepath.Join(dir, "ready"), failure, 0o600) },
-			Prepare: func() error { return nil }, Patience: 3 * time.Second,
+			Prepare: func() error { return nil }, Patience: 3 * time.Second, Hang: hang,
 		})
 	}
 	if err != nil {
@@ -65,6 +66,14 @@ func testKeeper(dir string) {
 
 func testWorker(w *Worker) {
 	dir := os.Getenv("KEEPER_TEST_DIR")
+	w.Check = func() {
+		for {
+			if _, err := os.Stat(filepath.Join(dir, "deadlock")); err != nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
 	mounts, err := w.Hello("test")
 	if err != nil {
 		os.Exit(1)

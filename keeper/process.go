@@ -24,6 +24,8 @@ type worker struct {
 	dead  chan struct{} // closed when it has died and all that it sent is taken
 	state string        // how it died; valid after dead
 
+	said    atomic.Pointer[hello]
+	alive   atomic.Bool // it has answered since it was looked after last
 	end     atomic.Bool // the service ends with it
 	failure atomic.Pointer[json.RawMessage]
 }
@@ -80,6 +82,7 @@ func (k *keeper) hear(w *worker) {
 		case kindHello:
 			var h hello
 			_ = json.Unmarshal(body, &h)
+			w.said.Store(&h)
 			select {
 			case w.hello <- h:
 			default:
@@ -100,6 +103,8 @@ func (k *keeper) hear(w *worker) {
 			default:
 				close(w.ready)
 			}
+		case kindPing:
+			w.alive.Store(true)
 		case kindFail:
 			why := json.RawMessage(bytes.Clone(body))
 			w.failure.Store(&why)
@@ -168,6 +173,31 @@ func (k *keeper) give(w *worker) error {
 	return writePacket(w.conn, kindGo, nil)
 }
 
+// hangLooks is how often a worker is looked after within Options.Hang. Time counts
+// only as far as the keeper itself has lived through it: a machine that was suspended,
+// or let nobody run, is no reason to kill.
+const hangLooks = 10
+
+// pulse is whether a worker answers.
+type pulse struct {
+	asked  bool
+	silent int // looks in a row without a word that was due
+}
+
+// look asks a worker that has been given all, unless it still owes an answer.
+func (p *pulse) look(w *worker, given bool) {
+	h := w.said.Load()
+	switch alive := w.alive.Swap(false); {
+	case given && h != nil && !h.Pings: // one of old, which nobody can tell of
+		p.silent = 0
+	case !given || h == nil || p.asked && !alive:
+		p.silent++
+	default:
+		p.asked, p.silent = true, 0
+		w.order(kindPing)
+	}
+}
+
 // outcome is how a worker's time was over.
 type outcome struct {
 	served  bool
@@ -192,7 +222,11 @@ func (k *keeper) watch(ctx context.Context, w *worker, from *swap, since time.Ti
 	go func() { gave <- k.give(w) }() // it takes them when it is ready to
 	patience := time.NewTimer(time.Until(since.Add(k.o.Patience)))
 	defer patience.Stop()
+	look := time.NewTicker(max(k.o.Hang/hangLooks, time.Millisecond))
+	defer look.Stop()
 	var (
+		pulse    pulse
+		given    bool
 		ready    = w.ready
 		swaps    chan *swap
 		prepared chan *swap
@@ -214,8 +248,14 @@ func (k *keeper) watch(ctx context.Context, w *worker, from *swap, since time.Ti
 	for {
 		select {
 		case err := <-gave:
-			if err != nil {
+			if given = err == nil; !given {
 				k.log.Error("give a worker the mounts", "err", err)
+				w.kill()
+			}
+		case <-look.C:
+			if pulse.look(w, given); k.o.Hang > 0 && pulse.silent >= hangLooks {
+				k.log.Error("the worker does not answer: it is killed", "pid", w.pid, "for", k.o.Hang)
+				pulse.silent = 0
 				w.kill()
 			}
 		case <-ready:
@@ -224,6 +264,7 @@ func (k *keeper) watch(ctx context.Context, w *worker, from *swap, since time.Ti
 			k.mu.Lock()
 			k.worker = w
 			k.mu.Unlock()
+			k.log.Info("a worker serves", "pid", w.pid, "nobody_did_for", time.Since(since))
 			k.tell(nil)
 			if from != nil {
 				from.finish(nil, &k.exe)

@@ -1,9 +1,7 @@
 package keeper
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -19,7 +17,7 @@ import (
 // file that lies in memory only, while the keeper itself is restarted:
 //
 //	<id>.0 ...       Mount.Files
-//	<id>.journal     the Mount, JSON
+//	<id>.journal     the Mount: see journal.go
 //
 // Without a manager all does nothing.
 type store struct {
@@ -65,11 +63,7 @@ func (s *store) restore(files map[string]*os.File) (all []*Mount) {
 		if !ok {
 			continue
 		}
-		m := &Mount{}
-		js, err := io.ReadAll(io.NewSectionReader(f, 0, maxPacket))
-		if err == nil {
-			err = json.Unmarshal(js, m)
-		}
+		m, err := readJournal(f)
 		if err != nil || m.ID != id {
 			s.log.Error("a journal is damaged: its mount ends", "id", id, "err", err)
 			continue
@@ -121,10 +115,6 @@ func (s *store) put(m *Mount) {
 
 // journal writes a mount's journal.
 func (s *store) journal(m *Mount) (*os.File, error) {
-	js, err := json.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
 	f := s.journals[m.ID]
 	if f == nil {
 		fd, err := unix.MemfdCreate("shale-journal", unix.MFD_CLOEXEC)
@@ -133,13 +123,7 @@ func (s *store) journal(m *Mount) (*os.File, error) {
 		}
 		f = os.NewFile(uintptr(fd), m.ID+journalSuffix)
 	}
-	// Blanks at the end are no part of JSON: at no moment it is half there with
-	// the rest of a longer one behind.
-	if st, err := f.Stat(); err == nil && int64(len(js)) < st.Size() {
-		js = append(js, strings.Repeat(" ", int(st.Size())-len(js))...)
-	}
-	_, err = f.WriteAt(js, 0)
-	return f, err
+	return f, writeJournal(f, m)
 }
 
 // remove takes a mount out of the store.

@@ -140,12 +140,19 @@ func TestRestoreDamaged(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
+	journal := func(of string) *os.File {
+		f := file("")
+		if err := writeJournal(f, &Mount{ID: of, Show: []byte("1"), Rest: []byte("2")}); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
 	s := &store{log: quiet(), journals: map[string]*os.File{}}
 	all := s.restore(map[string]*os.File{
-		"a.journal": file(`{"id":"a","show":1,"rest":2,"settled":true}`), "a.0": file(""), "a.1": file(""),
-		"b.journal": file(`{"id":"a"}`), "b.0": file(""),
+		"a.journal": journal("a"), "a.0": file(""), "a.1": file(""),
+		"b.journal": journal("a"), "b.0": file(""),
 		"c.journal": file(`{"id":"c"`), "c.0": file(""),
-		"d.journal": file(`{"id":"d"}`), // its connection has ended
+		"d.journal": journal("d"), // its connection has ended
 		"e.0":       file(""), "f": file(""),
 	})
 	var b bytes.Buffer

@@ -19,10 +19,13 @@ import (
 //	keeper  g        go: nobody else serves them now
 //	keeper  l        leave: another worker takes over
 //	keeper  s        stop: the service ends
+//	keeper  p        ping, if the worker's hello says that it answers; only when the
+//	                 last one is answered
 //	worker  h {...}  hello: it has come so far that it can be given mounts
 //	worker  m {...}  a mount to keep, with its files; again without files when
 //	                 more is known of it
 //	worker  d {...}  a mount is no more
+//	worker  p        it lives: the answer to a ping
 //	worker  r        it serves
 //	worker  f {...}  it cannot, and why; it is about to exit
 //	worker  e        the service ends with it
@@ -39,6 +42,7 @@ const (
 	kindReady = 'r'
 	kindFail  = 'f'
 	kindEnd   = 'e'
+	kindPing  = 'p'
 
 	// protocol is that of this socket. It changes only if a worker could not
 	// understand an older keeper.
@@ -51,6 +55,7 @@ const (
 type hello struct {
 	Protocol int    `json:"protocol"`
 	Version  string `json:"version"`
+	Pings    bool   `json:"pings,omitempty"` // it answers them
 }
 
 func writePacket(c *net.UnixConn, kind byte, body any, files ...*os.File) error {

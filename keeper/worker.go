@@ -43,8 +43,13 @@ type Worker struct {
 	Lock   *os.File // keeps others from the root directory as long as it is open
 	Orders <-chan Order
 
+	// Check is called when the keeper wants to know whether this process does its
+	// work, and returns when it does. It may be set until Hello.
+	Check func()
+
 	conn   *net.UnixConn
 	orders chan Order
+	pings  chan struct{}
 	parent int
 	alone  atomic.Bool
 	mu     sync.Mutex // one packet at a time
@@ -71,7 +76,7 @@ func Inherit() (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Worker{conn: conn, API: f[1], Lock: f[2], orders: make(chan Order, 4), parent: os.Getppid()}
+	w := &Worker{conn: conn, API: f[1], Lock: f[2], orders: make(chan Order, 4), pings: make(chan struct{}, 1), parent: os.Getppid()}
 	w.Orders = w.orders
 	return w, nil
 }
@@ -79,7 +84,7 @@ func Inherit() (*Worker, error) {
 // Hello says that this process has come so far that it can be given mounts, and
 // waits until it is. Then it is the only worker.
 func (w *Worker) Hello(version string) ([]Mount, error) {
-	w.send(kindHello, hello{protocol, version})
+	w.send(kindHello, hello{protocol, version, true})
 	var all []Mount
 	buf := make([]byte, maxPacket)
 	for {
@@ -96,6 +101,7 @@ func (w *Worker) Hello(version string) ([]Mount, error) {
 			all = append(all, m)
 		case kindGo:
 			go w.listen(buf)
+			go w.echo()
 			return all, nil
 		case kindLeave, kindStop:
 			return nil, errors.New("the service ends")
@@ -106,6 +112,7 @@ func (w *Worker) Hello(version string) ([]Mount, error) {
 // listen passes orders on until the keeper is gone.
 func (w *Worker) listen(buf []byte) {
 	defer close(w.orders)
+	defer close(w.pings)
 	for {
 		kind, _, files, err := readPacket(w.conn, buf)
 		closeAll(files)
@@ -113,9 +120,25 @@ func (w *Worker) listen(buf []byte) {
 			w.alone.Store(true)
 			return
 		}
-		if kind == kindLeave || kind == kindStop {
+		switch kind {
+		case kindLeave, kindStop:
 			w.orders <- Order(kind)
+		case kindPing:
+			select {
+			case w.pings <- struct{}{}:
+			default: // one is being answered
+			}
 		}
+	}
+}
+
+// echo answers pings.
+func (w *Worker) echo() {
+	for range w.pings {
+		if w.Check != nil {
+			w.Check()
+		}
+		w.send(kindPing, nil)
 	}
 }
 
