@@ -29,6 +29,7 @@ func main() {
 	flag.StringVar(&d.image, "image", "", "any image reference, instead of the built Debian image")
 	flag.StringVar(&d.shale, "shale", "bin/shale", "the program")
 	flag.StringVar(&d.cache, "cache", "build/images", "where the built image is kept")
+	d.model = netmodel.Default
 	flag.DurationVar(&d.model.Delay, "delay", netmodel.Default.Delay, "delay of each request")
 	flag.Float64Var(&d.model.Bandwidth, "bandwidth", netmodel.Default.Bandwidth, "bits a second")
 	flag.StringVar(&d.chunkSize, "chunk-size", "", "of the converted image (default: the program's)")

@@ -9,6 +9,8 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -248,6 +250,52 @@ func TestStartRefusesNonsense(t *testing.T) {
 		if p, err := Start(target, Default); err == nil {
 			p.Close()
 			t.Errorf("%q is accepted", target)
+		}
+	}
+}
+
+// An edge answers as the registry does, and asks it once for each blob.
+func TestEdge(t *testing.T) {
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if strings.Contains(r.URL.Path, "gone") {
+			http.NotFound(w, r)
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(object))
+	}))
+	defer server.Close()
+	p, err := Start(server.URL, Model{Edge: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	c := &http.Client{Transport: transport}
+	blob := "/v2/a/b/blobs/sha256:" + strings.Repeat("0a", 32)
+	var wg sync.WaitGroup
+	for _, rng := range []string{"", "bytes=0-0", "bytes=100-70000", "bytes=300000-400000", "bytes=307199-307199"} {
+		wg.Go(func() {
+			status, got, err := get(t, c, p.URL()+blob, rng)
+			status2, want, err2 := get(t, c, server.URL+"/direct", rng)
+			if status != status2 || !bytes.Equal(got, want) || errors.Join(err, err2) != nil {
+				t.Errorf("%q: %d, %d bytes, %v; want %d, %d bytes, %v", rng, status, len(got), err, status2, len(want), err2)
+			}
+		})
+	}
+	wg.Wait()
+	if n := asked.Load(); n != 6 {
+		t.Errorf("the server was asked %d times, want 5 directly and once for the blob", n)
+	}
+	if status, _, err := get(t, c, p.URL()+blob, "bytes=400000-400001"); status != http.StatusRequestedRangeNotSatisfiable || err != nil {
+		t.Errorf("behind the end: %d, %v", status, err)
+	}
+	gone := "/v2/gone/blobs/sha256:" + strings.Repeat("0b", 32)
+	for range 2 {
+		if status, _, err := get(t, c, p.URL()+gone, "bytes=0-9"); status != http.StatusNotFound || err != nil {
+			t.Errorf("of a blob that is not there: %d, %v", status, err)
 		}
 	}
 }

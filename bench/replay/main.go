@@ -66,6 +66,7 @@ func main() {
 	flag.Float64Var(&x.fill.Growth, "growth", 0, "how many times window grows at most; 0 is the default, 1 not at all")
 	flag.StringVar(&x.user, "user", "0", "number of the user who runs the command")
 	flag.IntVar(&x.readahead, "readahead", 0, "the kernel's readahead, KiB; 0 is its default of 128")
+	x.model = netmodel.Default
 	flag.DurationVar(&x.model.Delay, "delay", netmodel.Default.Delay, "delay of each request")
 	flag.Float64Var(&x.model.Bandwidth, "bandwidth", netmodel.Default.Bandwidth, "bits a second")
 	flag.Parse()
@@ -119,6 +120,7 @@ type experiment struct {
 
 	dir      string // scratch
 	registry *registry.Registry
+	proxy    *netmodel.Proxy
 	tree     *index.Tree
 }
 
@@ -168,6 +170,9 @@ func (x *experiment) open(layout string) (err error) {
 	if err := registry.Push(ctx, x.registry.URL(), layout, name); err != nil {
 		return err
 	}
+	if x.proxy, err = netmodel.Start(x.registry.URL(), x.model); err != nil {
+		return err
+	}
 	repo, err := openRepository(ctx, x.registry.Host())
 	if err != nil {
 		return err
@@ -194,6 +199,9 @@ func (x *experiment) open(layout string) (err error) {
 }
 
 func (x *experiment) close() {
+	if x.proxy != nil {
+		_ = x.proxy.Close()
+	}
 	if x.registry != nil {
 		_ = x.registry.Stop()
 	}
@@ -228,12 +236,7 @@ func (x *experiment) run() (_ result, err error) {
 		return result{}, err
 	}
 
-	proxy, err := netmodel.Start(x.registry.URL(), x.model)
-	if err != nil {
-		return result{}, err
-	}
-	defer proxy.Close()
-	repo, err := openRepository(context.Background(), proxy.Host())
+	repo, err := openRepository(context.Background(), x.proxy.Host())
 	if err != nil {
 		return result{}, err
 	}

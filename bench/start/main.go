@@ -33,6 +33,7 @@ func main() {
 	cache := flag.String("cache", "build/images", "where the built images are kept")
 	flag.StringVar(&b.lab.Shale, "shale", "bin/shale", "the program")
 	flag.BoolVar(&b.lab.Service, "service", false, "the node's service runs before the start")
+	b.lab.Model = netmodel.Default
 	flag.DurationVar(&b.lab.Model.Delay, "delay", netmodel.Default.Delay, "delay of each request")
 	flag.Float64Var(&b.lab.Model.Bandwidth, "bandwidth", netmodel.Default.Bandwidth, "bits a second")
 	flag.BoolVar(&b.lab.DropCaches, "drop-caches", false, "drop the machine's page cache before each start: also programs come from disk then")
