@@ -83,9 +83,9 @@ func Device(ctx context.Context, c fusedev.Content, o Options) (_ *Mounted, err 
 	return m, nil
 }
 
-// mountImage mounts EROFS from the served file. No lock is held but, if a
-// readahead is asked for, readAheadMu: the kernel reads the super block and
-// the root directory from our own server meanwhile.
+// mountImage mounts EROFS from the served file. No lock is held but that of
+// lockDevices: the kernel reads the super block and the root directory from our own
+// server meanwhile.
 func (k *conn) mountImage(name string, o Options) (fd *os.File, bdi string, err error) {
 	setReadAhead(k.bdi(), o.ReadAheadKiB)
 	// A path through the mount's descriptor, which the kernel shows as the

@@ -96,6 +96,54 @@ func TestReadAhead(t *testing.T) {
 	t.Error("the readahead of EROFS was never set")
 }
 
+// Mounts that are made at the same time get the readahead they ask for, each.
+func TestReadAheadTogether(t *testing.T) {
+	_, c := image(t)
+	if unix.Access(bdiDir, unix.W_OK) != nil {
+		t.Skip("needs a writable /sys")
+	}
+	const kib = 776
+	var unset int
+	for range 5 { // somebody else may have mounted EROFS
+		var wg sync.WaitGroup
+		mounts := make([]*Mounted, 12)
+		for i := range mounts {
+			wg.Go(func() {
+				o := Options{Backing: File, Options: fusedev.Options{Logger: quiet}}
+				if i%2 == 0 {
+					o.ReadAheadKiB = kib
+				}
+				m, err := Device(t.Context(), c, o)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mounts[i] = m
+			})
+		}
+		wg.Wait()
+		unset = 0
+		for i, m := range mounts {
+			if m == nil {
+				continue
+			}
+			p, _ := os.ReadFile(filepath.Join(bdiDir, m.BDI(), "read_ahead_kb"))
+			if set := m.BDI() != "" && string(p) == fmt.Sprintln(kib); !set && i%2 == 0 {
+				unset++
+			} else if set && i%2 != 0 {
+				t.Errorf("mount %d has a readahead that it did not ask for", i)
+			}
+			m.Close()
+			m.Abort()
+			wait(t, "Done", m.Done())
+		}
+		if unset == 0 {
+			return
+		}
+	}
+	t.Errorf("%d mounts of 6 have not the readahead they asked for", unset)
+}
+
 // Many readers, and a good part of the reads are misses that take a while.
 func TestConcurrentReaders(t *testing.T) {
 	for _, inflight := range []int{2, 64} {

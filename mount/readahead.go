@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/mount/fusedev"
 )
@@ -19,8 +21,6 @@ func setReadAhead(bdi string, kib int) {
 		_ = os.WriteFile(filepath.Join(bdiDir, bdi, "read_ahead_kb"), []byte(strconv.Itoa(kib)), 0)
 	}
 }
-
-var readAheadMu sync.Mutex
 
 // SetReadAhead sets the kernel's readahead of a mount that was made with one
 // (Options.ReadAheadKiB); else it does nothing. Files that are open keep theirs.
@@ -43,14 +43,15 @@ func (m *Mounted) StopPush() {
 // createWithReadAhead makes an EROFS super block and sets its readahead. An
 // EROFS on a file has a backing device named "erofs-N", and nothing tells
 // which N belongs to which mount: it is the one that was not there before. If
-// another process mounts EROFS at the same moment there may be two; then the
-// readahead is left alone. It returns the device whose readahead it has set.
+// somebody who knows nothing of lockDevices mounts EROFS at the same moment there
+// may be two; then the readahead is left alone. It returns the device whose
+// readahead it has set.
 func createWithReadAhead(fs *fsContext, kib int) (bdi string, err error) {
 	if kib <= 0 {
+		defer lockDevices(unix.LOCK_SH)()
 		return "", fs.create()
 	}
-	readAheadMu.Lock()
-	defer readAheadMu.Unlock()
+	defer lockDevices(unix.LOCK_EX)()
 	before := erofsDevices()
 	if err := fs.create(); err != nil {
 		return "", err
@@ -66,6 +67,22 @@ func createWithReadAhead(fs *fsContext, kib int) (bdi string, err error) {
 	}
 	setReadAhead(added[0], kib)
 	return added[0], nil
+}
+
+// lockDevices keeps other mounts of ours, of any process, from making devices at the
+// same time, and returns what ends that. It goes without if it has to wait for long.
+func lockDevices(how int) (unlock func()) {
+	const patience, look = 250 * time.Millisecond, time.Millisecond
+	dir, err := os.Open(bdiDir)
+	if err != nil {
+		return func() {}
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(look) {
+		err := unix.Flock(int(dir.Fd()), how|unix.LOCK_NB)
+		if err == nil || err != unix.EWOULDBLOCK && err != unix.EINTR || time.Now().After(end) {
+			return func() { _ = dir.Close() }
+		}
+	}
 }
 
 func erofsDevices() map[string]bool {
