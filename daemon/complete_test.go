@@ -180,3 +180,50 @@ func TestScrub(t *testing.T) {
 		}
 	}
 }
+
+// TestScrubInTime: what has rotted is found, and fetched again, with nobody asking.
+func TestScrubInTime(t *testing.T) {
+	configured(t, `{"cache": {"complete_after": "10ms", "scrub": "1s"}}`)
+	c := service(t)
+	_, m := attachAs(t, c, layout(t), Place{Face: "device"})
+	must(t, c.WaitComplete(background, m.ManifestDigest, nil))
+	data, err := filepath.Glob(filepath.Join(c.Root, "pool", "segments", "*", "data"))
+	if err != nil || len(data) != 1 {
+		t.Fatal(data, err)
+	}
+	f, err := os.OpenFile(data[0], os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	right, p := make([]byte, 3), make([]byte, 3)
+	_, err = f.ReadAt(right, 20<<10)
+	must(t, err)
+	for range 2 {
+		_, err = f.WriteAt([]byte("rot"), 20<<10)
+		must(t, err)
+		eventually(t, "it is right again", func() bool {
+			_, err := f.ReadAt(p, 20<<10)
+			return err == nil && bytes.Equal(p, right)
+		})
+	}
+}
+
+// TestScrubGoesOn: a service goes on where the last one was, and what it finds that it
+// cannot read is not believed.
+func TestScrubGoesOn(t *testing.T) {
+	s := &server{cfg: Config{Root: t.TempDir()}}
+	st, err := s.scrubState()
+	if err != nil || st.Next != 0 || time.Since(st.Finished) > time.Minute {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	want := scrubTime{Finished: time.Now().Add(-time.Hour).UTC().Round(0), Next: 7}
+	must(t, s.keepScrub(want))
+	if st, err = s.scrubState(); err != nil || st != want {
+		t.Errorf("%+v, %v, want %+v", st, err, want)
+	}
+	for _, bad := range []string{"", "{", `{"finished": "2999-01-01T00:00:00Z"}`} {
+		must(t, os.WriteFile(filepath.Join(s.cfg.Root, scrubFile), []byte(bad), 0o600))
+		if st, err := s.scrubState(); err != nil || st.Next != 0 || time.Since(st.Finished) > time.Minute || time.Since(st.Finished) < 0 {
+			t.Errorf("%q: %+v, %v", bad, st, err)
+		}
+	}
+}

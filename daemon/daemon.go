@@ -111,7 +111,7 @@ type server struct {
 	life    context.Context // until stop
 
 	opened     atomic.Bool    // open has returned
-	background sync.WaitGroup // comparisons
+	background sync.WaitGroup // comparisons, verification of the pool
 	telling    sync.Mutex     // held by keepCounts
 	completing chan struct{}  // has one if an image is being completed
 
@@ -246,6 +246,7 @@ func (s *server) run(ctx context.Context, kept []keeper.Mount) error {
 	}
 	s.keeper.Ready()
 	go s.keepHouse(ctx)
+	s.background.Go(func() { s.scrubInTime(ctx) })
 	var calls sync.WaitGroup
 	for ctx.Err() == nil {
 		c, err := s.socket.AcceptUnix()

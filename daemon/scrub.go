@@ -33,12 +33,24 @@ func (s *server) scrub(ctx context.Context, progress func(Progress)) (*Scrubbed,
 		progress(Progress{Done: min(done, total), Total: total})
 		return s.engine.Quiet(ctx)
 	}
-	v, err := s.pool.Verify(ctx, s.store.shown, pace, func(p pool.Problem) {
+	var err error
+	for _, seg := range s.pool.Segments() {
+		if err = s.scrubSegment(ctx, seg, pace, out); err != nil {
+			break
+		}
+	}
+	return out, err
+}
+
+// scrubSegment adds to out what a segment has. What is bad, and dropped, is fetched
+// again for mounts that are completed.
+func (s *server) scrubSegment(ctx context.Context, seg *pool.Segment, pace func(int64) error, out *Scrubbed) error {
+	before := len(out.Problems)
+	err := s.pool.VerifySegment(ctx, &out.Verified, seg, s.store.shown, pace, func(p pool.Problem) {
 		s.log.Error("a chunk has rotted", "segment", p.Segment, "offset", p.Offset, "chunk", p.Chunk, "dropped", p.Dropped, "err", p.Error)
 		out.Problems = append(out.Problems, p)
 	})
-	out.Verified = v
-	if len(out.Problems) > 0 {
+	if len(out.Problems) > before {
 		for _, m := range s.all() {
 			select {
 			case m.rest.again <- struct{}{}:
@@ -46,7 +58,7 @@ func (s *server) scrub(ctx context.Context, progress func(Progress)) (*Scrubbed,
 			}
 		}
 	}
-	return out, err
+	return err
 }
 
 // shown lists what the kernel may read by itself; while it is in use nothing more is

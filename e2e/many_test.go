@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shale-image/shale/convert"
 	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/image"
@@ -181,26 +183,50 @@ func TestManyImages(t *testing.T) {
 	}
 	keeper, worker := n.usage()
 	t.Logf("mounted: keeper %v; worker %v", keeper, worker)
-	var wg sync.WaitGroup
-	for i, dir := range dirs {
-		wg.Go(func() {
-			for name, want := range own[i] {
-				if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
-					t.Errorf("image %d: %s: %d bytes, want %d: %v", i, name, len(got), len(want), err)
+	read := func() *sync.WaitGroup {
+		var wg sync.WaitGroup
+		for i, dir := range dirs {
+			wg.Go(func() {
+				for name, want := range own[i] {
+					f, err := os.Open(filepath.Join(dir, name))
+					if err == nil {
+						_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+						f.Close()
+					}
+					if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("image %d: %s: %d bytes, want %d: %v", i, name, len(got), len(want), err)
+					}
 				}
+			})
+		}
+		return &wg
+	}
+	check := func(what string) {
+		t.Helper()
+		keeper, worker := n.usage()
+		t.Logf("%d images %s: keeper %v; worker %v", count, what, keeper, worker)
+		const mib = 1024
+		if worker.peak > 128*mib {
+			t.Errorf("the worker has taken %d KiB", worker.peak)
+		}
+		if keeper.peak > 16*mib {
+			t.Errorf("the keeper has taken %d KiB", keeper.peak)
+		}
+	}
+	read().Wait()
+	check("read")
+	// All of them are taken over, too.
+	wg := read()
+	for _, p := range n.status().Processes {
+		if p.Role == daemon.RoleWorker {
+			if err := unix.Kill(p.PID, unix.SIGKILL); err != nil {
+				t.Error(err)
 			}
-		})
+		}
 	}
 	wg.Wait()
-	keeper, worker = n.usage()
-	t.Logf("%d images read: keeper %v; worker %v", count, keeper, worker)
-	const mib = 1024
-	if worker.peak > 128*mib {
-		t.Errorf("the worker has taken %d KiB", worker.peak)
-	}
-	if keeper.peak > 16*mib {
-		t.Errorf("the keeper has taken %d KiB", keeper.peak)
-	}
+	check("taken over and read again")
+	t.Logf("nobody served for %v", n.takeovers())
 }
 
 // TestNothingLeaks mounts, reads and unmounts SHALE_MOUNTS times, 200 by default, and

@@ -70,6 +70,16 @@ func Check(ctx context.Context, dir string, tell func(Problem)) (v Verified, err
 // called before something is dropped, and release afterwards. pace, if not nil, is
 // called before each chunk with its size, and may take its time.
 func (p *Pool) Verify(ctx context.Context, keep func() (_ *References, release func(), _ error), pace func(bytes int64) error, tell func(Problem)) (v Verified, err error) {
+	for _, s := range p.all() {
+		if err := p.VerifySegment(ctx, &v, s, keep, pace, tell); err != nil {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+// VerifySegment is Verify of one segment, and adds to v what it has read.
+func (p *Pool) VerifySegment(ctx context.Context, v *Verified, s *Segment, keep func() (_ *References, release func(), _ error), pace func(bytes int64) error, tell func(Problem)) error {
 	drop := func(s *Segment, e Entry) (bool, error) {
 		from, to := e.granules()
 		refs, release, err := keep()
@@ -92,16 +102,15 @@ func (p *Pool) Verify(ctx context.Context, keep func() (_ *References, release f
 		p.quota.give(before - s.disk())
 		return err == nil, err
 	}
-	for _, s := range p.all() {
-		if err := s.verifyAll(ctx, &v, pace, drop, tell); err != nil {
-			if _, ok := p.Segment(s.ID); !ok {
-				continue // removed meanwhile
-			}
-			return v, err
-		}
+	err := s.verifyAll(ctx, v, pace, drop, tell)
+	if _, ok := p.Segment(s.ID); !ok && ctx.Err() == nil {
+		return nil // removed meanwhile
 	}
-	return v, nil
+	return err
 }
+
+// Segments lists the segments there are, by ID.
+func (p *Pool) Segments() []*Segment { return p.all() }
 
 func (s *Segment) verifyAll(ctx context.Context, v *Verified, pace func(int64) error, drop func(*Segment, Entry) (bool, error), tell func(Problem)) error {
 	v.Segments++
