@@ -113,6 +113,7 @@ type Place struct {
 	Command    []string `json:"command,omitempty"`
 	AnyCommand bool     `json:"any_command,omitempty"` // what will run is not known
 	NoPack     bool     `json:"no_pack,omitempty"`     // use no start pack
+	Rehearsal  bool     `json:"rehearsal,omitempty"`   // use none, but read as with one: a pack will be made of the trace
 	NoComplete bool     `json:"no_complete,omitempty"` // do not fetch the rest in the background
 	Unrecorded bool     `json:"unrecorded,omitempty"`  // the mount is no run of the image: what is read is not kept
 

@@ -98,7 +98,7 @@ func (l *landing) stop() {
 
 // start is what the mount is for; nil if nothing is to come along.
 func (a *mountArgs) start() *reader.Start {
-	if a.NoPack {
+	if a.NoPack || a.Rehearsal {
 		return nil
 	}
 	return &reader.Start{Args: a.Command, Any: a.AnyCommand}

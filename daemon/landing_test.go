@@ -179,7 +179,7 @@ func (p *packs) requests() []string {
 func (p *packs) record(command []string, run func(dir string)) *trace.Trace {
 	p.t.Helper()
 	c := service(p.t)
-	dir, m := attachAs(p.t, c, p.ref, Place{ReadAheadKiB: 4, NoPack: true, Command: command})
+	dir, m := attachAs(p.t, c, p.ref, Place{Rehearsal: true, Command: command})
 	run(dir)
 	t, err := c.MountTrace(background, m.ID)
 	must(p.t, err)

@@ -102,6 +102,9 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 
 func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)) (any, []*os.File, error) {
 	start := a.start()
+	if a.Rehearsal {
+		a.ReadAheadKiB = packReadAhead
+	}
 	u, im, err := s.pullImage(ctx, a.Source, start, progress)
 	if err != nil {
 		return nil, nil, err

@@ -123,8 +123,9 @@ func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err e
 // mountOptions are those of a mount of an image.
 func (s *server) mountOptions(a mountArgs, im *fill.Image) mount.Options {
 	o := mount.Options{Dir: a.Dir, ReadAheadKiB: a.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: s.cfg.Registries.ReadWait() + readSlack, Logger: s.log, Name: "shale"}}
+	o.Buffered = a.Quiet || a.Rehearsal
 	if a.Quiet {
-		o.Buffered, o.Peek = true, im.Peek
+		o.Peek = im.Peek
 	}
 	return o
 }

@@ -185,7 +185,7 @@ func (o *optimizeFlags) trace(ctx context.Context, g *globals, repo *image.Repos
 	var seen *trace.Trace
 	r := &o.run
 	r.remove, r.out = true, os.Stderr
-	r.place = daemon.Place{ReadAheadKiB: exactReadAhead, NoPack: true, NoComplete: true}
+	r.place = daemon.Place{Rehearsal: true, NoComplete: true}
 	r.record(func(t *trace.Trace) error {
 		seen = t
 		return nil
@@ -211,7 +211,3 @@ func (o *optimizeFlags) trace(ctx context.Context, g *globals, repo *image.Repos
 	}
 	return seen, nil
 }
-
-// exactReadAhead is the kernel's readahead, in KiB, at which nothing is read that
-// nobody asked for.
-const exactReadAhead = 4

@@ -17,6 +17,10 @@ import (
 	"github.com/shale-image/shale/trace"
 )
 
+// exactReadAhead is the kernel's readahead, in KiB, at which nothing is read that
+// nobody asked for.
+const exactReadAhead = 4
+
 func newTrace(g *globals) *cobra.Command {
 	r := &runFlags{place: daemon.Place{ReadAheadKiB: exactReadAhead}}
 	var output string
