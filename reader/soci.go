@@ -8,7 +8,6 @@ import (
 	"io"
 	"math"
 	"slices"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -142,7 +141,7 @@ func (r *Raw) mergeParts() (_ *index.Tree, err error) {
 	if len(r.Parts) != len(r.Layers) {
 		return nil, index.Errorf(index.ErrCorrupt, r.Name, -1, "%d parts of %d layers", len(r.Parts), len(r.Layers))
 	}
-	layers, blobs := make([]*scan.Layer, len(r.Layers)), make([]index.Blob, len(r.Layers))
+	layers := make([]*scan.Layer, len(r.Layers))
 	defer func() {
 		for i, l := range layers {
 			if l != nil && r.Parts[i].Ztoc == "" {
@@ -150,34 +149,15 @@ func (r *Raw) mergeParts() (_ *index.Tree, err error) {
 			}
 		}
 	}()
-	var entries atomic.Int64
-	var g errgroup.Group
-	g.SetLimit(Parallel)
-	for i, l := range r.Layers {
-		blobs[i] = index.Blob{Digest: l.Digest, Size: l.Size}
-		g.Go(func() (err error) {
-			if layers[i], err = r.readPart(i); err != nil {
-				return err
-			}
-			if entries.Add(weight(layers[i].Changes, len(layers[i].Chunks)+len(layers[i].Spans))) > maxEntries {
-				return index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with it the image has more than %d entries", maxEntries)
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	t, err := scan.Image(layers, blobs, io.Discard)
+	t, err := r.merge(layers, r.readPart)
 	if err != nil {
 		return nil, err
 	}
-	if len(t.Blobs) > len(blobs) {
+	if len(t.Blobs) > len(layers) {
 		return nil, index.Errorf(index.ErrUnsupported, r.Name, -1, "a sparse file in a layer that it has no ztoc of")
 	}
 	// Windows are where they have always been, in the ztocs.
-	for i := range blobs {
-		p := r.Parts[i]
+	for i, p := range r.Parts {
 		if p.Ztoc == "" {
 			continue
 		}
@@ -188,15 +168,7 @@ func (r *Raw) mergeParts() (_ *index.Tree, err error) {
 		}
 		t.Blobs = append(t.Blobs, index.Blob{Digest: p.Ztoc, Size: p.Size})
 	}
-	if err := t.CheckSpans(); err != nil {
-		return nil, err
-	}
-	for i := range t.Chunks {
-		if err := t.CheckChunk(&t.Chunks[i]); err != nil {
-			return nil, err
-		}
-	}
-	return t, nil
+	return t, checked(t)
 }
 
 // readPart reads the ztoc of a layer, or the layer.

@@ -192,24 +192,41 @@ func (r *Raw) mergeTables() (*index.Tree, error) {
 	if len(r.Tables) != len(r.Layers) {
 		return nil, index.Errorf(index.ErrCorrupt, r.Name, -1, "%d tables of contents of %d layers", len(r.Tables), len(r.Layers))
 	}
-	layers, blobs, first := make([]*scan.Layer, len(r.Layers)), make([]index.Blob, len(r.Layers)), make([]int64, len(r.Layers))
+	first := make([]int64, len(r.Layers))
+	t, err := r.merge(make([]*scan.Layer, len(r.Layers)), func(i int) (*scan.Layer, error) {
+		t, err := r.readTable(i)
+		if err != nil {
+			return nil, err
+		}
+		first[i] = prefetch(t)
+		return &scan.Layer{Changes: t.Changes, Chunks: t.Chunks, Spans: t.Spans}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, n := range first {
+		t.Blobs[i].First = n
+	}
+	return t, checked(t)
+}
+
+// merge fills layers by read, and makes one tree of them, which has to be checked.
+func (r *Raw) merge(layers []*scan.Layer, read func(i int) (*scan.Layer, error)) (*index.Tree, error) {
+	blobs := make([]index.Blob, len(r.Layers))
 	var entries atomic.Int64
 	var g errgroup.Group
 	g.SetLimit(Parallel)
 	for i, l := range r.Layers {
 		blobs[i] = index.Blob{Digest: l.Digest, Size: l.Size}
-		g.Go(func() error {
+		g.Go(func() (err error) {
 			if entries.Load() > maxEntries { // another has said it
 				return nil
 			}
-			t, err := r.readTable(i)
-			if err != nil {
+			if layers[i], err = read(i); err != nil {
 				return err
 			}
-			first[i] = prefetch(t)
-			layers[i] = &scan.Layer{Changes: t.Changes, Chunks: t.Chunks, Spans: t.Spans}
-			if entries.Add(weight(t.Changes, len(t.Chunks)+len(t.Spans))) > maxEntries {
-				return index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with its table of contents the image has more than %d entries", maxEntries)
+			if entries.Add(weight(layers[i].Changes, len(layers[i].Chunks)+len(layers[i].Spans))) > maxEntries {
+				return index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with its table the image has more than %d entries", maxEntries)
 			}
 			return nil
 		})
@@ -217,22 +234,20 @@ func (r *Raw) mergeTables() (*index.Tree, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	t, err := scan.Image(layers, blobs, io.Discard)
-	if err != nil {
-		return nil, err
-	}
-	for i, n := range first {
-		t.Blobs[i].First = n
-	}
+	return scan.Image(layers, blobs, io.Discard)
+}
+
+// checked tells whether a tree that tables of others were merged into is sound.
+func checked(t *index.Tree) error {
 	if err := t.CheckSpans(); err != nil {
-		return nil, err
+		return err
 	}
 	for i := range t.Chunks {
 		if err := t.CheckChunk(&t.Chunks[i]); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return t, nil
+	return nil
 }
 
 // readTable reads the table of contents of layer i.
