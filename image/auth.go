@@ -75,45 +75,60 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp, err := send(header)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case resp.StatusCode == http.StatusUnauthorized:
-	case resp.StatusCode == http.StatusForbidden && t.auth.worked(header):
-		// Some registries say so of a token that has expired.
-	default:
-		if header != "" && resp.StatusCode < http.StatusBadRequest {
-			t.auth.good.Store(&header)
+	// A token that another request got meanwhile may be too old as well; one that was
+	// got for this request is the last try.
+	for fresh := false; err == nil && !fresh && t.refused(req, resp, header); {
+		next, got, rerr := t.renew(req, resp, header)
+		switch {
+		case rerr != nil:
+			return nil, rerr
+		case next == "":
+			return resp, nil // nothing better to offer: let the caller see the 401
 		}
-		return resp, nil
+		header, fresh = next, got
+		if req.Body != nil && req.Body != http.NoBody {
+			body, err := req.GetBody()
+			if err != nil {
+				return nil, err
+			}
+			req = req.Clone(req.Context())
+			req.Body = body
+		}
+		resp, err = send(header)
 	}
-	hasBody := req.Body != nil && req.Body != http.NoBody
-	if hasBody && req.GetBody == nil {
-		return resp, nil
+	if err == nil && header != "" && resp.StatusCode < http.StatusBadRequest {
+		t.auth.good.Store(&header)
 	}
+	return resp, err
+}
+
+// refused tells whether another token might be answered better.
+func (t *transport) refused(req *http.Request, resp *http.Response, header string) bool {
+	switch {
+	case req.Body != nil && req.Body != http.NoBody && req.GetBody == nil:
+		return false // it cannot be sent again
+	case resp.StatusCode == http.StatusUnauthorized:
+		return true
+	}
+	// Some registries say so of a token that has expired.
+	return resp.StatusCode == http.StatusForbidden && t.auth.worked(req.Context(), header, t.scopes)
+}
+
+// renew returns what to send instead of a header that was refused, and whether it was
+// got for this request; "" if there is nothing else. If it returns something, or an
+// error, the response is closed.
+func (t *transport) renew(req *http.Request, resp *http.Response, sent string) (next string, fresh bool, err error) {
 	challenges := parseChallenges(resp.Header)
 	if resp.StatusCode == http.StatusForbidden {
 		challenges = nil // the last ones still hold
 	}
-	next, err := t.auth.answer(req.Context(), challenges, t.scopes, header)
-	if err == nil && (next == "" || next == header) {
-		return resp, nil // nothing better to offer: let the caller see the 401
+	next, fresh, err = t.auth.answer(req.Context(), challenges, t.scopes, sent)
+	if err == nil && (next == "" || next == sent) {
+		return "", false, nil
 	}
 	io.CopyN(io.Discard, resp.Body, 64<<10)
 	resp.Body.Close()
-	if err != nil {
-		return nil, err
-	}
-	if hasBody {
-		body, err := req.GetBody()
-		if err != nil {
-			return nil, err
-		}
-		req = req.Clone(req.Context())
-		req.Body = body
-	}
-	return send(next)
+	return next, fresh, err
 }
 
 func closeBody(req *http.Request) {
@@ -146,17 +161,26 @@ func (a *auth) current(ctx context.Context, scopes []string) (string, error) {
 	return a.header(ctx, scopes)
 }
 
-// worked tells whether a request with this header was last answered well.
-func (a *auth) worked(header string) bool {
-	good := a.good.Load()
-	return good != nil && *good == header
+// worked tells whether a request with this header was last answered well, or another
+// request has had it replaced since.
+func (a *auth) worked(ctx context.Context, header string, scopes []string) bool {
+	if good := a.good.Load(); good != nil && *good == header {
+		return true
+	}
+	if header == "" || a.acquire(ctx) != nil {
+		return false
+	}
+	defer a.release()
+	t, ok := a.tokens[strings.Join(scopes, " ")]
+	return ok && t.header != header
 }
 
 // answer returns the header that meets a challenge to a request that carried
-// sent; "" or sent itself if there is none. No challenges mean the last one.
-func (a *auth) answer(ctx context.Context, asked []challenge, scopes []string, sent string) (string, error) {
+// sent, and whether it was not there before; "" or sent itself if there is none. No
+// challenges mean the last one.
+func (a *auth) answer(ctx context.Context, asked []challenge, scopes []string, sent string) (header string, fresh bool, err error) {
 	if err := a.acquire(ctx); err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer a.release()
 	pick := slices.IndexFunc(asked, func(c challenge) bool { return c.scheme == "bearer" })
@@ -167,14 +191,16 @@ func (a *auth) answer(ctx context.Context, asked []challenge, scopes []string, s
 	case pick >= 0:
 		a.asked = &asked[pick]
 	case a.asked == nil || asked != nil:
-		return "", nil
+		return "", false, nil
 	}
 	// Unless another request has got a new token since, the one sent is bad.
 	key := strings.Join(scopes, " ")
-	if a.tokens[key].header == sent {
+	old := a.tokens[key].header
+	if old == sent {
 		delete(a.tokens, key)
 	}
-	return a.header(ctx, scopes)
+	header, err = a.header(ctx, scopes)
+	return header, header != old, err
 }
 
 // header returns what the last challenge asks for. The lock is held.

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/image"
@@ -308,5 +309,91 @@ func TestCredentialsStay(t *testing.T) {
 	}
 	if at := leaked.Load(); at != nil {
 		t.Errorf("credentials reached another host: %v", at)
+	}
+}
+
+// TestForbiddenLate: a token that has expired is answered with 403 after another request
+// has had it replaced, and by one that has expired as well.
+func TestForbiddenLate(t *testing.T) {
+	var (
+		mu      sync.Mutex
+		tokens  int
+		good    = "Bearer 1" // what is let in
+		release = make(chan struct{})
+	)
+	var host string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token" {
+			mu.Lock()
+			defer mu.Unlock()
+			tokens++
+			good = fmt.Sprint("Bearer ", tokens)
+			fmt.Fprintf(w, `{"token": "%d", "expires_in": 3600}`, tokens)
+			return
+		}
+		auth := r.Header.Get("Authorization")
+		if auth == "" {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token"`, host))
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if auth == "Bearer 1" && r.Header.Get("Range") == "bytes=1-1" {
+			<-release
+		}
+		mu.Lock()
+		ok := auth == good
+		mu.Unlock()
+		if !ok {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader("0123456789"))
+	}))
+	defer srv.Close()
+	host = strings.TrimPrefix(srv.URL, "http://")
+	repo := open(t, host+"/app:v1", image.Options{})
+	ref := blob.Ref{Digest: "sha256:" + strings.Repeat("0", 64), Size: 10}
+	read := func(off int64) error {
+		_, err := blob.ReadAll(t.Context(), repo.Blobs(), ref, off, 1)
+		return err
+	}
+	if err := read(0); err != nil { // with token 1
+		t.Fatal(err)
+	}
+	late := make(chan error)
+	go func() { late <- read(1) }()
+	mu.Lock()
+	good = "none"
+	mu.Unlock()
+	if err := read(2); err != nil { // with token 2
+		t.Fatal(err)
+	}
+	mu.Lock()
+	good = "none" // nor that one
+	mu.Unlock()
+	close(release)
+	if err := <-late; err != nil { // with token 3
+		t.Error(err)
+	}
+	if tokens != 3 {
+		t.Errorf("%d tokens", tokens)
+	}
+}
+
+// TestPage: what answers instead of a mirror is no manifest.
+func TestPage(t *testing.T) {
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		fmt.Fprint(w, "<p>Please log in.")
+	}))
+	defer page.Close()
+	host := serve(t, func(h http.Handler) http.Handler { return h })
+	pushImage(t, open(t, host+"/app:v1", image.Options{}), "v1", "amd64")
+	mirror := strings.TrimPrefix(page.URL, "http://")
+	if _, err := open(t, host+"/app:v1", image.Options{Mirrors: []string{mirror}}).Resolve(t.Context(), linux("amd64")); err != nil {
+		t.Error(err)
+	}
+	if _, err := open(t, mirror+"/app:v1", image.Options{}).Manifest(t.Context(), ""); !errors.Is(err, image.ErrCorrupt) {
+		t.Errorf("%v, want ErrCorrupt", err)
 	}
 }

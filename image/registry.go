@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -161,6 +162,9 @@ func (g *registry) manifestFrom(ctx context.Context, e *endpoint, reference stri
 		}
 		if int64(len(p)) > g.opts.ManifestLimit {
 			return overLimit("manifest "+reference, "manifest", g.opts.ManifestLimit)
+		}
+		if !json.Valid(p) { // a page of something between us and the registry
+			return corrupt("manifest "+reference, "it is not JSON")
 		}
 		m = Manifest{MediaType: resp.Header.Get("Content-Type"), Digest: digestOf(p), Bytes: p}
 		etag = resp.Header.Get("ETag")
