@@ -47,6 +47,10 @@ func (p Policy) withDefaults() Policy {
 // long one may break often, one that dribbles may not go on for ever.
 const renewal = 1 << 20
 
+// progress is what a body must have brought for the next pause to be as short as the
+// first, and the tries to be counted anew. The time is not.
+const progress = 16 << 10
+
 // maxGave bounds how many bodies of one range are remembered, to be rejected.
 const maxGave = 64
 
@@ -78,6 +82,7 @@ type reader struct {
 	body      io.ReadCloser // nil after an error
 	off, left int64         // of the next byte; bytes still to give
 	fresh     int64         // bytes since the budget was renewed
+	got       int64         // of them, when the body broke off last
 	budget    budget
 	err       error           // sticky
 	gave      []io.ReadCloser // the bodies that bytes came from
@@ -109,7 +114,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			r.gave, r.counted = append(r.gave, r.body), true
 		}
 		if r.fresh += int64(n); r.fresh >= renewal {
-			r.fresh, r.budget = 0, newBudget(r.src.policy)
+			r.fresh, r.got, r.budget = 0, 0, newBudget(r.src.policy)
 		}
 		if err != nil && r.left > 0 {
 			if err == io.EOF {
@@ -133,6 +138,10 @@ func (r *reader) resume(err error) {
 	if errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, blob.ErrUnavailable) {
 		err = fmt.Errorf("%w: %w", blob.ErrUnavailable, err) // it breaks off each time
 	}
+	if r.fresh-r.got >= progress {
+		r.budget.tries = 1 // what breaks off in its middle is not pressed by going on at once
+	}
+	r.got = r.fresh
 	if r.err = r.budget.spend(r.ctx, err); r.err == nil {
 		r.err = r.open()
 	}

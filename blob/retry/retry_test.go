@@ -184,3 +184,20 @@ func TestDo(t *testing.T) {
 		}
 	})
 }
+
+// A body that breaks off again and again, and brings something each time, is not waited
+// for longer and longer.
+func TestProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := memblob.New(nil)
+		data := bytes.Repeat([]byte("0123456789abcdef"), 3<<16)
+		ref := src.Put(data)
+		src.Fault = func(context.Context, blob.Ref, int64, int64) *memblob.Fault {
+			return &memblob.Fault{After: 50e3, Err: io.ErrUnexpectedEOF}
+		}
+		got, err := blob.ReadAll(t.Context(), retry.New(src, retry.Policy{Attempts: 3, Total: 10 * time.Second}), ref, 0, ref.Size)
+		if err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+	})
+}
