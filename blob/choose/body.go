@@ -21,15 +21,20 @@ type body struct {
 	begun  time.Time
 	stall  *time.Timer // nil before the first Read
 	noted  bool        // that it has failed
+
+	left   int64         // bytes still to come
+	waited time.Duration // for bytes, since the pace was looked at last
+	came   int64         // meanwhile
 }
 
-func newBody(parent context.Context, p *place, ref blob.Ref) *body {
-	b := &body{from: p, ref: ref, parent: parent, begun: time.Now()}
+func newBody(parent context.Context, p *place, ref blob.Ref, n int64) *body {
+	b := &body{from: p, ref: ref, parent: parent, begun: time.Now(), left: n}
 	b.ctx, b.cancel = context.WithCancelCause(parent)
 	return b
 }
 
 var (
+	errSlow      = fmt.Errorf("%w: it is slow", blob.ErrUnavailable)
 	errStalled   = fmt.Errorf("%w: nothing came for %v", blob.ErrUnavailable, stalled)
 	errAbandoned = errors.New("another place was faster")
 )
@@ -83,8 +88,15 @@ func (b *body) Read(p []byte) (int, error) {
 	} else {
 		b.stall.Reset(stalled)
 	}
+	began := time.Now()
 	n, err := b.ReadCloser.Read(p)
 	b.stall.Stop()
+	b.left -= int64(n)
+	if err == nil && b.dribbles(time.Since(began), int64(n)) {
+		b.from.dribbled()
+		err = fmt.Errorf("%s: blob %s: %w", b.from.Name, b.ref.Digest, errSlow)
+		b.cancel(errSlow)
+	}
 	if err != nil && err != io.EOF {
 		if b.parent.Err() == nil && context.Cause(b.ctx) == errStalled {
 			err = fmt.Errorf("%s: blob %s: %w", b.from.Name, b.ref.Digest, errStalled)
@@ -94,10 +106,24 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// others tells whether another place is in good health.
+// dribbles notes that n bytes came after a time, and tells whether the rest would take
+// too long at that pace, and somebody else could be asked for it.
+func (b *body) dribbles(waited time.Duration, n int64) bool {
+	if b.waited += waited; b.waited < stalled {
+		b.came += n
+		return false
+	}
+	rest := float64(b.left) / float64(b.came+n+1) * float64(b.waited)
+	b.waited, b.came = 0, 0
+	return rest > float64(tooLong) && b.others()
+}
+
+// others tells whether another place promises as much as this one has.
 func (b *body) others() bool {
+	now := time.Now()
+	own := b.from.rank(b.ref, now)
 	for _, p := range b.from.all.places {
-		if p != b.from && p.rank(b.ref, time.Now()) == 0 {
+		if p != b.from && p.rank(b.ref, now) <= own {
 			return true
 		}
 	}

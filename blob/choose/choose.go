@@ -36,6 +36,10 @@ const (
 	// stalled is how long a place may say nothing before another one is asked,
 	// if there is another one.
 	stalled = 3 * time.Second
+
+	// tooLong is how long the rest of an answer may take, at the pace of the last stalled,
+	// before somebody who is not known to be slow is asked for it.
+	tooLong = stalled
 )
 
 // Place is somewhere to ask.
@@ -108,7 +112,7 @@ func (s *Source) ask(ctx context.Context, order []*place, ref blob.Ref, off, n i
 		errs    = map[*place]error{}
 	)
 	launch := func(p *place) {
-		b := newBody(ctx, p, ref)
+		b := newBody(ctx, p, ref, n)
 		running[b] = true
 		go func() { answers <- answer{p, b, b.open(off, n)} }()
 	}

@@ -372,3 +372,52 @@ func TestReject(t *testing.T) {
 		}
 	})
 }
+
+// dribbles delivers 100 bytes each 0.1 s.
+type dribbles struct{ blob.Source }
+
+func (d dribbles) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	r, err := d.Source.Range(ctx, ref, off, n)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{dribble{r}, r}, nil
+}
+
+type dribble struct{ io.Reader }
+
+func (d dribble) Read(p []byte) (int, error) {
+	time.Sleep(100 * time.Millisecond)
+	return d.Reader.Read(p[:min(len(p), 100)])
+}
+
+// TestDribbles: what would take minutes is asked of somebody else, unless he is as slow.
+func TestDribbles(t *testing.T) {
+	for slow, want := range map[string]struct {
+		asked       string
+		least, most time.Duration
+	}{"0": {"011", 3 * time.Second, 4 * time.Second}, "01": {"010", 8 * time.Minute, 9 * time.Minute}} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(2)
+			for i := range slow {
+				l.places[i].Source = dribbles{l.places[i].Source}
+			}
+			s := retry.New(choose.New(l.places...), retry.Policy{Attempts: 1000, Total: time.Hour})
+			start := time.Now()
+			for range 2 { // the second time it is known
+				if got, err := blob.ReadAll(t.Context(), s, l.ref, 0, l.ref.Size); err != nil || !bytes.Equal(got, data) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			}
+			if d := time.Since(start); d < want.least || d > want.most {
+				t.Errorf("slow are %s: took %v", slow, d)
+			}
+			if got := l.asked(); got[:2] != want.asked[:2] || slow == "0" && got != want.asked {
+				t.Errorf("slow are %s: asked %s, want %s", slow, got, want.asked)
+			}
+		})
+	}
+}

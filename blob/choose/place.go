@@ -38,6 +38,8 @@ type place struct {
 	last     time.Time              // when the last one came
 	failures int                    // one after the other
 	rest     time.Time              // not asked before that, if there are others
+	slow     time.Time              // an answer has dribbled then
+	lied     time.Time              // it has given wrong bytes then; zero: never
 	asked    time.Time              // not asked at all before that: it has said so
 	why      error                  // the last failure
 	bad      map[string]time.Time   // by digest: objects it has not, or not right
@@ -93,6 +95,13 @@ func (p *place) failed(ref blob.Ref, err error) {
 	p.rest = now.Add(rest)
 }
 
+// dribbled notes that an answer was given up because it took too long.
+func (p *place) dribbled() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slow = time.Now()
+}
+
 // mark remembers that an object is not here. The lock is held.
 func (p *place) mark(ref blob.Ref, d time.Duration) {
 	if p.bad == nil || len(p.bad) >= maxBad {
@@ -101,9 +110,11 @@ func (p *place) mark(ref blob.Ref, d time.Duration) {
 	p.bad[ref.Digest] = time.Now().Add(d)
 }
 
+// wrong notes that an object was not right here. So others may not be.
 func (p *place) wrong(ref blob.Ref) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.lied = time.Now()
 	p.mark(ref, wrongTime)
 }
 
@@ -116,6 +127,12 @@ func (p *place) rank(ref blob.Ref, now time.Time) (rank int) {
 	}
 	if now.Before(p.rest) {
 		rank += 2
+	}
+	if now.Sub(p.slow) < fresh {
+		rank++
+	}
+	if now.Sub(p.lied) < wrongTime {
+		rank++
 	}
 	return rank
 }
