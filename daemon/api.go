@@ -156,8 +156,8 @@ type Status struct {
 	Mounts    []MountStatus `json:"mounts"`
 	Images    []ImageStatus `json:"images"`
 	Pool      *pool.Usage   `json:"pool,omitempty"`
-	// Full says that what is fetched cannot be stored, and that nothing can be
-	// evicted: readers are served from memory.
+	// Full says that what is fetched cannot be stored: nothing can be evicted, or the
+	// disk has failed. Readers are served from memory.
 	Full bool `json:"full,omitempty"`
 }
 

@@ -152,11 +152,15 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 	return s.localIndex(img.ManifestDigest, img.Layers)
 }
 
+// readTries is how often layers are read when sources give wrong bytes: such a source
+// comes last from then on, so that this is also how many there may be.
+const readTries = 4
+
 // read is scan that compares what is made with an index from elsewhere, if there
 // is one. So many layers at once are fetched as atOnce says.
 func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, atOnce int, progress func(Progress)) (scanned, error) {
 	out, err := s.readOnce(ctx, repo, img, dir, foreign, atOnce, progress)
-	if errors.Is(err, image.ErrElsewhere) {
+	for tries := 1; tries < readTries && errors.Is(err, image.ErrElsewhere); tries++ {
 		s.log.Warn("layers are read again", "ref", repo.Ref().String(), "err", err)
 		out, err = s.readOnce(ctx, repo, img, dir, foreign, atOnce, progress)
 	}

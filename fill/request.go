@@ -24,6 +24,7 @@ type request struct {
 	bad   error // why the last span could not be decoded
 
 	body     io.Reader     // what they are decoded from
+	beside   io.Reader     // what its window was read from; nil if there is none
 	rejected bool          // a body was
 	others   []blob.Source // whom to ask instead then, each once
 }
@@ -92,6 +93,9 @@ func (r *request) elsewhere(err error) bool {
 		return false
 	}
 	others := blob.Reject(r.body)
+	if r.beside != nil { // one of the two is wrong, and they may be of different places
+		others = append(others, blob.Reject(r.beside)...)
+	}
 	if !r.rejected {
 		r.rejected, r.others = true, others
 	}
@@ -122,20 +126,22 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		return err
 	}
 	defer body.Close()
-	r.body, r.bad = body, nil
+	r.body, r.beside, r.bad = body, nil, nil
 	answered := time.Now()
 	n := stream.Memory(spans)
 	if err := r.im.memory.Acquire(ctx, min(n, imageMemory)); err != nil {
 		return err
 	}
 	defer r.im.memory.Release(min(n, imageMemory))
-	w, err := window()
+	w, beside, err := window()
+	r.beside = beside
 	if err != nil {
-		r.elsewhere(err) // it comes from the same place
+		r.elsewhere(err)
 		return err
 	}
 	in, err := stream.NewReader(body, spans, first.Offset, last.End(), w)
 	if err != nil {
+		r.elsewhere(err)
 		return err
 	}
 	defer in.Close()
@@ -152,24 +158,38 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 // blob returns how to ask for a blob.
 func (im *Image) blob(n int) blob.Ref { return blob.Ref(im.linked.Blobs[n]) }
 
-// window begins to fetch a window, and returns what waits for it.
-func (im *Image) window(ctx context.Context, source blob.Source, s *index.Span) func() ([]byte, error) {
+// window begins to fetch a window, and returns what waits for it, and what body it
+// came in.
+func (im *Image) window(ctx context.Context, source blob.Source, s *index.Span) func() ([]byte, io.Reader, error) {
 	w := s.Window
 	if w.Length == 0 {
-		return func() ([]byte, error) { return nil, nil }
+		return func() ([]byte, io.Reader, error) { return nil, nil, nil }
 	}
 	im.stats.request(int64(w.Length))
+	from := bodyOf{Source: source}
 	var p []byte
 	var err error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p, err = stream.Window(ctx, source, im.blob(int(w.Blob)), s)
+		p, err = stream.Window(ctx, &from, im.blob(int(w.Blob)), s)
 	}()
-	return func() ([]byte, error) {
+	return func() ([]byte, io.Reader, error) {
 		<-done
-		return p, err
+		return p, from.body, err
 	}
+}
+
+// bodyOf remembers the body of the one request that is made of it.
+type bodyOf struct {
+	blob.Source
+	body io.Reader
+}
+
+func (b *bodyOf) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	r, err := b.Source.Range(ctx, ref, off, n)
+	b.body = r
+	return r, err
 }
 
 // next lands one chunk. It returns an error only if that concerns the chunks
@@ -195,18 +215,15 @@ func (r *request) next(in *stream.Reader) error {
 		return nil // the next call fails all that the span has
 	}
 	err = in.Verify(w.chunk.Digest, data)
-	if err == nil {
-		err = r.im.engine.store(w.segment.pool, w.at.off, data)
-	}
 	switch {
-	case err == nil:
-		r.land(nil)
-	case errors.Is(err, pool.ErrNoSpace):
-		r.land(append([]byte(nil), data...))
-	case r.elsewhere(err):
+	case err != nil && r.elsewhere(err):
 		return err
-	default:
+	case err != nil:
 		r.fail(err, 1) // the others are none the worse
+	case r.im.engine.store(w.segment.pool, w.at.off, data) != nil:
+		r.land(append([]byte(nil), data...)) // it is right, wherever it lies
+	default:
+		r.land(nil)
 	}
 	return nil
 }
@@ -242,15 +259,19 @@ func (r *request) fail(err error, n int) {
 	}
 }
 
-// store puts what is verified into the pool. It says once that the pool is full, and
-// when it no longer is.
+// store puts what is verified into the pool. It says once that the pool is full, or its
+// disk takes nothing any more, and when that is over.
 func (e *Engine) store(s *pool.Segment, off int64, data []byte) error {
 	err := s.Store(off, data)
-	switch full := errors.Is(err, pool.ErrNoSpace); {
-	case full && !e.full.Swap(true):
-		e.opt.Logger.Warn("the pool is full; serving from memory", "err", err)
+	switch {
+	case err != nil && !e.full.Swap(true):
+		what := "the pool cannot be written; serving from memory"
+		if errors.Is(err, pool.ErrNoSpace) {
+			what = "the pool is full; serving from memory"
+		}
+		e.opt.Logger.Warn(what, "err", err)
 	case err == nil && e.full.Load() && e.full.Swap(false):
-		e.opt.Logger.Info("the pool has room again")
+		e.opt.Logger.Info("the pool can be written again")
 	}
 	return err
 }

@@ -155,7 +155,7 @@ func printStatus(w io.Writer, st *daemon.Status) error {
 		fmt.Fprintf(w, "pool     %s here of %s known, %s on disk\n", size(st.Pool.Present), size(st.Pool.Address), size(st.Pool.Disk)+quotaOf(*st.Pool))
 	}
 	if st.Full {
-		fmt.Fprintf(w, "         it is full: what is fetched is served from memory, and not kept\n")
+		fmt.Fprintf(w, "         it is full, or cannot be written: what is fetched is served from memory, and not kept\n")
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(st.Images) > 0 {
