@@ -114,7 +114,7 @@ func (b *Builder) Commit() (s *Segment, err error) {
 	if err != nil {
 		return nil, err
 	}
-	boot, err := bootID()
+	boot, err := session(p.dir)
 	if err != nil {
 		return nil, err
 	}

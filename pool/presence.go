@@ -27,8 +27,9 @@ import (
 // Granule g is bit g%64 of record g/64. A record of zeros says that nothing is
 // here, so the file starts sparse, and a lost sector costs a fetch.
 //
-// Within one boot (the boot id is this boot's) live is the truth: a killed
-// process loses nothing. After another boot durable is, and what only live
+// Within one boot, and one mount of the file system (the boot id is that of the
+// session, recover.go), live is the truth: a killed process loses nothing. In another
+// session durable is, and what only live
 // says may be torn: it is checked against its digests before it is believed
 // (recover.go). A record that fails its check says nothing: its chunks are
 // checked, too.

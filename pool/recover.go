@@ -2,6 +2,7 @@ package pool
 
 import (
 	"cmp"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"lukechampine.com/blake3"
 )
 
 // recover decides about granules that the presence record does not vouch for:
@@ -78,6 +80,25 @@ func (s *Segment) hole(off, n int64) bool {
 		return err
 	})
 	return err == nil && at >= off+n || errors.Is(err, unix.ENXIO)
+}
+
+// session names the time for which what a file system has in memory can be relied on:
+// this boot, and the mount that path is on. What was written to one that has failed,
+// and was mounted anew, is not there. Another mount of the same file system costs no
+// more than reading what was not durable.
+func session(path string) (string, error) {
+	boot, err := bootID()
+	if err != nil {
+		return "", err
+	}
+	var st unix.Statx_t
+	// Ids that are never used again are of Linux 6.8.
+	err = unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID_UNIQUE, &st)
+	if err != nil || st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+		return boot, nil
+	}
+	sum := blake3.Sum256(fmt.Appendf(nil, "%s %d", boot, st.Mnt_id))
+	return hex.EncodeToString(sum[:])[:bootLen], nil
 }
 
 // bootID returns the kernel's name for this boot. Tests replace it to play a

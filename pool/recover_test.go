@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/chunk"
+
+	"golang.org/x/sys/unix"
 )
 
 // Within one boot a process that ends without Close loses nothing.
@@ -324,5 +326,55 @@ func TestKilled(t *testing.T) {
 	}
 	if last == 0 {
 		t.Error("nothing was ever stored")
+	}
+}
+
+// TestMountedAnew: what was not synced is not believed on a file system that was mounted
+// again, within the same boot.
+func TestMountedAnew(t *testing.T) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, t.TempDir(), 0, unix.STATX_MNT_ID_UNIQUE, &st); err != nil || st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+		t.Skip("mounts have unique ids since Linux 6.8")
+	}
+	mnt := tmpfs(t, 4<<20)
+	dir := filepath.Join(mnt, "pool")
+	p := open(t, dir)
+	const n = 4
+	es := entries(0, n)
+	s := create(t, p, es)
+	for i, e := range es[:n-1] {
+		store(t, s, e.Off, content(i))
+	}
+	if err := p.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	store(t, s, es[n-1].Off, content(n-1))
+	p.closeFiles()
+	data, err := os.OpenFile(s.Path(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	for _, e := range es[n-2:] { // one that was synced, and one that was not, were never written
+		if _, err := data.WriteAt(make([]byte, 4096), e.Off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same := open(t, dir)
+	if !same.all()[0].Present(es[n-1].Off, 1) {
+		t.Error("within one mount it is looked at")
+	}
+	same.closeFiles()
+	again := t.TempDir()
+	if err := unix.Mount(mnt, again, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(again, unix.MNT_DETACH) })
+	q := open(t, filepath.Join(again, "pool"))
+	if q.all()[0].Present(es[n-1].Off, 1) {
+		t.Error("on another mount it is believed")
+	}
+	if !q.all()[0].Present(es[0].Off, 1) {
+		t.Error("what was synced is gone")
 	}
 }

@@ -113,7 +113,7 @@ func openSegment(dir string, id uint32) (_ *Segment, err error) {
 	}
 	s.Size = s.table.size
 	s.use.open(dir, s.Size)
-	boot, err := bootID()
+	boot, err := session(dir)
 	if err != nil {
 		return nil, fmt.Errorf("which boot is this: %v", err) // not ErrNotExist: the segment is not to blame
 	}

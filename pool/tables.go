@@ -77,7 +77,7 @@ func openTableOnly(dir string, id uint32) (*Segment, error) {
 func (s *Segment) snapshot() (*presence, error) {
 	granules := s.Size / chunk.Block
 	p := &presence{segment: s.ID, granules: granules, live: make([]atomic.Uint64, words(granules)), durable: make(bitmap, words(granules))}
-	boot, err := bootID()
+	boot, err := session(s.dir)
 	if err != nil {
 		return p, err
 	}
