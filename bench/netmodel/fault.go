@@ -11,10 +11,22 @@ import (
 
 // Fault is what is to go wrong with one response. The zero Fault is nothing.
 type Fault struct {
+	// Wait is how long nothing happens at first. If Drop is set the connection is
+	// broken off then.
+	Wait time.Duration
+	Drop bool
+
 	// Status, if not 0, is answered without asking the registry, with Header
-	// (say, a Retry-After) and no body.
+	// (say, a Retry-After) and Body.
 	Status int
 	Header http.Header
+	Body   []byte
+
+	// Ask changes the request before the registry gets it, Answer what the
+	// registry answers before the client does; either may be nil. A Body that
+	// Answer puts in place of another reads from that one.
+	Ask    func(*http.Request)
+	Answer func(*http.Response)
 
 	// Flip lists offsets in the object, not in the response, at which the
 	// lowest bit is inverted; a ranged response flips those in its range.
@@ -25,6 +37,9 @@ type Fault struct {
 	After    int64
 	Truncate bool
 	Stall    time.Duration
+
+	Reset bool    // what breaks the connection off is a reset, not its end
+	Rate  float64 // bytes of the body a second, at most; 0 is no limit
 }
 
 // exchange is one request on its way.
@@ -61,6 +76,11 @@ func (e *exchange) copy(ctx context.Context, w http.ResponseWriter, resp *http.R
 			}
 			if err := s.wait(ctx, n); err != nil {
 				return err
+			}
+			if e.fault.Rate > 0 {
+				if err := sleep(ctx, time.Duration(float64(n)/e.fault.Rate*float64(time.Second))); err != nil {
+					return err
+				}
 			}
 			if _, err := w.Write(p); err != nil {
 				return err

@@ -22,6 +22,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"sync"
@@ -68,13 +69,18 @@ type Proxy struct {
 	transport *http.Transport
 	origin    http.RoundTripper // transport, or an edge in front of it
 	server    *http.Server
-	listener  net.Listener
+	addr      string
 	stop      context.CancelFunc // ends waits of handlers
+
+	refusing sync.Mutex
+	listener net.Listener // nil while connections are refused
+	held     int          // the socket that holds the port then
 
 	mu     sync.Mutex
 	epoch  time.Time
 	log    []Request
 	faults func(*http.Request) *Fault
+	conns  map[net.Conn]bool
 }
 
 // Start serves target ("http://127.0.0.1:5000") on a free loopback port until
@@ -94,9 +100,11 @@ func Start(target string, m Model) (*Proxy, error) {
 		target:    u,
 		link:      link{rate: m.Bandwidth / 8},
 		transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64},
+		addr:      l.Addr().String(),
 		listener:  l,
 		stop:      stop,
 		epoch:     time.Now(),
+		conns:     map[net.Conn]bool{},
 	}
 	p.origin = p.transport
 	if m.Edge {
@@ -105,13 +113,14 @@ func Start(target string, m Model) (*Proxy, error) {
 	p.server = &http.Server{
 		Handler:     http.HandlerFunc(p.serve),
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnState:   p.connState,
 	}
 	go p.server.Serve(l)
 	return p, nil
 }
 
 // Host returns the proxy's address, "127.0.0.1:<port>".
-func (p *Proxy) Host() string { return p.listener.Addr().String() }
+func (p *Proxy) Host() string { return p.addr }
 
 // URL returns "http://" and the proxy's address.
 func (p *Proxy) URL() string { return "http://" + p.Host() }
@@ -119,7 +128,7 @@ func (p *Proxy) URL() string { return "http://" + p.Host() }
 // Close breaks off what is in flight and frees the port.
 func (p *Proxy) Close() error {
 	p.stop()
-	err := p.server.Close()
+	err := errors.Join(p.server.Close(), p.letGo())
 	p.transport.CloseIdleConnections()
 	return err
 }
@@ -185,9 +194,24 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	p.mu.Unlock()
 	if err != nil {
+		if e.fault.Reset {
+			reset(w)
+		}
 		// The headers are out: only a broken connection tells the client.
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// reset has the connection end by a reset.
+func reset(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	if c, ok := conn.(*net.TCPConn); ok {
+		c.SetLinger(0)
+	}
+	conn.Close()
 }
 
 // errBroken is any reason to break the connection off.
@@ -196,6 +220,12 @@ var errBroken = errors.New("connection broken off")
 // forward answers one request. After an error the connection is of no use.
 func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, e *exchange) error {
 	ctx := r.Context()
+	if err := sleep(ctx, e.fault.Wait); err != nil {
+		return err
+	}
+	if e.fault.Drop {
+		return errBroken
+	}
 	if s := e.fault.Status; s != 0 {
 		if err := sleep(ctx, p.model.Delay); err != nil {
 			return err
@@ -205,16 +235,25 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, e *exchange) err
 		}
 		e.request.Status = s
 		w.WriteHeader(s)
-		return nil
+		n, err := w.Write(e.fault.Body)
+		e.request.Down = int64(n)
+		return err
 	}
-	resp, err := p.origin.RoundTrip(p.outgoing(r, e))
+	out := p.outgoing(r, e)
+	if e.fault.Ask != nil {
+		e.fault.Ask(out)
+	}
+	resp, err := p.origin.RoundTrip(out)
 	if err != nil {
 		e.request.Status = http.StatusBadGateway
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return nil
 	}
+	if e.fault.Answer != nil {
+		e.fault.Answer(resp)
+	}
 	defer resp.Body.Close()
-	if err := sleep(ctx, p.model.Delay-time.Since(e.start)); err != nil {
+	if err := sleep(ctx, p.model.Delay-time.Since(e.start)+e.fault.Wait); err != nil {
 		return err
 	}
 	header := w.Header()
@@ -232,10 +271,14 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, e *exchange) err
 }
 
 // outgoing returns the request to the registry. It keeps the Host the client
-// asked for: registries build the Location of uploads from it.
+// asked for, if that is this machine: registries build the Location of uploads
+// from it. Others know themselves by their own name.
 func (p *Proxy) outgoing(r *http.Request, e *exchange) *http.Request {
 	out := r.Clone(r.Context())
 	out.URL.Scheme, out.URL.Host = p.target.Scheme, p.target.Host
+	if addr, err := netip.ParseAddr(p.target.Hostname()); err != nil || !addr.IsLoopback() {
+		out.Host = p.target.Host
+	}
 	out.RequestURI = ""
 	out.Close = false
 	for k := range hopByHop {

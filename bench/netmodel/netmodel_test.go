@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -197,6 +198,15 @@ func TestFaults(t *testing.T) {
 		{name: "truncate at once", fault: &Fault{Truncate: true}, code: 200, cut: true},
 		{name: "truncate", fault: &Fault{Truncate: true, After: 70000}, code: 200, body: object[:70000], cut: true},
 		{name: "truncate after the end", fault: &Fault{Truncate: true, After: 1 << 30}, code: 200, body: object},
+		{name: "body", fault: &Fault{Status: 200, Body: []byte("hello")}, code: 200, body: []byte("hello")},
+		{name: "drop", fault: &Fault{Drop: true}, cut: true},
+		{name: "wait", fault: &Fault{Wait: 20 * time.Millisecond}, code: 200, body: object},
+		{name: "rate", fault: &Fault{Rate: 10e6}, code: 200, body: object},
+		{name: "ask for all", fault: &Fault{Ask: func(r *http.Request) { r.Header.Del("Range") }}, rng: "bytes=100-199", code: 200, body: object},
+		{name: "answer", fault: &Fault{Answer: func(r *http.Response) {
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader("other")), 5
+			r.Header.Set("Content-Length", "5")
+		}}, code: 200, body: []byte("other")},
 		{name: "stall", fault: &Fault{Stall: 20 * time.Millisecond, After: 5}, code: 200, body: object},
 	}
 	p, c := start(t, Model{})
@@ -298,4 +308,51 @@ func TestEdge(t *testing.T) {
 			t.Errorf("of a blob that is not there: %d, %v", status, err)
 		}
 	}
+}
+func TestReset(t *testing.T) {
+	p, c := start(t, Model{})
+	for _, f := range []Fault{{Reset: true, Drop: true}, {Reset: true, Truncate: true, After: 5000}} {
+		p.SetFaults(func(*http.Request) *Fault { return &f })
+		if _, body, err := get(t, c, p.URL()+"/a", ""); !errors.Is(err, syscall.ECONNRESET) || int64(len(body)) > f.After {
+			t.Errorf("%d bytes, %v, want ECONNRESET", len(body), err)
+		}
+	}
+}
+
+func TestRefuse(t *testing.T) {
+	p, c := start(t, Model{})
+	addr := p.Host()
+	p.SetFaults(func(*http.Request) *Fault { return &Fault{Wait: time.Hour} })
+	failed := make(chan error)
+	go func() { _, _, err := get(t, c, p.URL()+"/a", ""); failed <- err }()
+	for p.open() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	for range 2 {
+		if err := errors.Join(p.Refuse(true), p.Refuse(true)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := get(t, c, p.URL()+"/a", ""); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%v, want ECONNREFUSED", err)
+		}
+		p.SetFaults(nil)
+		if err := p.Refuse(false); err != nil {
+			t.Fatal(err)
+		}
+		if code, body, err := get(t, c, p.URL()+"/a", ""); err != nil || code != 200 || !bytes.Equal(body, object) || p.Host() != addr {
+			t.Errorf("afterwards: status %d, %d bytes, %v", code, len(body), err)
+		}
+	}
+	if err := <-failed; err == nil {
+		t.Error("a request that was under way goes on")
+	}
+	if err := p.Refuse(true); err != nil { // Close lets the port go
+		t.Fatal(err)
+	}
+}
+
+func (p *Proxy) open() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.conns)
 }
