@@ -7,13 +7,16 @@ GO      := . scripts/env.sh && CGO_ENABLED=0 go
 IMAGE   ?=
 CMD     ?=
 
-.PHONY: build demo test race lint fuzz bench deps clean
+.PHONY: build demo faults test race lint fuzz bench deps clean
 
 build: deps ## the program, bin/shale
 	@$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/shale ./cmd/shale
 
 demo: build ## cold starts of a real image, pulled and lazy; IMAGE=REF CMD='...' for another
 	@$(GO) run ./bench/demo $(if $(IMAGE),-image $(IMAGE)) $(CMD)
+
+faults: build ## scripts of faults, each in each way and 100 by chance; FAULTS='-registry URL IMAGE' for yours
+	@$(GO) run ./bench/faults $(FAULTS)
 
 test: lint build ## all tests; those that need root say so when they are skipped
 	@. scripts/env.sh && SHALE=$(CURDIR)/bin/shale CGO_ENABLED=0 go test -timeout 40m ./...

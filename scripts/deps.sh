@@ -15,7 +15,7 @@ packages="
 	mmdebstrap debian-archive-keyring
 	docker-registry
 	crun runc
-	erofs-utils fuse3
+	erofs-utils fuse3 e2fsprogs
 	busybox-static attr isal zstd xz-utils
 	gcc libc6-dev
 "
@@ -23,6 +23,7 @@ packages="
 # docker-registry                     the registry of bench/registry
 # crun, runc                          runtime/
 # erofs-utils, fuse3                  fsck.erofs and fusermount3, in tests
+# e2fsprogs                           mkfs.ext4, for disks that fail
 # busybox-static, zstd, xz            test containers and archives
 # attr                                setfattr, for what the tests' layers carry
 # isal                                igzip, for the peer of bench/plain

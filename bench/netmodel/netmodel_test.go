@@ -309,6 +309,7 @@ func TestEdge(t *testing.T) {
 		}
 	}
 }
+
 func TestReset(t *testing.T) {
 	p, c := start(t, Model{})
 	for _, f := range []Fault{{Reset: true, Drop: true}, {Reset: true, Truncate: true, After: 5000}} {

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/shale-image/shale/bench/faults/disk"
+	"github.com/shale-image/shale/bench/faults/script"
+)
+
+var world struct {
+	once  sync.Once
+	stage *stage
+	err   error
+	dir   string
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if world.stage != nil {
+		if err := world.stage.close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.RemoveAll(world.dir)
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// setup gives the stage that all tests share, or skips the test with what is missing.
+func setup(t *testing.T) *stage {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("plays faults to a real node: not in short mode")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	for _, tool := range []string{"docker-registry", "tar", "zstd"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed", tool)
+		}
+	}
+	world.once.Do(func() {
+		shale := os.Getenv("SHALE")
+		if world.dir, world.err = os.MkdirTemp("", "shale-faults-test-"); world.err != nil {
+			return
+		}
+		if shale == "" {
+			shale = filepath.Join(world.dir, "shale")
+			if out, err := exec.Command("go", "build", "-o", shale, "../../cmd/shale").CombinedOutput(); err != nil {
+				world.err = fmt.Errorf("%w\n%s", err, out)
+				return
+			}
+		}
+		world.stage, world.err = openStage(t.Context(), shale)
+	})
+	if world.err != nil {
+		t.Fatal(world.err)
+	}
+	return world.stage
+}
+
+// TestFaults plays each script once, with a healthy source or without, and some by
+// chance: SHALE_FAULTS_SEED is the first of these. make faults plays them all, in all ways.
+func TestFaults(t *testing.T) {
+	s := setup(t)
+	all, err := s.all()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ways := map[string][]*act{}
+	var names []string
+	for _, a := range all {
+		if ways[a.name] == nil {
+			names = append(names, a.name)
+		}
+		ways[a.name] = append(ways[a.name], a)
+	}
+	var acts []*act
+	for i, name := range names {
+		acts = append(acts, ways[name][(i+i/4)%len(ways[name])])
+	}
+	seed := uint64(time.Now().UnixNano() % 1e6)
+	if env := os.Getenv("SHALE_FAULTS_SEED"); env != "" {
+		if seed, err = strconv.ParseUint(env, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range uint64(5) {
+		ways := s.acts(fmt.Sprintf("seed %d", seed+i), script.Random(seed+i, 3))
+		acts = append(acts, ways[0], ways[3]) // with another source, and without
+	}
+	s.playAll(t.Context(), acts, 8, func(a *act, o *outcome) {
+		var b strings.Builder
+		report(&b, a, o, false)
+		switch err := errors.Join(o.errs...); {
+		case errors.Is(err, disk.ErrUnsupported):
+			t.Logf("skipped: %v", err)
+		case err != nil:
+			t.Error(b.String())
+		default:
+			t.Log(b.String())
+		}
+	})
+}
+
+// TestHanging: an image whose source hangs holds no reader of another one up.
+func TestHanging(t *testing.T) {
+	s := setup(t)
+	if err := s.hanging(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTells: what must hold is checked. A truth that is not what the image has, or a
+// read that fails where none may, does not go unnoticed.
+func TestTells(t *testing.T) {
+	s := setup(t)
+	right := s.truth
+	defer func() { s.truth = right }()
+	lie := *s.truth
+	lie.dir = t.TempDir()
+	if err := os.CopyFS(lie.dir, os.DirFS(s.truth.dir)); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(lie.dir, lie.files[0])
+	p, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p[len(p)/2] ^= 1
+	if err := os.WriteFile(name, p, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	parse := func(text string) *script.Script {
+		sc, err := script.Parse(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sc
+	}
+	for what, want := range map[string]string{
+		"late 1ms":                            "wrong byte at " + strconv.Itoa(len(p)/2),
+		"status 404\nexpect right":            "none is expected to",
+		"late 1ms\nexpect EIO":                "some are expected to",
+		"drop on /nowhere/\nexpect right":     "never met",
+		"status 404 on manifests for 1000000": "",
+	} {
+		if s.truth = right; strings.Contains(want, "wrong byte") {
+			s.truth = &lie
+		}
+		o := s.play(t.Context(), &act{name: what, script: parse(what), image: s.images[0]})
+		if err := errors.Join(o.errs...); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", what, err, want)
+		}
+	}
+}
