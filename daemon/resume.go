@@ -125,7 +125,7 @@ func (s *server) mountOptions(a mountArgs, im *fill.Image) mount.Options {
 	o := mount.Options{Dir: a.Dir, ReadAheadKiB: a.ReadAheadKiB, Options: fusedev.Options{ReadTimeout: s.cfg.Registries.ReadWait() + readSlack, Logger: s.log, Name: "shale"}}
 	o.Buffered = a.Quiet || a.Rehearsal
 	if a.Quiet {
-		o.Peek = im.Peek
+		o.Around = im
 	}
 	return o
 }

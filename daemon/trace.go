@@ -75,7 +75,7 @@ func (m *mounted) recording() *recording {
 		ID: m.id, Command: m.asked.command(), Started: m.since.UTC().Round(0), Arch: runtime.GOARCH, CPU: cpuModel(),
 		ReadAhead: m.asked.ReadAheadKiB,
 	}
-	if r.Run.ReadAhead == 0 {
+	if r.Run.ReadAhead == 0 || m.asked.Quiet { // it was given as much
 		r.Run.ReadAhead = defaultReadAhead
 	}
 	if m.asked.ShareTraces {

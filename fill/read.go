@@ -103,6 +103,30 @@ func (im *Image) noted(off, end int64, wait time.Duration) {
 	}
 }
 
+// Extent returns which part of [from, to) belongs to the file that has the flat
+// address off, or to the metadata if they have.
+func (im *Image) Extent(off, from, to int64) (int64, int64) {
+	if off < im.linked.MetaSize {
+		return from, min(to, im.linked.MetaSize)
+	}
+	i := im.linked.Find(off)
+	if i == im.linked.Chunks() || im.linked.Chunk(i).Flat > off {
+		return off, off
+	}
+	first := i
+	for first > 0 && im.linked.Chunk(first).Flat > from && im.linked.Chunk(first).Next {
+		first--
+	}
+	from = max(from, im.linked.Chunk(first).Flat)
+	for i++; i < im.linked.Chunks(); i++ {
+		if c := im.linked.Chunk(i); c.Flat >= to || !c.Next {
+			to = min(to, c.Flat)
+			break
+		}
+	}
+	return from, to
+}
+
 // Peek fills p from the flat address off if all of it is on the node, for the
 // kernel, which may give it to a reader without asking again. So it counts as read
 // along with what was asked for, as by readahead.

@@ -31,7 +31,7 @@ type Options struct {
 	// Keep, if not nil, is called for Device when there is a connection, and before
 	// anything waits for it. An error fails the mount.
 	Keep     func(Connection) error
-	Buffered bool // for Device: cache data in the FUSE file too, not only in EROFS: 1.4 instead of 1.8 GB/s, and twice the memory; Options.Peek needs it
+	Buffered bool // for Device: cache data in the FUSE file too, not only in EROFS: 1.4 instead of 1.8 GB/s, and twice the memory; Options.Around needs it
 }
 
 // Device mounts the EROFS image whose flat address space c provides, read-only

@@ -15,20 +15,36 @@ import (
 	"github.com/shale-image/shale/mount/fusedev"
 )
 
-// pushing mounts c with a Peek that has all but what missing says, and opens the
-// file big of it for random access.
-func pushing(t *testing.T, c *memContent, missing func(off int64, n int) bool) (*os.File, *Mounted, *atomic.Int64) {
-	t.Helper()
-	peeked := new(atomic.Int64) // bytes
-	peek := func(p []byte, off int64) bool {
-		peeked.Add(int64(len(p)))
-		if missing(off, len(p)) {
-			return false
-		}
-		copy(p, c.data[off:])
-		return true
+// around has all of c but what missing says, and nothing before low belongs together
+// with what is behind it.
+type around struct {
+	c       *memContent
+	missing func(off int64, n int) bool
+	low     int64
+	peeked  atomic.Int64 // bytes
+}
+
+func (a *around) Extent(off, from, to int64) (int64, int64) {
+	if off < a.low {
+		return from, min(to, a.low)
 	}
-	dir, m := mounted(t, c, Options{Backing: File, Buffered: true, ReadAheadKiB: 4, Options: fusedev.Options{Peek: peek}})
+	return max(from, a.low), to
+}
+
+func (a *around) Peek(p []byte, off int64) bool {
+	a.peeked.Add(int64(len(p)))
+	if a.missing(off, len(p)) {
+		return false
+	}
+	copy(p, a.c.data[off:])
+	return true
+}
+
+// pushing mounts c with what is around, and opens the file big of it for random
+// access.
+func pushing(t *testing.T, a *around) (*os.File, *Mounted) {
+	t.Helper()
+	dir, m := mounted(t, a.c, Options{Backing: File, Buffered: true, ReadAheadKiB: 4, Options: fusedev.Options{Around: a}})
 	f, err := os.Open(filepath.Join(dir, "big"))
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +53,7 @@ func pushing(t *testing.T, c *memContent, missing func(off int64, n int) bool) (
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
 		t.Fatal(err)
 	}
-	return f, m, peeked
+	return f, m
 }
 
 // What lies around a READ is read without another one, if it is at hand.
@@ -49,7 +65,8 @@ func TestPush(t *testing.T) {
 	}
 	big := int64(bytes.Index(c.data, want[:4096]))
 	hole := big + 2<<20 // from here on nothing is at hand but when it is asked for
-	f, m, peeked := pushing(t, c, func(off int64, n int) bool { return off+int64(n) > hole })
+	a := &around{c: c, missing: func(off int64, n int) bool { return off+int64(n) > hole }}
+	f, m := pushing(t, a)
 	const window = 128 << 10
 	read := func(off, n int64) {
 		t.Helper()
@@ -66,8 +83,8 @@ func TestPush(t *testing.T) {
 	first := (big+window-1)&^(window-1) - big // of the windows that lie in the file
 	deadline := time.Now().Add(20 * time.Second)
 	settle := func() { // until what was pushed is in the page cache
-		for last := int64(-1); time.Now().Before(deadline) && (last != peeked.Load() || last == 0); {
-			last = peeked.Load()
+		for last := int64(-1); time.Now().Before(deadline) && (last != a.peeked.Load() || last == 0); {
+			last = a.peeked.Load()
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
@@ -91,13 +108,13 @@ func TestPush(t *testing.T) {
 
 	m.StopPush()
 	settle()
-	all := peeked.Load()
+	all := a.peeked.Load()
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 		t.Fatal(err)
 	}
 	read(0, 2<<20)
 	settle()
-	if n := peeked.Load(); n != all {
+	if n := a.peeked.Load(); n != all {
 		t.Errorf("%d bytes were pushed when that was over", n-all)
 	}
 }
@@ -115,7 +132,7 @@ func TestPushMeetsMiss(t *testing.T) {
 	var waiting atomic.Int64
 	slow := func(off int64) bool { return (off-big)/4096%32 == 5 } // a page of each window
 	var all atomic.Bool
-	f, _, _ := pushing(t, c, func(off int64, n int) bool { return off < big || !all.Load() })
+	f, _ := pushing(t, &around{c: c, missing: func(off int64, n int) bool { return off < big || !all.Load() }})
 	c.onTry(func(off int64, n int) bool { return !slow(off) })
 	c.onRead(func(ctx context.Context, off int64, n int) error {
 		waiting.Add(1)

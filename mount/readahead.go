@@ -30,7 +30,7 @@ func (m *Mounted) SetReadAhead(kib int) {
 	}
 }
 
-// StopPush ends what fusedev.Options.Peek is for.
+// StopPush ends what fusedev.Options.Around is for.
 func (m *Mounted) StopPush() {
 	if m.conn == nil {
 		return

@@ -29,7 +29,7 @@ const (
 // queue full is not done.
 type pusher struct {
 	server *Server
-	peek   func(p []byte, off int64) bool
+	around Around
 	queue  chan int64 // where READs were
 	off    atomic.Bool
 	used   atomic.Bool // there were READs since the last time
@@ -81,14 +81,15 @@ func (p *pusher) run() {
 // the kernel has asked for it, what lies right there.
 func (p *pusher) window(off int64, pushed []uint64, b *buffer) {
 	here := off / pushUnit
-	first := off &^ (pushWindow - 1) / pushUnit
-	last := min(first+pushWindow/pushUnit, p.server.size/pushUnit)
+	lo := off &^ (pushWindow - 1)
+	lo, hi := p.around.Extent(off, lo, min(lo+pushWindow, p.server.size))
+	first, last := (lo+pushUnit-1)/pushUnit, hi/pushUnit
 	var from, to int64 // bytes of the body that are to be pushed
 	base := first * pushUnit
 	for u := first; u < last; u++ {
 		word, bit := &pushed[u/64], uint64(1)<<(u%64)
 		at := u*pushUnit - base
-		if (u == here || *word&bit == 0) && p.peek(b.body(pushWindow)[at:at+pushUnit], u*pushUnit) {
+		if (u == here || *word&bit == 0) && p.around.Peek(b.body(pushWindow)[at:at+pushUnit], u*pushUnit) {
 			*word |= bit
 			if to < at {
 				p.store(b, base, from, to)

@@ -41,11 +41,20 @@ type Options struct {
 	ReadTimeout time.Duration // after which a miss is answered with EIO; default 1 minute
 	DirectIO    bool          // FOPEN_DIRECT_IO: reads by others than the page cache itself bypass it
 	Logger      *slog.Logger  // default slog.Default()
-	// Peek, if not nil, fills p from off if all of it is at hand, as TryReadAt does,
-	// but for nobody who reads. Then the kernel is given what lies around a READ and
-	// is at hand, until StopPush: readahead without waiting. The file has to be read
+	// Around, if not nil, has the kernel given what lies around a READ and is at
+	// hand, until StopPush: readahead without waiting. The file has to be read
 	// through its page cache (not DirectIO) for that to be of use.
-	Peek func(p []byte, off int64) bool
+	Around Around
+}
+
+// Around knows what whoever reads some bytes may want next.
+type Around interface {
+	// Extent returns which part of [from, to), which has off, belongs together with
+	// what is at off.
+	Extent(off, from, to int64) (int64, int64)
+	// Peek fills p from off and returns true if all of it is at hand, as TryReadAt
+	// does, but for nobody who reads.
+	Peek(p []byte, off int64) bool
 }
 
 // maxBackground is how many asynchronous requests (readahead, direct reads of
@@ -67,7 +76,7 @@ type Server struct {
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 	queue  missQueue
-	push   *pusher // nil without Options.Peek
+	push   *pusher // nil without Options.Around
 
 	conn struct { // guards the descriptor against use after Serve, when its number may be another file's
 		sync.RWMutex
@@ -116,13 +125,13 @@ func New(c Content, o Options) (*Server, error) {
 	}
 	s.conn.fd = -1
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	if o.Peek != nil {
-		s.push = &pusher{server: s, peek: o.Peek, queue: make(chan int64, pushQueue)}
+	if o.Around != nil {
+		s.push = &pusher{server: s, around: o.Around, queue: make(chan int64, pushQueue)}
 	}
 	return s, nil
 }
 
-// StopPush says that readahead is better from now on than what Options.Peek is
+// StopPush says that readahead is better from now on than what Options.Around is
 // for. What the kernel has of the file is given back from time to time: who reads
 // it has a copy.
 func (s *Server) StopPush() {
