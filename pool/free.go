@@ -107,18 +107,20 @@ func (s *Segment) discard(granules bitmap) error {
 	defer s.syncing.Unlock()
 	s.stores.Lock()
 	defer s.stores.Unlock()
-	n := s.Size / chunk.Block
 	if err := s.presence.drop(granules); err != nil {
 		return fmt.Errorf("free in %s: %w", s.dir, err)
 	}
 	s.epoch.Add(1)
+	return s.punch(granules)
+}
+
+// punch gives the disk space of granules back. stores is held for writing.
+func (s *Segment) punch(granules bitmap) error {
+	n := s.Size / chunk.Block
 	for g := granules.next(0, n, true); g < n; g = granules.next(g, n, true) {
 		end := granules.next(g, n, false)
 		off, size := g*chunk.Block, (end-g)*chunk.Block
 		g = end
-		if s.hole(off, size) {
-			continue
-		}
 		err := descriptor(s.data, func(fd int) error {
 			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, size)
 		})

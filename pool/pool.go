@@ -41,9 +41,10 @@ type Pool struct {
 	dir        string // of the segments
 	tablesOnly bool   // see OpenTables
 
-	exclusive sync.Mutex // see Exclusive
-	creating  sync.Mutex // one Create at a time; held before mu
-	freeing   sync.Mutex // held by Free and Evict
+	exclusive  sync.Mutex // see Exclusive
+	creating   sync.Mutex // one Create at a time; held before mu
+	freeing    sync.Mutex // held by Free and Evict
+	allocating sync.Mutex // held by Allocate
 
 	quota quota
 
@@ -58,7 +59,12 @@ type Pool struct {
 // returns (recover.go). A segment that is damaged beyond use is set aside, see
 // Damage. A pool of a format that this program does not know is an error that
 // wraps index.ErrUnsupported.
-func Open(dir string) (*Pool, error) {
+func Open(dir string) (*Pool, error) { return OpenWith(dir, nil) }
+
+// OpenWith is Open where some segments' data are open already, by their IDs: the pool
+// reads and writes through duplicates of these descriptors. Who has the kernel ask
+// before a file is read needs one from before (package mount/fanotify).
+func OpenWith(dir string, data map[uint32]*os.File) (*Pool, error) {
 	root, err := openFormat(dir)
 	if err != nil {
 		return nil, err
@@ -73,7 +79,7 @@ func Open(dir string) (*Pool, error) {
 		id, suffix, ok := parseName(de.Name())
 		switch {
 		case ok && suffix == "":
-			s, err := openSegment(path, id)
+			s, err := openSegmentWith(path, id, data[id])
 			if damaged(err) {
 				p.damage = append(p.damage, err)
 				err = setAside(path)

@@ -27,9 +27,10 @@ type Segment struct {
 	syncing sync.Mutex   // held while something becomes durable, or is freed; taken before stores
 	stores  sync.RWMutex // held for reading by Store, for writing by what makes bytes vanish
 
-	epoch atomic.Uint64 // counted up between the end of presence and that of bytes
-	quota *quota        // of the pool
-	use   use
+	epoch     atomic.Uint64 // counted up between the end of presence and that of bytes
+	allocated allocated
+	quota     *quota // of the pool
+	use       use
 }
 
 // createSegment writes a segment beside its final name, syncs it and renames
@@ -98,7 +99,9 @@ func deleteSegment(dir string) error {
 	return os.RemoveAll(gone)
 }
 
-func openSegment(dir string, id uint32) (_ *Segment, err error) {
+func openSegment(dir string, id uint32) (*Segment, error) { return openSegmentWith(dir, id, nil) }
+
+func openSegmentWith(dir string, id uint32, data *os.File) (_ *Segment, err error) {
 	s := &Segment{ID: id, dir: dir}
 	if s.table, err = openTable(filepath.Join(dir, "table")); err != nil {
 		return nil, err
@@ -117,7 +120,7 @@ func openSegment(dir string, id uint32) (_ *Segment, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("which boot is this: %v", err) // not ErrNotExist: the segment is not to blame
 	}
-	if s.data, err = os.OpenFile(filepath.Join(dir, "data"), os.O_RDWR, 0); err != nil {
+	if s.data, err = openData(filepath.Join(dir, "data"), data); err != nil {
 		return nil, err
 	}
 	st, err := s.data.Stat()
@@ -140,8 +143,30 @@ func openSegment(dir string, id uint32) (_ *Segment, err error) {
 	return s, err
 }
 
+// openData opens a data file; same, if it is that file, stands for it.
+func openData(path string, same *os.File) (*os.File, error) {
+	if same == nil {
+		return os.OpenFile(path, os.O_RDWR, 0)
+	}
+	at, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := same.Stat(); err != nil || !os.SameFile(at, st) {
+		return nil, fmt.Errorf("%s is another file than the one that is in use: %v", path, err)
+	}
+	fd, err := unix.FcntlInt(same.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("dup", err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // Path is the segment's data file, for faces that mount it directly.
 func (s *Segment) Path() string { return s.data.Name() }
+
+// File is that file as the pool has it open. It is the segment's own.
+func (s *Segment) File() *os.File { return s.data }
 
 // Present tells whether all of [off, off+n) is here. What is not in the
 // segment is not.
@@ -196,8 +221,9 @@ func (s *Segment) Store(off int64, p []byte) error {
 		return fmt.Errorf("pool: %w: no chunk of %d bytes at offset %d of segment %08x (%d bytes)", chunk.ErrCorrupt, n, off, s.ID, s.Size)
 	}
 	var room int64
+	had := s.allocated.all()
 	for at := int64(0); at < n; at += chunk.Block {
-		if !s.Present(off+at, 1) {
+		if !s.Present(off+at, 1) && !had.overlaps((off+at)/chunk.Block, (off+at)/chunk.Block+1) {
 			room += pages(min(chunk.Block, n-at))
 		}
 	}
