@@ -4,6 +4,7 @@
 // in the pool and recorded, and only then shown to the reader.
 //
 //	read.go      a read of flat addresses becomes chunks
+//	bring.go     the same where the kernel reads itself
 //	record.go    which blocks were read, and when
 //	flight.go    who waits for which chunk; each is fetched once
 //	plan.go      which chunks one request brings

@@ -36,11 +36,7 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 			return err
 		}
 	}
-	lo := im.linked.Find(off)
-	hi := lo
-	for hi < im.linked.Chunks() && im.linked.Chunk(hi).Flat < end {
-		hi++
-	}
+	lo, hi := im.chunksIn(off, end)
 	// What has come may have been evicted before it is read.
 	for vain := 0; ; vain++ {
 		waits, err := im.engine.join(im, lo, hi, off, end)

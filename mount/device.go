@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strconv"
 
@@ -30,8 +31,17 @@ type Options struct {
 	ReadAheadKiB    int     // of EROFS and FUSE; 0 leaves the kernel's 128. No effect with Loop, nor if /sys is read-only
 	// Keep, if not nil, is called for Device when there is a connection, and before
 	// anything waits for it. An error fails the mount.
-	Keep     func(Connection) error
+	Keep func(Connection) error
+	// Watch is called for Fanotify before there is a mount; see there. Nil is refused.
+	Watch    func(Watching) error
 	Buffered bool // for Device: cache data in the FUSE file too, not only in EROFS: 1.4 instead of 1.8 GB/s, and twice the memory; Options.Around needs it
+}
+
+func (o *Options) logger() *slog.Logger {
+	if o.Logger == nil {
+		return slog.Default()
+	}
+	return o.Logger
 }
 
 // Device mounts the EROFS image whose flat address space c provides, read-only

@@ -5,6 +5,8 @@
 //     provides, for images whose bytes are still on their way.
 //   - Direct mounts it as EROFS from files on disk, for images that are
 //     complete. No process is needed any longer.
+//   - Fanotify mounts it as Direct does, before they are: the kernel asks before it
+//     reads. When all have come the mount is one of Direct.
 //   - Fuse serves its files one by one, for kernels that cannot mount EROFS and
 //     for users who may not.
 //

@@ -13,6 +13,7 @@ import (
 type Image struct {
 	Meta     string          // path of its EROFS metadata
 	Segments []string        // paths of the files with its data, in the order of device slots
+	Flat     []int64         // flat addresses of these, for Fanotify
 	Content  fusedev.Content // its flat address space
 	Complete bool            // all data are in Segments
 }
@@ -59,13 +60,14 @@ var (
 	deviceFace Face = face{"device", func(ctx context.Context, im Image, o Options) (*Mounted, error) {
 		return Device(ctx, im.Content, o)
 	}}
-	fuseFace Face = face{"fuse", func(ctx context.Context, im Image, o Options) (*Mounted, error) {
+	fanotifyFace Face = face{"fanotify", Fanotify}
+	fuseFace     Face = face{"fuse", func(ctx context.Context, im Image, o Options) (*Mounted, error) {
 		return Fuse(ctx, im.Meta, im.Content, o)
 	}}
 )
 
 // Faces lists all faces, the best first.
-func Faces() []Face { return []Face{directFace, deviceFace, fuseFace} }
+func Faces() []Face { return []Face{directFace, deviceFace, fanotifyFace, fuseFace} }
 
 // FaceAuto is the name by which users ask for the face that Choose gives.
 const FaceAuto = "auto"

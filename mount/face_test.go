@@ -49,7 +49,7 @@ func TestFaceNamed(t *testing.T) {
 			t.Errorf("%s: %v, %v", f.Name(), g, err)
 		}
 	}
-	if _, err := FaceNamed("block"); err == nil || !strings.Contains(err.Error(), "auto, direct, device, fuse") {
+	if _, err := FaceNamed("block"); err == nil || !strings.Contains(err.Error(), "auto, direct, device, fanotify, fuse") {
 		t.Error(err)
 	}
 }

@@ -16,6 +16,8 @@ type Mounted struct {
 	done <-chan struct{}
 	conn *conn  // nil if nothing of ours serves it
 	stop func() // with conn, may be nil: ends what waits in the server
+
+	watched *watched // nil but for Fanotify
 }
 
 // newMounted takes fd, a detached mount, what serves it, and its backing device.
@@ -29,7 +31,7 @@ func newMounted(fd *os.File, k *conn, bdi string) (*Mounted, error) {
 		m.done = k.done
 		return m, nil
 	}
-	m.done, err = supers.watch(fd)
+	_, m.done, err = supers.watch(fd)
 	return m, err
 }
 
@@ -45,9 +47,13 @@ func (m *Mounted) Dev() uint64 { return m.dev }
 // is not known.
 func (m *Mounted) BDI() string { return m.bdi }
 
-// Served tells whether this process serves the mount, so that readers get
-// errors when it ends.
-func (m *Mounted) Served() bool { return m.conn != nil }
+// Served tells whether readers of the mount need this process. Under Fanotify that ends
+// with Release.
+func (m *Mounted) Served() bool { return m.conn != nil || m.watched != nil && m.watched.needs.Load() }
+
+// ReadsSegments tells whether the kernel reads the image's segments itself, so that what
+// is in them has to stay.
+func (m *Mounted) ReadsSegments() bool { return m.conn == nil }
 
 // Close gives up FD. A mount that was attached, and readers in it, live on and
 // are served; otherwise Done is soon closed. Until Close, FD keeps the mount
@@ -84,8 +90,13 @@ func (m *Mounted) Err() error {
 // has not cached, fail with an error (EIO, SIGBUS for mappings; under Fuse also
 // ENOTCONN). It does not wait for Content, but Done does. The mount stays where
 // it is attached. If it is not Served no read waits for anybody, and Abort does
-// nothing.
+// nothing. Under Fanotify what is here is still read, and Done is closed when the mount
+// is no more, and not before.
 func (m *Mounted) Abort() error {
+	if m.watched != nil {
+		m.watched.cancel()
+		return nil
+	}
 	if m.conn == nil {
 		return nil
 	}
@@ -100,6 +111,9 @@ func (m *Mounted) Abort() error {
 
 // Stats counts the requests of the kernel so far; nothing if it is not Served.
 func (m *Mounted) Stats() fusedev.Stats {
+	if m.watched != nil {
+		return m.watched.stats()
+	}
 	if m.conn == nil {
 		return fusedev.Stats{}
 	}

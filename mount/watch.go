@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -17,27 +18,87 @@ import (
 var supers superWatch
 
 type superWatch struct {
-	mu   sync.Mutex
-	file *os.File // nil while nothing is watched
-	gone map[int32][]chan struct{}
+	mu    sync.Mutex
+	file  *os.File // nil while nothing is watched
+	gone  map[int32][]chan struct{}
+	holds int
 }
 
-// watch returns a channel that is closed when the super block of the mount is
-// gone. The caller keeps root.
-func (w *superWatch) watch(root *os.File) (<-chan struct{}, error) {
+// hold keeps the instance open until release, and returns it.
+func (w *superWatch) hold() (*os.File, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.open(); err != nil {
+		return nil, err
+	}
+	w.holds++
+	return w.file, nil
+}
+
+func (w *superWatch) release() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.holds--
+	w.closeIdle()
+}
+
+// open makes an instance if there is none. w.mu is held.
+func (w *superWatch) open() error {
+	if w.file != nil {
+		return nil
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("watch a mount: inotify: %w", err)
+	}
+	w.use(os.NewFile(uintptr(fd), "inotify"))
+	return nil
+}
+
+func (w *superWatch) use(f *os.File) {
+	w.file, w.gone = f, map[int32][]chan struct{}{}
+	go w.read(f)
+}
+
+// again goes on with what another process has watched with from, the same for all such
+// calls. It takes the file.
+func (w *superWatch) again(from *os.File, wd int32) (<-chan struct{}, error) {
+	defer from.Close()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.file == nil {
-		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+		fd, err := unix.FcntlInt(from.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
-			return nil, fmt.Errorf("watch a mount: inotify: %w", err)
+			return nil, os.NewSyscallError("dup", err)
 		}
-		w.file, w.gone = os.NewFile(uintptr(fd), "inotify"), map[int32][]chan struct{}{}
-		go w.read(w.file)
+		w.use(os.NewFile(uintptr(fd), "inotify"))
+	}
+	// Its end may have been told to that process.
+	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(from.Fd())))
+	if err != nil {
+		return nil, err
+	}
+	gone := make(chan struct{})
+	if bytes.Contains(info, fmt.Appendf(nil, "inotify wd:%x ", wd)) {
+		w.gone[wd] = append(w.gone[wd], gone)
+		return gone, nil
+	}
+	close(gone)
+	w.closeIdle()
+	return gone, nil
+}
+
+// watch returns a channel that is closed when the super block of the mount is
+// gone, and what the instance calls it. The caller keeps root.
+func (w *superWatch) watch(root *os.File) (int32, <-chan struct{}, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.open(); err != nil {
+		return 0, nil, err
 	}
 	conn, err := w.file.SyscallConn()
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	var wd int
 	path := "/proc/self/fd/" + strconv.Itoa(int(root.Fd()))
@@ -49,17 +110,17 @@ func (w *superWatch) watch(root *os.File) (<-chan struct{}, error) {
 	}
 	if err != nil {
 		w.closeIdle()
-		return nil, fmt.Errorf("watch a mount: inotify: %w", err)
+		return 0, nil, fmt.Errorf("watch a mount: inotify: %w", err)
 	}
 	gone := make(chan struct{})
 	w.gone[int32(wd)] = append(w.gone[int32(wd)], gone)
-	return gone, nil
+	return int32(wd), gone, nil
 }
 
 // closeIdle ends the instance, and with it read, when nothing is watched.
 // w.mu is held.
 func (w *superWatch) closeIdle() {
-	if len(w.gone) == 0 && w.file != nil {
+	if len(w.gone) == 0 && w.holds == 0 && w.file != nil {
 		_ = w.file.Close()
 		w.file = nil
 	}

@@ -23,9 +23,10 @@ import (
 	"github.com/shale-image/shale/pool"
 )
 
-var options = mount.Options{Options: fusedev.Options{
-	Name: "mounttest", ReadTimeout: 20 * time.Second, Logger: slog.New(slog.DiscardHandler),
-}}
+var options = mount.Options{
+	Options: fusedev.Options{Name: "mounttest", ReadTimeout: 20 * time.Second, Logger: slog.New(slog.DiscardHandler)},
+	Watch:   func(mount.Watching) error { return nil }, // nobody: package daemon has a keeper
+}
 
 // stored is an image in whatever form: its index, and what its bytes come from.
 type stored struct {
@@ -93,7 +94,7 @@ func (n *node) image() mount.Image {
 	im := mount.Image{Meta: filepath.Join(n.linked.Dir, "meta"), Content: n.fill, Complete: missing == 0}
 	for _, s := range n.linked.Segments {
 		segment, _ := n.pool.Segment(s.ID)
-		im.Segments = append(im.Segments, segment.Path())
+		im.Segments, im.Flat = append(im.Segments, segment.Path()), append(im.Flat, s.Flat)
 	}
 	return im
 }
