@@ -187,6 +187,7 @@ type MountStatus struct {
 	MissingChunks  int       `json:"missing_chunks"`
 	MissingBytes   int64     `json:"missing_bytes"` // stored bytes not yet on the node
 	Survives       bool      `json:"survives"`      // the loss of its registry: nothing is missing
+	Detached       bool      `json:"detached"`      // from this service: its readers need no process of it
 	// Wrong says how what is mounted differs from the image, if it does: the index
 	// it is mounted by was somebody's, and not true.
 	Wrong string     `json:"wrong,omitempty"`

@@ -57,6 +57,7 @@ func (s *server) complete(m *mounted) *completion {
 			}
 			err := s.completeNow(ctx, m, int64(opt.CompleteRate))
 			if err == nil {
+				s.detach(m)
 				s.log.Info("all of an image is here", "id", m.id, "ref", m.ref)
 				select {
 				case <-c.again:
@@ -88,7 +89,7 @@ func (s *server) completeNow(ctx context.Context, m *mounted, rate int64) error 
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if n := m.image.Missing().Content; n > s.pool.Room() {
+	if n := m.image.Missing().Content; n > s.pool.Room() && !m.fs.ReadsSegments() { // that has its room
 		return pool.ErrNoSpace
 	}
 	if err := m.image.CompleteSlowly(ctx, fill.Slowly{Rate: rate}); err != nil {

@@ -113,10 +113,12 @@ type server struct {
 	opened     atomic.Bool    // open has returned
 	background sync.WaitGroup // comparisons, verification of the pool
 	telling    sync.Mutex     // held by keepCounts
-	completing chan struct{}  // has one if an image is being completed
+	aside      aside
+	completing chan struct{} // has one if an image is being completed
 
 	mu     sync.Mutex
 	mounts map[string]*mounted
+	lost   int       // mounts of the face fanotify that nobody can serve any more
 	ended  totals    // of mounts that are no more
 	calls  int       // being served
 	work   int       // of these, those that pull, mount or remove
@@ -135,7 +137,7 @@ func work(ctx context.Context, cfg Config, w *keeper.Worker) error {
 		return err
 	}
 	raiseFileLimit()
-	err = s.open()
+	err = s.open(kept)
 	s.opened.Store(true)
 	if err != nil {
 		err = errors.Join(err, s.close())
@@ -147,13 +149,18 @@ func work(ctx context.Context, cfg Config, w *keeper.Worker) error {
 }
 
 // open takes possession of the root directory.
-func (s *server) open() (err error) {
+func (s *server) open(kept []keeper.Mount) (err error) {
 	root := s.cfg.Root
 	if s.root, err = os.Stat(root); err != nil {
 		return err
 	}
 	s.turnLog()
-	if s.pool, err = pool.Open(poolDir(root)); err != nil {
+	data := watchedData(kept)
+	s.pool, err = pool.OpenWith(poolDir(root), data)
+	for _, f := range data {
+		f.Close() // it has its own
+	}
+	if err != nil {
 		return err
 	}
 	for _, err := range s.pool.Damage() {
@@ -240,6 +247,7 @@ func (s *server) run(ctx context.Context, kept []keeper.Mount) error {
 	for i := range kept {
 		s.resume(ctx, &kept[i])
 	}
+	s.serveWatched()
 	s.log.Info("serving", "root", s.cfg.Root, "pid", os.Getpid(), "version", s.cfg.Version, "mounts", len(kept))
 	if err := s.serveMetrics(ctx); err != nil {
 		s.log.Error("no metrics", "err", err)
@@ -310,12 +318,15 @@ func (s *server) keepHouse(ctx context.Context) {
 			synced = time.Now()
 		}
 		if st, err := os.Stat(s.cfg.Root); err != nil || !os.SameFile(st, s.root) {
-			s.log.Warn("the root directory is gone; ending", "root", s.cfg.Root)
-			s.stop()
-			return
+			if !s.watched() {
+				s.log.Warn("the root directory is gone; ending", "root", s.cfg.Root)
+				s.stop()
+				return
+			}
 		}
 		s.turnLog()
 		s.giveMemoryBack()
+		s.detachComplete()
 		s.compareComplete()
 		if s.idle() {
 			s.log.Info("idle; ending", "idle", s.cfg.Idle)

@@ -18,20 +18,29 @@ const readSlack = 5 * time.Second
 // show mounts an image with the face that was asked for, or the best one, and
 // tells which. An incomplete image is device as root and fuse otherwise, so
 // that the machine need not be probed first: that takes tens of milliseconds.
-func (s *server) show(ctx context.Context, rec *record, im *fill.Image, p mountArgs, keep func(mount.Connection) error) (*mount.Mounted, string, error) {
+func (s *server) show(ctx context.Context, m *mounted, p mountArgs) (*mount.Mounted, string, error) {
+	rec, im := m.use.record, m.image
 	image, err := s.imageOf(rec, im)
 	if err != nil {
 		return nil, "", err
 	}
 	o := s.mountOptions(p, im)
-	o.Keep = keep
+	o.Keep = func(c mount.Connection) error {
+		m.kept, m.face, m.number = true, deviceFace, c.Number
+		return s.keepMount(m, []*os.File{c.Dev, c.Abort})
+	}
+	o.Watch = func(w mount.Watching) error { return s.keepWatched(m, w) }
 	if p.Face != "" && p.Face != mount.FaceAuto {
 		face, err := mount.FaceNamed(p.Face)
 		if err != nil {
 			return nil, "", err
 		}
+		name := face.Name()
+		if name == fanotifyFace && image.Complete {
+			name = directFace // it is just that
+		}
 		fs, err := face.Mount(ctx, image, o)
-		return fs, face.Name(), err
+		return fs, name, err
 	}
 	root := os.Geteuid() == 0
 	able := mount.Capabilities{FileBackedEROFS: true, DetachedFUSE: true, Fusermount: true}
@@ -71,7 +80,7 @@ func (s *server) imageOf(rec *record, im *fill.Image) (mount.Image, error) {
 		if !ok {
 			return mount.Image{}, fmt.Errorf("segment %08x: %w", ls.ID, fill.ErrStale)
 		}
-		out.Segments = append(out.Segments, segment.Path())
+		out.Segments, out.Flat = append(out.Segments, segment.Path()), append(out.Flat, ls.Flat)
 	}
 	return out, nil
 }
@@ -83,5 +92,5 @@ func (s *server) served() (n int) {
 			n++
 		}
 	}
-	return n
+	return n + s.lost
 }

@@ -37,6 +37,8 @@ type mounted struct {
 	dev     uint64        // st_dev of what is mounted
 	number  uint64        // of its FUSE file system, if it is kept
 	kept    bool          // it outlives this process
+	aside   bool          // room for all of it is set aside; watched.go
+	looked  time.Time     // when it was last seen whether all of it is here; detachComplete's
 	before  totals        // what earlier workers have counted
 	told    totals        // what the keeper has of what was counted; keepCounts'
 	gone    chan struct{} // closed when the mount is no more and all is released
@@ -119,28 +121,21 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
 		image: im, landing: l, release: s.store.hold(u.ManifestDigest), gone: make(chan struct{}),
 	}
-	kept := false
-	shown, face, err := s.show(ctx, u.record, im, a, func(c mount.Connection) error {
-		kept = true
-		return s.keepMount(m, &c)
-	})
+	shown, face, err := s.show(ctx, m, a)
+	if m.kept && (err != nil || face != m.face) { // it was only tried
+		s.keeper.Drop(m.id)
+		m.kept = false
+	}
 	if err != nil {
-		if kept {
-			s.keeper.Drop(m.id)
-		}
+		s.notAside(m)
 		m.release()
 		l.stop()
 		return nil, nil, errors.Join(err, im.Close(), u.Close())
 	}
-	if shown.Served() { // else what is complete now has to stay so
+	if !shown.ReadsSegments() { // else what is here has to stay
 		m.release()
 	}
 	m.fs, m.face, m.dev = shown, face, shown.Dev()
-	if kept && face != deviceFace { // it was only tried
-		s.keeper.Drop(m.id)
-		kept = false
-	}
-	m.kept = kept
 	m.rest = s.complete(m)
 	s.mu.Lock()
 	s.mounts[m.id] = m
@@ -149,7 +144,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if !u.packed { // which knows better
 		im.Prefetch()
 	}
-	if kept {
+	if m.kept {
 		if err := s.keepMount(m, nil); err != nil {
 			s.log.Error("keep a mount", "id", m.id, "err", err)
 		}
@@ -198,6 +193,7 @@ func (s *server) watch(m *mounted) {
 	m.ended = true
 	m.image.Close()
 	m.reading.Unlock()
+	s.notAside(m)
 	m.use.Close()
 	close(m.gone)
 	s.log.Info("unmounted", "id", m.id, "ref", m.ref, "requests", t.origin.Requests, "fetched", t.origin.Bytes, "read", t.fill.ReadBytes, "pack", t.fill.PackBytes, "pack_waits", t.fill.PackWaits, "stalls", t.fill.Stalls)
@@ -244,8 +240,8 @@ func (m *mounted) status() (MountStatus, bool) {
 	return MountStatus{
 		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where, Face: m.face,
 		Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(), MissingChunks: missing.Chunks, MissingBytes: missing.Stored,
-		Survives: missing.Chunks == 0,
-		Wrong:    wrong, Fill: all.fill, Source: all.origin,
+		Survives: missing.Chunks == 0, Detached: m.fs != nil && !m.fs.Served(),
+		Wrong: wrong, Fill: all.fill, Source: all.origin,
 	}, true
 }
 

@@ -16,12 +16,15 @@ import (
 )
 
 // A worker may die at any moment. The next one has the pool, the linked images, and
-// for each mount of the face device its connection and a journal: what was asked for
-// and of which image it was made. Mounts of the face fuse end with the worker, and
-// direct ones need none.
+// for each mount of the faces device and fanotify its descriptors and a journal: what
+// was asked for and of which image it was made. Mounts of the face fuse end with the
+// worker, and direct ones need none.
 
-// deviceFace is the face whose mounts outlive a worker.
-const deviceFace = "device"
+// The faces whose mounts outlive a worker.
+const (
+	deviceFace   = "device"
+	fanotifyFace = "fanotify" // watched.go
+)
 
 // journal is what a worker has to know to serve a mount on.
 type journal struct {
@@ -30,25 +33,30 @@ type journal struct {
 	MetaSum string    `json:"meta_blake3"` // of the linked image, whose addresses readers use
 	Number  uint64    `json:"number"`
 	BDI     string    `json:"bdi,omitempty"`
+
+	// Of the face fanotify: whose data files come behind mount.Watching's, and its ID.
+	Segments []uint32 `json:"segments,omitempty"`
+	Watching int32    `json:"watching,omitempty"`
 }
 
-// keepMount has a mount kept. c is its connection the first time, and nil when the
+// keepMount has a mount kept. files are what it needs the first time, and nil when the
 // mount has been made.
-func (s *server) keepMount(m *mounted, c *mount.Connection) error {
-	if c != nil {
-		m.number = c.Number
-	}
+func (s *server) keepMount(m *mounted, files []*os.File) error {
 	show, ok := m.status()
 	if !ok {
 		return nil // it has just ended
 	}
-	show.Face = deviceFace // also while it is being made
 	j := journal{Asked: m.asked, Digest: m.use.ManifestDigest, MetaSum: m.image.Linked().MetaSum, Number: m.number}
-	k := keeper.Mount{ID: m.id, Settled: c == nil}
-	if c != nil {
-		k.Files = []*os.File{c.Dev, c.Abort}
-	} else {
-		j.BDI = m.fs.BDI()
+	k := keeper.Mount{ID: m.id, Settled: files == nil, Files: files}
+	if m.face == fanotifyFace {
+		// To make it nothing is read that this process has to bring.
+		k.Settled, k.Held = true, true
+		for _, ls := range m.image.Linked().Segments {
+			j.Segments = append(j.Segments, ls.ID)
+		}
+	}
+	if files == nil {
+		j.BDI, j.Watching = m.fs.BDI(), m.fs.Watching().ID
 	}
 	var err, jerr error
 	k.Show, err = json.Marshal(show)
@@ -63,6 +71,10 @@ func (s *server) keepMount(m *mounted, c *mount.Connection) error {
 // readers get EIO.
 func (s *server) resume(ctx context.Context, k *keeper.Mount) {
 	m, err := s.reopen(ctx, k)
+	if err != nil && k.Held {
+		s.lose(k, err)
+		return
+	}
 	if err != nil {
 		s.log.Error("a mount cannot be served any more: its readers get EIO", "id", k.ID, "err", err)
 		k.Abort()
@@ -92,7 +104,7 @@ func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err e
 	if err := errors.Join(json.Unmarshal(k.Show, &show), json.Unmarshal(k.Rest, &j)); err != nil {
 		return nil, fmt.Errorf("its journal: %w", err)
 	}
-	if len(k.Files) != 2 {
+	if !k.Held && len(k.Files) != 2 {
 		return nil, fmt.Errorf("%d files, want 2: %w", len(k.Files), os.ErrInvalid)
 	}
 	u, err := s.store.reopen(ctx, j.Asked.Source, j.Digest)
@@ -109,15 +121,20 @@ func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err e
 	if sum := im.Linked().MetaSum; sum != j.MetaSum {
 		return nil, errors.Join(fmt.Errorf("the image was linked anew: %w", fill.ErrStale), im.Close(), u.Close())
 	}
-	fs, err := mount.Resume(mount.Connection{Dev: k.Files[0], Abort: k.Files[1], Number: j.Number, ImageDev: show.Dev, BDI: j.BDI}, im, s.mountOptions(j.Asked, im))
+	m := &mounted{
+		id: k.ID, ref: show.Ref, where: show.Where, asked: j.Asked, use: u, since: show.Since, image: im,
+		release: func() {}, face: show.Face, dev: show.Dev, number: j.Number, gone: make(chan struct{}),
+		kept: true, before: totals{show.Fill, show.Source},
+	}
+	if k.Held {
+		m.fs, err = s.resumeWatched(m, k, show.Dev, &j)
+	} else {
+		m.fs, err = mount.Resume(mount.Connection{Dev: k.Files[0], Abort: k.Files[1], Number: j.Number, ImageDev: show.Dev, BDI: j.BDI}, im, s.mountOptions(j.Asked, im))
+	}
 	if err != nil {
 		return nil, errors.Join(err, im.Close(), u.Close())
 	}
-	return &mounted{
-		id: k.ID, ref: show.Ref, where: show.Where, asked: j.Asked, use: u, since: show.Since, image: im,
-		release: func() {}, fs: fs, face: show.Face, dev: show.Dev, number: j.Number, gone: make(chan struct{}),
-		kept: true, before: totals{show.Fill, show.Source},
-	}, nil
+	return m, nil
 }
 
 // mountOptions are those of a mount of an image.
@@ -197,6 +214,10 @@ func (s *server) obey() {
 // leave makes this process exit, and leave the mounts to another worker. Without a
 // keeper there is none.
 func (s *server) leave() {
+	if s.keeper.Keeper() == 0 && s.watched() {
+		s.log.Error("not ending: readers of a mount of the face fanotify would see zeros", "pid", os.Getpid())
+		return
+	}
 	s.mu.Lock()
 	s.leaves = s.keeper.Keeper() != 0
 	s.ending = true

@@ -19,9 +19,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 )
@@ -94,9 +96,32 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer k.own.Close()
 	go k.answer()
-	err = k.run(ctx)
+	err = k.run(k.untilFree(ctx))
 	k.end(ctx.Err() != nil && k.store.lasts())
 	return err
+}
+
+// untilFree returns a context that ends with ctx, but not before nothing is Held any
+// more that would end with this process.
+func (k *keeper) untilFree(ctx context.Context) context.Context {
+	free, end := context.WithCancel(context.Background())
+	context.AfterFunc(ctx, func() {
+		defer end()
+		if k.holds() {
+			k.log.Error("not ending before all that is mounted with the face fanotify is complete, or unmounted: its readers would see zeros")
+		}
+		for k.holds() {
+			time.Sleep(checkTime)
+		}
+	})
+	return free
+}
+
+// holds tells whether something is Held by nobody else.
+func (k *keeper) holds() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.store.lasts() && slices.ContainsFunc(k.kept, func(m *Mount) bool { return m.Held })
 }
 
 // failure is an error as Options.Ready wants it, if the worker has not said more.
@@ -127,7 +152,12 @@ func (k *keeper) run(ctx context.Context) error {
 	)
 	for {
 		if err := k.o.Prepare(); err != nil {
-			return err
+			if !k.holds() {
+				return err
+			}
+			k.log.Error("no worker can be started: readers wait", "err", err)
+			time.Sleep(pause(0, math.MaxInt))
+			continue
 		}
 		var w *worker
 		var err error
@@ -143,10 +173,13 @@ func (k *keeper) run(ctx context.Context) error {
 			k.log.Error("start a worker", "err", err)
 		}
 		switch {
-		case ctx.Err() != nil, out.end:
+		case ctx.Err() != nil, out.end && !k.holds():
 			return nil
-		case out.late:
+		case out.late && !k.holds():
 			return fmt.Errorf("%w for %v: mounts are aborted", ErrNoWorker, k.o.Patience)
+		case out.late: // those of the rest wait
+			k.letGo(func(m *Mount) bool { return !m.Held })
+			since = time.Now()
 		}
 		if next = out.next; next != nil {
 			since, failed = time.Now(), 0
@@ -245,22 +278,36 @@ func (k *keeper) drop(id string) {
 // end lets go of what is kept. If others hold it too, they keep it for the next
 // keeper; else readers get EIO.
 func (k *keeper) end(held bool) {
+	if !held {
+		k.letGo(func(*Mount) bool { return true })
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, m := range k.kept {
-		if !held {
-			k.log.Warn("ending with an image mounted", "id", m.ID)
-			m.Abort()
-			k.store.remove(m)
-		}
 		closeAll(m.Files)
 	}
 	k.kept = nil
 }
 
+// letGo aborts mounts, and forgets them.
+func (k *keeper) letGo(which func(*Mount) bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.kept = slices.DeleteFunc(k.kept, func(m *Mount) bool {
+		if !which(m) {
+			return false
+		}
+		k.log.Warn("ending with an image mounted", "id", m.ID)
+		m.Abort()
+		k.store.remove(m)
+		closeAll(m.Files)
+		return true
+	})
+}
+
 // Abort ends the connection of a mount: who reads gets EIO.
 func (m *Mount) Abort() {
-	if len(m.Files) > 1 {
+	if len(m.Files) > 1 && !m.Held {
 		_, _ = m.Files[1].Write([]byte("1")) // or it is gone already
 	}
 }

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -146,12 +148,31 @@ func (k *keeper) await(w *worker, p *os.Process, heard <-chan struct{}) {
 	close(w.dead)
 }
 
-// dying tells whether the first thread of a process has ended.
+// dying tells whether the first thread of a process has ended, and the others, if
+// there are any, wait in the kernel for what not even SIGKILL ends: none of them does
+// anything any more.
 func dying(pid int) bool {
+	if !strings.ContainsRune("ZX", state(fmt.Sprintf("/proc/%d/stat", pid))) {
+		return false
+	}
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, path := range threads {
+		if !strings.ContainsRune("ZXD", state(path)) {
+			return false
+		}
+	}
+	return true
+}
+
+// state is the state of a thread; X if it is no more.
+func state(path string) rune {
 	// "123 (name) Z 1 ..."; a name may have any byte in it
-	p, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	p, err := os.ReadFile(path)
 	i := bytes.LastIndexByte(p, ')')
-	return err == nil && i >= 0 && len(p) > i+2 && (p[i+2] == 'Z' || p[i+2] == 'X')
+	if err != nil || i < 0 || len(p) <= i+2 {
+		return 'X'
+	}
+	return rune(p[i+2])
 }
 
 func (w *worker) order(o Order) { _ = writePacket(w.conn, byte(o), nil) }

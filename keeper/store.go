@@ -50,8 +50,9 @@ func openStore(log *slog.Logger) (*store, []*Mount, error) {
 	}
 	files := map[string]*os.File{}
 	for i, name := range name {
-		unix.CloseOnExec(firstListen + i)
-		files[name] = os.NewFile(uintptr(firstListen+i), name)
+		if files[name], err = file(firstListen+i, name); err != nil {
+			return nil, nil, err
+		}
 	}
 	return s, s.restore(files), nil
 }
@@ -153,7 +154,9 @@ func (s *store) notify(state string, files ...*os.File) {
 		defer unix.Close(fd)
 		var oob []byte
 		for _, f := range files {
-			oob = append(oob, unix.UnixRights(int(f.Fd()))...)
+			if err := descriptor(f, func(fd int) { oob = append(oob, unix.UnixRights(fd)...) }); err != nil {
+				return err
+			}
 		}
 		// The manager's queue may be full for a moment.
 		for range 100 {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,11 +47,15 @@ const (
 
 	// protocol is that of this socket. It changes only if a worker could not
 	// understand an older keeper.
-	protocol = 1
+	//
+	// Version 2: mounts have up to MaxFiles files, and may be Held.
+	protocol = 2
 
 	maxPacket = 160 << 10 // a journal holds a request of 64 KiB and little more
-	maxFiles  = 4
 )
+
+// MaxFiles bounds the files of a mount: so many go in one packet (SCM_MAX_FD).
+const MaxFiles = 253
 
 type hello struct {
 	Protocol int    `json:"protocol"`
@@ -74,18 +79,46 @@ func writePacket(c *net.UnixConn, kind byte, body any, files ...*os.File) error 
 	if len(files) > 0 {
 		fds := make([]int, len(files))
 		for i, f := range files {
-			fds[i] = int(f.Fd())
+			// Not f.Fd(): that makes all who have the file block in it.
+			if err := descriptor(f, func(fd int) { fds[i] = fd }); err != nil {
+				return err
+			}
 		}
 		oob = unix.UnixRights(fds...)
 	}
 	_, _, err := c.WriteMsgUnix(p, oob, nil)
+	runtime.KeepAlive(files)
 	return err
+}
+
+func descriptor(f *os.File, use func(fd int)) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) { use(int(fd)) })
+}
+
+// file makes a File of a descriptor which is only kept. The runtime does not see what
+// it is: it would ask to be woken whenever there is something to be read from it.
+func file(fd int, name string) (*os.File, error) {
+	defer unix.Close(fd)
+	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: os.DevNull, Err: err}
+	}
+	f := os.NewFile(uintptr(null), name)
+	if err := unix.Dup3(fd, null, unix.O_CLOEXEC); err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("dup3", err)
+	}
+	return f, nil
 }
 
 // readPacket reads a packet into buf, which has maxPacket bytes. At the end of
 // the connection it returns io.EOF.
 func readPacket(c *net.UnixConn, buf []byte) (kind byte, body []byte, files []*os.File, err error) {
-	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
+	oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
 	n, on, flags, _, err := c.ReadMsgUnix(buf, oob)
 	if err != nil {
 		return 0, nil, nil, err
@@ -94,10 +127,18 @@ func readPacket(c *net.UnixConn, buf []byte) (kind byte, body []byte, files []*o
 		for _, m := range msgs {
 			fds, _ := unix.ParseUnixRights(&m)
 			for _, fd := range fds {
-				unix.CloseOnExec(fd) // ReadMsgUnix asks for that, too
-				files = append(files, os.NewFile(uintptr(fd), "kept"))
+				f, e := file(fd, "kept")
+				if e != nil {
+					err = e
+					continue
+				}
+				files = append(files, f)
 			}
 		}
+	}
+	if err != nil {
+		closeAll(files)
+		return 0, nil, nil, err
 	}
 	if n == 0 {
 		closeAll(files)

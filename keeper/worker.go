@@ -21,9 +21,12 @@ type Mount struct {
 	// Settled says that whoever made the mount waits for nothing that the mount's
 	// server has to answer.
 	Settled bool `json:"settled"`
+	// Held says that nobody can abort it: were nobody to hold its files its readers
+	// would see what is not so. The keeper does not end while there is one.
+	Held bool `json:"held,omitempty"`
 
-	// Files are its connection's: /dev/fuse, and the file that aborts it, if
-	// there is one.
+	// Files are what serves it; unless it is Held, /dev/fuse and the file that aborts
+	// it, if there is one.
 	Files []*os.File `json:"-"`
 }
 

@@ -33,7 +33,9 @@ notices a pause at most.
 SIGTERM and SIGINT end it at once. What is being pulled breaks off and goes on
 with the next pull. Images that are mounted stay visible, but reads of what is
 not in memory fail with EIO until they are unmounted and mounted again; images
-that were complete when they were mounted (face direct) do not need the service.
+that were complete when they were mounted (face direct) do not need the service. With
+the face fanotify, before all of an image is here, readers would see zeros: the service
+then ends when they are complete, or unmounted, and not before.
 The pool of the node's chunks may take as much disk as there is, or as the quota
 allows ("cache": {"quota": "20G"} in the configuration, or --cache-quota). Beyond
 that, what was used longest ago is evicted, but nothing of images that are pinned,

@@ -80,6 +80,7 @@ func diagnose(root string) diagnosis {
 	capability("EROFS on files", "FileBackedEROFS", c.FileBackedEROFS, "works", "needs root and Linux 6.12, or loop devices")
 	capability("EROFS on loop", "Loop", c.Loop, "works", "needs root, and loop devices where EROFS cannot mount files")
 	capability("detached FUSE", "DetachedFUSE", c.DetachedFUSE, "works", "needs root and /dev/fuse (modprobe fuse)")
+	capability("pre-access events", "Fanotify", c.Fanotify, "work, for --face fanotify on ext4, xfs and btrfs", "only needed for --face fanotify: root and Linux 6.14")
 	capability("FUSE handover", "Resend", c.Resend, "works", "needs root and Linux 6.9")
 	capability("fusermount3", "Fusermount", c.Fusermount, "works", fusermountHint(c.Why["Fusermount"]))
 	overlay := checkOverlay()

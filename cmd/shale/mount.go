@@ -31,7 +31,14 @@ the caller. With --json: {ref, manifest_digest, platform, config, content_bytes,
 missing_bytes, id, face}; config is the image's own, and bytes are those of
 chunks: content_bytes in files, missing_bytes stored and not yet on the node.
 When no reader had to wait for 30 s the rest is fetched, too, in the time that readers
-leave, unless --no-complete or the configuration says otherwise.`,
+leave, unless --no-complete or the configuration says otherwise.
+
+With --face fanotify (root, Linux 6.14, the root directory on ext4, xfs or btrfs) the
+kernel reads the chunk store itself, and asks the service before. When all of the image is
+here it asks no more, and the mount needs no process of the service ("detached" in shale
+status); until then both processes must live: if they are killed at once, readers see
+zeros where they would get EIO with the face device. It is refused where there is no room
+for all of the image, which is then set aside.`,
 		Example: `  shale mount localhost:5000/debian:12-shale /mnt
   shale mount oci:./layout:tag /mnt`,
 		Args: args(cobra.ExactArgs(2)),

@@ -28,8 +28,9 @@ answers within a second.
 
 With --json: {root, version, processes[], started, mounts[], images[], pool, full}, or of
 one mount: {id, ref, manifest_digest, platform, where, face, since, dev,
-content_bytes, missing_chunks, missing_bytes, survives, wrong, fill, source}. survives says that
-the mount needs its registry no more: all of its image is here. wrong says how
+content_bytes, missing_chunks, missing_bytes, survives, detached, wrong, fill, source}.
+survives says that the mount needs its registry no more: all of its image is here.
+detached says that it needs no process of the service either. wrong says how
 what is mounted differs from the image, if the index it is mounted by turned out to
 be untrue. fill is what readers caused: {read_bytes, requests, fetched_bytes, chunks, content_bytes, errors,
 last_errors[]}. source is what was asked of the registry for it: {requests, retries,
@@ -111,6 +112,9 @@ func printMount(w io.Writer, m *daemon.MountStatus) error {
 
 // missing tells what is not here.
 func missing(m *daemon.MountStatus) string {
+	if m.Survives && m.Detached {
+		return "0 chunks: it survives the loss of its registry, and of this service"
+	}
 	if m.Survives {
 		return "0 chunks: it survives the loss of its registry"
 	}
