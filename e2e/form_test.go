@@ -21,7 +21,7 @@ var forms = []form{
 func eachForm(t *testing.T, test func(t *testing.T, f form, face string)) {
 	for _, f := range forms {
 		t.Run(f.what, func(t *testing.T) {
-			for _, face := range []string{"device", "fuse", "direct"} {
+			for _, face := range []string{"device", "fanotify", "fuse", "direct"} {
 				t.Run(face, func(t *testing.T) { test(t, f, face) })
 			}
 		})

@@ -136,7 +136,7 @@ func (l *load) commands(mnt string, seed uint64) {
 
 // contained runs a container that reads some files again and again, and tells their
 // digest. It forgets what it has read.
-func (l *load) contained(n *node, ref string, seed uint64) {
+func (l *load) contained(n *node, face, ref string, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	sum := sha256.New()
 	var script strings.Builder
@@ -152,7 +152,7 @@ func (l *load) contained(n *node, ref string, seed uint64) {
 		fmt.Fprintf(&script, "; dd status=none bs=64k iflag=nocache if='/%s'", name)
 	}
 	fmt.Fprint(&script, ") | sha256sum; done")
-	cmd := exec.Command(n.w.shale, "run", "--rm", ref, "sh", "-c", script.String())
+	cmd := exec.Command(n.w.shale, "run", "--rm", "--no-complete", "--face", face, ref, "sh", "-c", script.String())
 	cmd.Env = append(os.Environ(), "SHALE_ROOT="+n.root)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -204,15 +204,22 @@ func (n *node) takeovers() (all []time.Duration) {
 // TestSurvival kills the worker, and exchanges it, while containers' trees are read:
 // SHALE_KILLS times, 20 by default. No read may fail, hang or be wrong.
 func TestSurvival(t *testing.T) {
+	for _, face := range []string{"device", "fanotify"} {
+		t.Run(face, func(t *testing.T) { testSurvival(t, face) })
+	}
+}
+
+// testSurvival leaves images incomplete, so that the service is needed to the end.
+func testSurvival(t *testing.T, face string) {
 	w := setup(t)
 	n := w.node(t)
 	// No proxy: who faults in a mapping holds a processor that a server in this process
 	// would need to answer.
 	host := w.registry.Host()
 	mounts := []string{n.mnt, t.TempDir(), t.TempDir()}
-	n.shale(0, "mount", "--face", "device", host+"/"+name, mounts[0])
-	n.shale(0, "mount", "--face", "device", host+"/"+name, mounts[1])
-	n.shale(0, "mount", "--face", "device", host+"/"+plainName, mounts[2])
+	n.shale(0, "mount", "--no-complete", "--face", face, host+"/"+name, mounts[0])
+	n.shale(0, "mount", "--no-complete", "--face", face, host+"/"+name, mounts[1])
+	n.shale(0, "mount", "--no-complete", "--face", face, host+"/"+plainName, mounts[2])
 	for _, m := range mounts[1:] {
 		defer unix.Unmount(m, unix.MNT_DETACH)
 	}
@@ -235,8 +242,8 @@ func TestSurvival(t *testing.T) {
 		wg.Go(func() { l.commands(mnt, seed+3) })
 	}
 	if _, err := exec.LookPath("runc"); err == nil {
-		wg.Go(func() { l.contained(n, host+"/"+name, 100) })
-		wg.Go(func() { l.contained(n, host+"/"+plainName, 101) })
+		wg.Go(func() { l.contained(n, face, host+"/"+name, 100) })
+		wg.Go(func() { l.contained(n, face, host+"/"+plainName, 101) })
 	}
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 7)) // moments are no two times the same anyway
 	killed, swapped := 0, 0
