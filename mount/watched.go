@@ -47,7 +47,8 @@ type watched struct {
 	id      int32 // of its end in watches.ends
 
 	late                 atomic.Pointer[lateness]
-	needs                atomic.Bool // this process
+	brings               sync.WaitGroup // in which fill is used; begun with watches.mu held
+	needs                atomic.Bool    // this process
 	hits, misses, errors atomic.Int64
 }
 
@@ -151,6 +152,7 @@ func (s *watchSet) wait(w *watched, gone <-chan struct{}) {
 	<-gone
 	w.cancel()
 	s.drop(w)
+	w.brings.Wait()
 	close(w.done)
 }
 
@@ -205,6 +207,7 @@ func (s *watchSet) Bring(e fanotify.Event) error {
 	for _, x := range s.of(e) {
 		for w, flat := range x.by {
 			parts = append(parts, part{w, flat})
+			w.brings.Add(1)
 		}
 	}
 	s.mu.RUnlock()
@@ -213,6 +216,7 @@ func (s *watchSet) Bring(e fanotify.Event) error {
 	defer cancel()
 	for _, p := range parts {
 		go func() {
+			defer p.w.brings.Done()
 			ended <- p.w.bring(ctx, p.flat+e.Off, e.Size)
 		}()
 	}

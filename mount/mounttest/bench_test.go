@@ -2,6 +2,9 @@ package mounttest
 
 import (
 	"archive/tar"
+	"context"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -12,6 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/fill"
+	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/mount"
 )
 
@@ -107,4 +113,58 @@ func named(b *testing.B, name string) mount.Face {
 	f, err := mount.FaceNamed(name)
 	must(b, err)
 	return f
+}
+
+// BenchmarkCold reads a file of 64 MiB one after the other that is not here, from where
+// each request takes 20 ms, by the kernel's readahead in KiB.
+func BenchmarkCold(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root")
+	}
+	const size = 64 << 20
+	data := make([]byte, size)
+	rand.NewChaCha8([32]byte{4}).Read(data)
+	s := indexOf([]file{
+		{Header: tar.Header{Typeflag: tar.TypeDir, Name: ".", Mode: 0o755}},
+		{Header: tar.Header{Typeflag: tar.TypeReg, Name: "other", Mode: 0o644, Size: 1}, data: []byte("x")},
+		{Header: tar.Header{Typeflag: tar.TypeReg, Name: hung, Mode: 0o644, Size: size}, data: data},
+	})
+	for _, name := range []string{"device", "fanotify"} {
+		for _, kib := range []int{128, 1024, 4096} {
+			b.Run(fmt.Sprintf("%s/%d", name, kib), func(b *testing.B) {
+				b.SetBytes(size)
+				for b.Loop() {
+					b.StopTimer()
+					dir := b.TempDir()
+					store(b, dir, s)
+					n, err := open(dir)
+					must(b, err)
+					slow := slowly{n.source}
+					n.fill.Close()
+					l, err := link.Open(n.linked.Dir)
+					must(b, err)
+					n.fill, err = fill.New(n.pool, fill.Options{}).Open(l, slow)
+					must(b, err)
+					o := options
+					o.ReadAheadKiB = kib
+					at, _ := showWith(b, named(b, name), n.image(), o)
+					f, err := os.Open(filepath.Join(at, hung))
+					must(b, err)
+					b.StartTimer()
+					_, err = io.Copy(io.Discard, struct{ io.Reader }{f})
+					must(b, err)
+					b.StopTimer()
+					f.Close()
+					b.StartTimer()
+				}
+			})
+		}
+	}
+}
+
+type slowly struct{ *source }
+
+func (s slowly) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	time.Sleep(20 * time.Millisecond)
+	return s.source.Range(ctx, ref, off, n)
 }
