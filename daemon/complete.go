@@ -81,18 +81,37 @@ func (s *server) complete(m *mounted) *completion {
 
 var errOthers = errors.New("others are still fetching parts of it")
 
-// completeNow is one try. There is one at a time on a node.
+// completeNow is one try. There is one at a time on a node, besides those whose source
+// hangs.
 func (s *server) completeNow(ctx context.Context, m *mounted, rate int64) error {
-	select {
-	case s.completing <- struct{}{}:
-		defer func() { <-s.completing }()
-	case <-ctx.Done():
-		return ctx.Err()
+	held := false // by this image; the calls of take and give follow each other
+	take := func(ctx context.Context) error {
+		select {
+		case s.completing <- struct{}{}:
+			held = true
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if n := m.image.Missing().Content; n > s.pool.Room() && !m.fs.ReadsSegments() { // that has its room
+			return pool.ErrNoSpace
+		}
+		return nil
 	}
-	if n := m.image.Missing().Content; n > s.pool.Room() && !m.fs.ReadsSegments() { // that has its room
-		return pool.ErrNoSpace
+	give := func() {
+		if held {
+			<-s.completing
+			held = false
+		}
 	}
-	if err := m.image.CompleteSlowly(ctx, fill.Slowly{Rate: rate}); err != nil {
+	defer give()
+	if err := take(ctx); err != nil {
+		return err
+	}
+	err := m.image.CompleteSlowly(ctx, fill.Slowly{Rate: rate, Yield: func() func(context.Context) error {
+		give()
+		return take
+	}})
+	if err != nil {
 		return err
 	}
 	if m.image.Missing().Chunks > 0 {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -226,4 +227,35 @@ func TestScrubGoesOn(t *testing.T) {
 			t.Errorf("%q: %+v, %v", bad, st, err)
 		}
 	}
+}
+
+// TestCompleteBeside: an image whose source hangs, and a reader of it, hold up nobody
+// else's completion.
+func TestCompleteBeside(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	configured(t, `{"cache": {"complete_after": "500ms"}}`)
+	c := service(t)
+	src, shut, open, asked := guarded(t, windowed(t))
+	hung, err := c.Mount(background, src, Place{Where: "nowhere", Face: "device"}, nil)
+	must(t, err)
+	shut() // before anything is completed
+	defer hung.FS.Close()
+	eventually(t, "it is being completed", func() bool { return asked.Load() > 0 })
+	read := make(chan error, 1)
+	go func() {
+		p, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d/text", hung.FS.Fd()))
+		if err == nil && !bytes.Equal(p, longText()) {
+			err = errors.New("wrong bytes")
+		}
+		read <- err
+	}()
+	_, m := attachAs(t, c, layout(t), Place{Face: "device"})
+	must(t, c.WaitComplete(background, m.ManifestDigest, nil))
+	if st := mountStatus(t, c, hung.ID); st.MissingChunks == 0 {
+		t.Errorf("%+v: it does not hang", st)
+	}
+	open()
+	must(t, <-read)
 }

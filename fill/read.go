@@ -65,16 +65,20 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 }
 
 // awaitAll waits for flights, and returns those whose chunks the pool had no room for.
-// What is fetched for nobody yet stands back meanwhile.
+// What is fetched for nobody yet stands back meanwhile, but not for one whose source
+// hangs.
 func (im *Image) awaitAll(ctx context.Context, waits []wait) (held []wait, err error) {
 	if len(waits) == 0 {
 		return nil, nil
 	}
 	e := im.engine
 	e.waiting.Add(1)
+	long := time.AfterFunc(slowTurn, func() { e.waiting.Add(-1) })
 	defer func() {
 		e.waited.Store(time.Now().UnixNano())
-		e.waiting.Add(-1)
+		if long.Stop() {
+			e.waiting.Add(-1)
+		}
 	}()
 	for _, w := range waits {
 		f, err := im.await(ctx, w)

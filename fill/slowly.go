@@ -1,6 +1,7 @@
 package fill
 
 import (
+	"cmp"
 	"context"
 	"time"
 )
@@ -9,6 +10,9 @@ import (
 type Slowly struct {
 	// Rate bounds the stored bytes a second; 0 is without bound.
 	Rate int64
+	// Yield, if not nil, is called when a request takes so long that others need not
+	// wait for it, and what it returns when that has ended.
+	Yield func() (back func(context.Context) error)
 }
 
 const (
@@ -18,6 +22,8 @@ const (
 	// slowPause is how long after readers waited they may wait again.
 	slowPause = 200 * time.Millisecond
 	slowLook  = 20 * time.Millisecond
+	// slowTurn is how long others wait for a request, or a reader, whose source hangs.
+	slowTurn = 3 * time.Second
 	// near is how far behind what was read something is likely to be read, in
 	// bytes of content.
 	near = 4 << 20
@@ -67,10 +73,8 @@ func (im *Image) trickle(ctx context.Context, i int, end int64, o Slowly) error 
 		all := im.linked.Stored(wants[0].chunk)
 		all.Extend(im.linked.Stored(wants[len(wants)-1].chunk))
 		im.requests.Go(func() { im.fetch(im.ctx, wants) })
-		for _, w := range wants {
-			if err := im.arrive(ctx, wait{w.index, w.flight}); err != nil {
-				return err
-			}
+		if err := im.arriveSlowly(ctx, wants, o); err != nil {
+			return err
 		}
 		if o.Rate > 0 {
 			due := time.Duration(float64(all.Length) / float64(o.Rate) * float64(time.Second))
@@ -79,6 +83,26 @@ func (im *Image) trickle(ctx context.Context, i int, end int64, o Slowly) error 
 			}
 		}
 	}
+}
+
+// arriveSlowly returns when all that is wanted is in the pool.
+func (im *Image) arriveSlowly(ctx context.Context, wants []want, o Slowly) (err error) {
+	if o.Yield != nil {
+		yielded := make(chan func(context.Context) error, 1)
+		late := time.AfterFunc(slowTurn, func() { yielded <- o.Yield() })
+		defer func() {
+			if !late.Stop() {
+				back := <-yielded
+				err = cmp.Or(err, back(ctx))
+			}
+		}()
+	}
+	for _, w := range wants {
+		if err := im.arrive(ctx, wait{w.index, w.flight}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Quiet returns when no reader waits, nor has done so a moment ago.

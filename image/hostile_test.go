@@ -256,3 +256,38 @@ func TestTLS(t *testing.T) {
 		}
 	}
 }
+
+// TestHealthShared: what one image has learned of a mirror, which is asked in nobody's
+// name, others need not.
+func TestHealthShared(t *testing.T) {
+	mirror, origin := serve(t, nil), serve(t, nil)
+	for _, host := range []string{mirror, origin} {
+		pushImage(t, open(t, host+"/app", image.Options{}), "v1", "amd64")
+		pushImage(t, open(t, host+"/other", image.Options{}), "v1", "amd64")
+	}
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	dead := strings.TrimPrefix(gone.URL, "http://")
+	asked := func(ref string, cred image.Credentials, mirrors ...string) bool {
+		t.Helper()
+		rec := newRecorder(t)
+		if _, err := open(t, ref, image.Options{Transport: rec, Mirrors: mirrors, Credentials: cred}).Resolve(t.Context(), linux("amd64")); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rec.reqs {
+			if r.URL.Host == dead {
+				return true
+			}
+		}
+		return false
+	}
+	if !asked(origin+"/app:v1", image.Credentials{}, dead, mirror) {
+		t.Error("the mirror was not asked")
+	}
+	if asked(origin+"/other:v1", image.Credentials{}, dead, mirror) {
+		t.Error("a mirror that does not answer was asked for another image")
+	}
+	if asked(origin+"/app:v1", image.Credentials{Username: "me", Password: "x"}, dead, mirror) {
+		t.Error("mirrors are asked in nobody's name, whoever asks")
+	}
+}

@@ -96,7 +96,7 @@ func newRegistry(ref Ref, opts Options) (*registry, error) {
 	g.endpoints = append(g.endpoints, g.endpoint(host, opts.Credentials))
 	var places []choose.Place
 	for _, e := range g.endpoints {
-		places = append(places, choose.Place{Name: e.auth.host, Source: httpblob.New(e.client, func(r blob.Ref) string { return e.url + "/blobs/" + r.Digest })})
+		places = append(places, choose.Place{Name: e.auth.host, Source: httpblob.New(e.client, func(r blob.Ref) string { return e.url + "/blobs/" + r.Digest }), Health: healthOf(e.auth)})
 	}
 	g.blobs = choose.New(places...)
 	return g, nil

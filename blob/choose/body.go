@@ -51,7 +51,7 @@ func (b *body) open(off, n int64) error {
 		r.Close()
 		return errAbandoned
 	}
-	b.from.answered(time.Since(b.begun))
+	b.from.Health.answered(time.Since(b.begun))
 	b.ReadCloser = r
 	return nil
 }
@@ -72,7 +72,7 @@ func (b *body) abandon() {
 	case waited >= stalled:
 		b.from.failed(b.ref, errStalled)
 	default:
-		b.from.late(waited)
+		b.from.Health.late(waited)
 	}
 }
 
@@ -93,7 +93,7 @@ func (b *body) Read(p []byte) (int, error) {
 	b.stall.Stop()
 	b.left -= int64(n)
 	if err == nil && b.dribbles(time.Since(began), int64(n)) {
-		b.from.dribbled()
+		b.from.Health.dribbled()
 		err = fmt.Errorf("%s: blob %s: %w", b.from.Name, b.ref.Digest, errSlow)
 		b.cancel(errSlow)
 	}

@@ -4,7 +4,8 @@
 // the same range. Who was found to give wrong bytes comes last.
 //
 //	choose.go  one request, and who is asked for it
-//	place.go   what is known of a place: latencies, failures, wrong answers
+//	health.go  what is known of a place: latencies, failures
+//	place.go   what it has not, or not right
 //	body.go    an answer: it may stall, break off, or be rejected
 //
 // It verifies nothing, and retries nothing: each place is asked once for a
@@ -46,6 +47,7 @@ const (
 type Place struct {
 	Name   string // for messages
 	Source blob.Source
+	Health *Health // nil: nobody else's
 }
 
 // Source asks several places. It is safe for concurrent use.
@@ -62,6 +64,9 @@ type Source struct {
 func New(places ...Place) *Source {
 	s := &Source{extra: burst}
 	for _, p := range places {
+		if p.Health == nil {
+			p.Health = &Health{}
+		}
 		s.places = append(s.places, &place{Place: p, all: s})
 	}
 	return s
@@ -78,7 +83,7 @@ func (s *Source) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.Read
 func (s *Source) Each(ctx context.Context, f func(place int) error) error {
 	errs := map[*place]error{}
 	for _, p := range s.order(blob.Ref{}) {
-		err := p.told()
+		err := p.Health.told()
 		if err == nil {
 			if err = f(slices.Index(s.places, p)); err == nil || ctx.Err() != nil {
 				return err
@@ -121,7 +126,7 @@ func (s *Source) ask(ctx context.Context, order []*place, ref blob.Ref, off, n i
 		for len(order) > 0 {
 			p := order[0]
 			order = order[1:]
-			if err := p.told(); err != nil {
+			if err := p.Health.told(); err != nil {
 				errs[p] = err
 				continue
 			}
@@ -192,7 +197,7 @@ func (s *Source) ask(ctx context.Context, order []*place, ref blob.Ref, off, n i
 // made. What is urgent and small does not wait longer than 19 of 20 answers of
 // this place have taken.
 func (s *Source) patience(ctx context.Context, first *place, n int64) time.Duration {
-	usual, known := first.usual()
+	usual, known := first.Health.usual()
 	if !known || !blob.Urgent(ctx) || n > smallest {
 		return stalled
 	}
@@ -222,14 +227,14 @@ func (s *Source) order(ref blob.Ref) []*place {
 	rank := map[*place]int{}
 	best := time.Duration(-1)
 	for _, p := range s.places {
-		if m, known := p.median(now); known && (best < 0 || m < best) && p.rank(ref, now) == 0 {
+		if m, known := p.Health.median(now); known && (best < 0 || m < best) && p.rank(ref, now) == 0 {
 			best = m
 		}
 	}
 	for _, p := range s.places {
 		rank[p] = p.rank(ref, now)
 		// A mirror is there to be used, unless it is clearly worse than what it mirrors.
-		if m, known := p.median(now); known && best >= 0 && m > 3*best+50*time.Millisecond {
+		if m, known := p.Health.median(now); known && best >= 0 && m > 3*best+50*time.Millisecond {
 			rank[p]++
 		}
 	}

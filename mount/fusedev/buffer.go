@@ -83,8 +83,8 @@ func errorReply(unique uint64, errno syscall.Errno) []byte {
 	return p
 }
 
-// spare keeps buffers of misses for all servers of the process. How many are
-// in use is bounded by each server's MaxInflight; how many idle, by maxSpare.
+// spare keeps buffers for all servers of the process. How many are in use is bounded
+// by each server's Threads and MaxInflight; how many idle, by maxSpare.
 var spare struct {
 	sync.Mutex
 	list []*buffer

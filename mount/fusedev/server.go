@@ -184,18 +184,11 @@ func (s *Server) loop(fd int) error {
 		return err
 	}
 	defer unix.Munmap(in)
-	b, err := newBuffer()
-	if err != nil {
-		return err
-	}
-	defer b.free()
 	for {
 		n, err := unix.Read(fd, in)
 		switch err {
 		case nil:
-			if out := s.handle(in[:n], b); out != nil {
-				s.send(out)
-			}
+			s.serve(in[:n])
 		case unix.ENODEV, unix.ECONNABORTED:
 			return nil // unmounted, aborted
 		case unix.EINTR, unix.EAGAIN, unix.ENOENT: // ENOENT: the request was given up while we read it
@@ -206,6 +199,23 @@ func (s *Server) loop(fd int) error {
 			s.log.Error("fuse: read /dev/fuse", "err", err)
 			time.Sleep(10 * time.Millisecond)
 		}
+	}
+}
+
+// serve answers one request. Its buffer is the thread's for that time only: of many
+// connections few are busy at a time.
+func (s *Server) serve(raw []byte) {
+	b, err := getBuffer()
+	if err != nil { // no memory; never leave a reader hung
+		s.log.Error("fuse: answer", "err", err)
+		if r, ok := parse(raw); ok && r.op != opForget && r.op != opBatchForget && r.op != opNotifyReply {
+			s.send(errorReply(r.unique, syscall.EIO))
+		}
+		return
+	}
+	defer putBuffer(b)
+	if out := s.handle(raw, b); out != nil {
+		s.send(out)
 	}
 }
 
