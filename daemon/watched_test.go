@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -103,8 +104,9 @@ func TestWatchedEnds(t *testing.T) {
 	big := bigLayout(t, 0, 4)
 	one, m := attachWatched(t, c, big, Place{NoComplete: true})
 	two, _ := attachWatched(t, c, big, Place{NoComplete: true})
-	if u := usage(t, c); u.Disk < m.ContentBytes {
-		t.Errorf("%d bytes are set aside for %d", u.Disk, m.ContentBytes)
+	want := mountStatus(t, c, m.ID).ContentBytes
+	if u := usage(t, c); u.Disk < want || want < 4*bigFile {
+		t.Errorf("%d bytes are set aside for %d", u.Disk, want)
 	}
 	if err := unix.Unmount(one, 0); err != nil {
 		t.Fatal(err)
@@ -323,4 +325,106 @@ func TestWatchedRefused(t *testing.T) {
 		configured(t, `{"cache": {"quota": "1M"}}`)
 		refused(service(t), pool.ErrNoSpace, "needs room for all of the image")
 	})
+}
+
+// TestWatchedShared: of two images in one segment the one whose source hangs delays no
+// reader of the other, though nobody tells whose a read is.
+func TestWatchedShared(t *testing.T) {
+	c := service(t)
+	ref := layout(t)
+	src, shut, open, _ := guarded(t, ref)
+	if able := mount.Probe(); !able.Fanotify {
+		t.Skip(able.Why["Fanotify"])
+	}
+	m, err := c.Mount(background, src, Place{Where: t.TempDir(), Face: fanotifyFace, NoComplete: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.FS.Close()
+	shut()
+	defer open()
+	// Nothing of it is here, and its place is that of the other's.
+	dir, _ := attachWatched(t, c, ref, Place{NoComplete: true})
+	done := make(chan struct{})
+	go func() { readFiles(t, dir); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second): // its own source would fail after a minute
+		t.Fatal("a reader waits for the source of another image")
+	}
+	st, err := c.Status(background)
+	if err != nil || len(st.Mounts) != 2 || st.Mounts[1].Fill.Requests == 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	// What one has brought is the other's, too: both need nobody.
+	eventually(t, "both are detached", func() bool {
+		st, err := c.Status(background)
+		return err == nil && st.Mounts[0].Detached && st.Mounts[1].Detached
+	})
+	readFiles(t, fmt.Sprintf("/proc/self/fd/%d", m.FS.Fd()))
+}
+
+// TestWatchedFileSystems: the same where the pool is on one of the others that raise
+// such events.
+func TestWatchedFileSystems(t *testing.T) {
+	if able := mount.Probe(); !able.Fanotify {
+		t.Skip(able.Why["Fanotify"])
+	}
+	ref := bigLayout(t, 0, 4)
+	for _, fs := range []string{"xfs", "btrfs"} {
+		t.Run(fs, func(t *testing.T) {
+			mkfs, err := exec.LookPath("mkfs." + fs)
+			if err != nil {
+				t.Skip(err)
+			}
+			disk, at := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+			if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 512<<20)); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command(mkfs, disk).CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if out, err := exec.Command("mount", "-o", "loop", disk, at).CombinedOutput(); err != nil {
+				t.Skipf("%v: %s", err, out)
+			}
+			t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+			c := &Client{Root: filepath.Join(at, "root"), Start: true}
+			t.Cleanup(func() { end(t, c) })
+			dir, m := attachWatched(t, c, ref, Place{NoComplete: true})
+			want := mountStatus(t, c, m.ID).ContentBytes
+			if u := usage(t, c); u.Disk < want || want < 4*bigFile {
+				t.Errorf("%d bytes are set aside for %d", u.Disk, want)
+			}
+			readBig(t, dir, 0, 1)
+			killWorker(t, c)
+			readBig(t, dir, 0, 4)
+			eventually(t, "it is detached", func() bool { return mountStatus(t, c, m.ID).Detached })
+			if u := usage(t, c); u.Disk > want+1<<20 {
+				t.Errorf("%d bytes on disk for %d", u.Disk, want)
+			}
+			if err := c.Stop(background); err != nil {
+				t.Fatal(err)
+			}
+			readBig(t, dir, 0, 4)
+		})
+	}
+}
+
+// TestWatchedQuota: nothing of what the kernel reads itself is evicted, whether it came
+// before or after another image wanted the room, and what is set aside stays so.
+func TestWatchedQuota(t *testing.T) {
+	configured(t, `{"cache": {"quota": "60M"}}`)
+	c := service(t)
+	other, _ := attachAs(t, c, bigLayout(t, 10, 3), Place{Face: "device", NoComplete: true})
+	readBig(t, other, 10, 3)
+	dir, m := attachWatched(t, c, bigLayout(t, 0, 4), Place{NoComplete: true}) // evicts some of it
+	readBig(t, dir, 0, 2)
+	readBig(t, other, 10, 3) // what does not fit is read all the same
+	readBig(t, dir, 2, 2)
+	eventually(t, "it is detached", func() bool { return mountStatus(t, c, m.ID).Detached })
+	readBig(t, other, 10, 3)
+	if u := usage(t, c); u.Disk > 61<<20 || u.Evicted == 0 {
+		t.Errorf("%d bytes on disk, %d evicted", u.Disk, u.Evicted)
+	}
+	readBig(t, dir, 0, 4) // nobody is asked: zeros would be seen
 }
