@@ -2,12 +2,15 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -427,4 +430,47 @@ func TestWatchedQuota(t *testing.T) {
 		t.Errorf("%d bytes on disk, %d evicted", u.Disk, u.Evicted)
 	}
 	readBig(t, dir, 0, 4) // nobody is asked: zeros would be seen
+}
+
+// TestWatchedUnderKills mounts, reads and unmounts while workers are killed at all
+// moments. Nobody reads what is wrong, or hangs, and nothing is left behind.
+func TestWatchedUnderKills(t *testing.T) {
+	if able := mount.Probe(); !able.Fanotify {
+		t.Skip(able.Why["Fanotify"])
+	}
+	c, ref := service(t), bigLayout(t, 0, 2)
+	pid(t, c)
+	ctx, cancel := context.WithCancel(background)
+	var wg sync.WaitGroup
+	var mounts atomic.Int64
+	for range 2 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				m, err := c.Mount(background, Source{Ref: ref, Platform: "linux/amd64"}, Place{Where: "nowhere", Face: fanotifyFace, NoComplete: true}, nil)
+				if err != nil {
+					t.Log(err) // it has met three workers that died
+					continue
+				}
+				readBig(t, fmt.Sprintf("/proc/self/fd/%d", m.FS.Fd()), 0, 1)
+				m.FS.Close()
+				mounts.Add(1)
+			}
+		})
+	}
+	for i := range 25 {
+		p := pid(t, c)
+		time.Sleep(time.Duration(37*i%400) * time.Millisecond)
+		syscall.Kill(p, syscall.SIGKILL)
+	}
+	cancel()
+	wg.Wait()
+	if mounts.Load() == 0 {
+		t.Error("nothing was ever mounted")
+	}
+	t.Logf("%d mounts", mounts.Load())
+	eventually(t, "nothing is left", func() bool {
+		st, err := c.Status(background)
+		return err == nil && len(st.Mounts) == 0
+	})
+	eventually(t, "the room is given back", func() bool { u := usage(t, c); return u.Disk < u.Present+1<<20 })
 }
