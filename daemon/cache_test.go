@@ -3,6 +3,7 @@ package daemon
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/bench/faults/disk"
 )
 
 // configured makes services of the test have this configuration.
@@ -42,6 +45,12 @@ func smallService(t *testing.T, size int) *Client {
 			}
 		}
 	})
+	return serviceIn(t, dir)
+}
+
+// serviceIn is service with a root directory below dir.
+func serviceIn(t *testing.T, dir string) *Client {
+	t.Helper()
 	c := &Client{Root: filepath.Join(dir, "root"), Start: true}
 	t.Cleanup(func() {
 		end(t, c)
@@ -51,6 +60,24 @@ func smallService(t *testing.T, size int) *Client {
 		}
 	})
 	return c
+}
+
+// ext4Service is service on an ext4 of so many bytes.
+func ext4Service(t *testing.T, size int64) *Client {
+	t.Helper()
+	d, err := disk.New(t.Context(), filepath.Join(t.TempDir(), "disk"), size)
+	if errors.Is(err, disk.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return serviceIn(t, d.Dir)
 }
 
 const bigFile = 10 << 20
@@ -98,10 +125,31 @@ func readBig(t *testing.T, dir string, first, files int) {
 	}
 }
 
-// TestFullDisk: an image is read through on a disk that has room for a fifth of it.
+// TestFullDisk: an image of 300 MiB is read through on a disk that has room for a fifth
+// of it.
 func TestFullDisk(t *testing.T) {
 	ref := bigLayout(t, 0, 30)
-	c := smallService(t, 64<<20)
+	t.Run("tmpfs", func(t *testing.T) {
+		c := smallService(t, 64<<20)
+		testFullDisk(t, c, ref, func(string) {
+			if err := unix.Mount("", filepath.Dir(c.Root), "", unix.MS_REMOUNT, fmt.Sprintf("size=%d", 512<<20)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("ext4", func(t *testing.T) {
+		testFullDisk(t, ext4Service(t, 64<<20), ref, func(pin string) {
+			if err := os.Remove(pin); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+}
+
+// testFullDisk reads; more makes room when the image, by a file, is pinned.
+func testFullDisk(t *testing.T, c *Client, ref string, more func(pin string)) {
+	t.Helper()
+	keeper, worker := processes(t, c)
 	dir, m := attachAs(t, c, ref, Place{Face: "device"})
 	readBig(t, dir, 0, 30)
 	readBig(t, dir, 0, 3) // what was evicted first
@@ -110,30 +158,37 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%+v, pool %+v, %v", st, st.Pool, err)
 	}
 	// What is here may not go.
-	image := filepath.Join(c.Root, "images", m.ManifestDigest[len("sha256:"):])
-	if err := os.WriteFile(filepath.Join(image, pinnedFile), nil, 0o600); err != nil {
+	pin := filepath.Join(c.Root, "images", m.ManifestDigest[len("sha256:"):], pinnedFile)
+	if err := os.WriteFile(pin, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	readBig(t, dir, 0, 30)
 	if st, err = c.Status(background); err != nil || !st.Full || st.Mounts[0].Fill.Errors != 0 {
 		t.Errorf("%+v, %v: want that it says the pool is full", st, err)
 	}
-	if err := unix.Mount("", filepath.Dir(c.Root), "", unix.MS_REMOUNT, fmt.Sprintf("size=%d", 512<<20)); err != nil {
-		t.Fatal(err)
-	}
+	more(pin)
 	eventually(t, "it has seen that there is room", func() bool {
 		st, err := c.Status(background)
 		return err == nil && !st.Full
 	})
+	if k, w := processes(t, c); k != keeper || w != worker {
+		t.Errorf("the service is processes %d and %d, and was %d and %d", k, w, keeper, worker)
+	}
 }
 
 // TestQuota: whatever is read, the pool stays within its quota, and what is pinned
 // or lies under a direct mount stays.
 func TestQuota(t *testing.T) {
-	const quota = 48 << 20
+	t.Run("large disk", func(t *testing.T) { testQuota(t, 48<<20, 20, func() *Client { return service(t) }) })
+	t.Run("ext4 of 64 MiB", func(t *testing.T) { testQuota(t, 40<<20, 30, func() *Client { return ext4Service(t, 64<<20) }) })
+}
+
+// testQuota reads an image of files of 10 MiB.
+func testQuota(t *testing.T, quota int64, bigFiles int, start func() *Client) {
+	t.Helper()
 	configured(t, fmt.Sprintf(`{"cache": {"quota": %d}}`, quota))
-	big, under, pin := bigLayout(t, 0, 20), bigLayout(t, 100, 1), bigLayout(t, 200, 1)
-	c := service(t)
+	big, under, pin := bigLayout(t, 0, bigFiles), bigLayout(t, 100, 1), bigLayout(t, 200, 1)
+	c := start()
 	for _, ref := range []string{under, pin} {
 		if _, err := c.Pull(background, Source{Ref: ref, Platform: "linux/amd64"}, true, nil); err != nil {
 			t.Fatal(err)
@@ -165,11 +220,11 @@ func TestQuota(t *testing.T) {
 	}()
 	where, _ := attachAs(t, c, big, Place{Face: "device"})
 	for range 2 {
-		readBig(t, where, 0, 20)
+		readBig(t, where, 0, bigFiles)
 	}
 	close(stop)
 	<-stopped
-	if limit := int64(quota + runtime.NumCPU()*128<<10); most.Load() > limit {
+	if limit := quota + int64(runtime.NumCPU()*128<<10); most.Load() > limit {
 		t.Errorf("the pool had %d bytes, the quota is %d", most.Load(), quota)
 	}
 	// Also for a service that knows nothing of the mount.
@@ -178,7 +233,7 @@ func TestQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	where, _ = attachAs(t, c, big, Place{Face: "device"})
-	readBig(t, where, 0, 20)
+	readBig(t, where, 0, bigFiles)
 	if st, err := c.Status(background); err != nil || st.Pool.Evicted == 0 {
 		t.Errorf("%+v, %v", st.Pool, err)
 	}

@@ -131,14 +131,20 @@ func (d *Disk) Close() error {
 		errs = append(errs, err, unix.Unmount(d.Dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 	}
 	if d.server != nil {
+		back := filepath.Join(d.dir, "back")
+		err := unix.Unmount(back, 0)
 		for range 50 { // the loop device goes a moment after its mount
-			if err := unix.Unmount(filepath.Join(d.dir, "back"), 0); err == nil {
+			if err == nil {
 				break
 			}
 			time.Sleep(100 * time.Millisecond)
+			err = unix.Unmount(back, 0)
 		}
-		unix.Unmount(filepath.Join(d.dir, "back"), unix.MNT_DETACH)
-		d.server.Wait()
+		if err == nil {
+			d.server.Wait()
+		} else { // it serves for as long as somebody uses it
+			errs = append(errs, fmt.Errorf("unmount %s: %w", back, err), unix.Unmount(back, unix.MNT_DETACH))
+		}
 	}
 	if d.file.content != nil {
 		errs = append(errs, d.file.content.Close())
