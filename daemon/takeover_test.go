@@ -90,7 +90,7 @@ func TestCountsGoOn(t *testing.T) {
 
 // TestHungWorker: a worker that is stopped is replaced, and its readers go on.
 func TestHungWorker(t *testing.T) {
-	configured(t, `{"worker_timeout": "1s"}`)
+	configured(t, `{"worker_timeout": "3s"}`)
 	c := service(t)
 	dir, _ := attach(t, c, layout(t))
 	old := pid(t, c)

@@ -11,7 +11,8 @@ import (
 // TestHung: a worker that is stopped, or waits for itself, is replaced, and what it had
 // goes to the next.
 func TestHung(t *testing.T) {
-	w := start(t, t.TempDir(), []string{"KEEPER_TEST_HANG=1s"})
+	t.Parallel()
+	w := start(t, t.TempDir(), []string{"KEEPER_TEST_HANG=3s"})
 	files, closed, aborted := pipe(t)
 	w.tell(mountOf("a", files...))
 	closeAll(files)
@@ -42,7 +43,8 @@ func TestHung(t *testing.T) {
 
 // TestSuspended: a machine that stands still is no reason to kill a worker.
 func TestSuspended(t *testing.T) {
-	w := start(t, t.TempDir(), []string{"KEEPER_TEST_HANG=1s"})
+	t.Parallel()
+	w := start(t, t.TempDir(), []string{"KEEPER_TEST_HANG=3s"})
 	worker := w.status().Worker
 	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
 		for _, pid := range []int{worker, w.cmd.Process.Pid} {
@@ -50,7 +52,7 @@ func TestSuspended(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(3 * time.Second)
+		time.Sleep(5 * time.Second)
 	}
 	if got := w.status().Worker; got != worker {
 		t.Errorf("worker %d, want %d as before", got, worker)
