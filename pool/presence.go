@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -49,7 +50,8 @@ type presence struct {
 	mu      sync.Mutex // held while records change
 	file    *os.File
 	durable bitmap
-	dirty   bool // live may have bits that durable lacks
+	dirty   bool   // live may have bits that durable lacks
+	kept    bitmap // what was durable when the disk lost a write; since then nothing is. Else nil
 }
 
 func presenceHeader(segment uint32, granules int64, boot string) []byte {
@@ -149,6 +151,9 @@ func (p *presence) snapshot() bitmap {
 func (p *presence) promote(synced bitmap) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.kept != nil {
+		return nil
+	}
 	err := p.change(0, words(p.granules), func(w int64, live, durable uint64) (uint64, uint64) {
 		return live, durable | live&synced[w]
 	})
@@ -159,17 +164,22 @@ func (p *presence) promote(synced bitmap) error {
 	return err
 }
 
-// distrust forgets what is live but not durable.
+// distrust forgets what is live but not durable, as its disk has lost a write. That may
+// have been one of the file system's own, of where the bytes of files are, too: so what
+// was durable is used on, and looked at in the next session, like all that comes in this.
 func (p *presence) distrust() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	err := p.change(0, words(p.granules), func(w int64, live, durable uint64) (uint64, uint64) {
-		return live & durable, durable
-	})
-	for w := range p.live { // also what could not be written
-		p.live[w].And(p.durable[w])
+	if p.kept == nil {
+		p.kept = slices.Clone(p.durable)
 	}
-	return err
+	for w := range p.live { // also what cannot be written
+		p.live[w].And(p.kept[w])
+		p.durable[w] = 0
+	}
+	return p.write(0, words(p.granules), func(w int64) (uint64, uint64, bool) {
+		return p.live[w].Load(), 0, true
+	})
 }
 
 // change rewrites those records in [from, to) that fn changes: first in the

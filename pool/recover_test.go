@@ -378,3 +378,47 @@ func TestMountedAnew(t *testing.T) {
 		t.Error("what was synced is gone")
 	}
 }
+
+// TestLostWrite: after a write was lost nothing of the segment is believed in the next
+// session without a look; within this one what was synced before is used on.
+func TestLostWrite(t *testing.T) {
+	dir := filepath.Join(quickDir(t), "pool")
+	p := open(t, dir)
+	const n = 4
+	es := entries(0, n)
+	s := create(t, p, es)
+	for i, e := range es {
+		if i == n-1 {
+			if err := p.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		store(t, s, e.Off, content(i))
+	}
+	for range 2 { // the second time is no worse
+		if err := s.presence.distrust(); err != nil {
+			t.Fatal(err)
+		}
+		if len(check(t, p, 0, n)) != n-1 {
+			t.Errorf("%d chunks, want what was synced", len(check(t, p, 0, n)))
+		}
+	}
+	store(t, s, es[n-1].Off, content(n-1))
+	if err := p.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.OpenFile(s.Path(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	if _, err := data.WriteAt(make([]byte, 4096), es[0].Off); err != nil { // what the disk has lost
+		t.Fatal(err)
+	}
+	p.closeFiles()
+	reboot(t)
+	got := check(t, open(t, dir), 0, n)
+	if got[0] || len(got) != n-1 {
+		t.Errorf("present: %v, want all but the first", got)
+	}
+}
