@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -184,7 +185,23 @@ func (o *optimizeFlags) trace(ctx context.Context, g *globals, repo *image.Repos
 	ref := repo.Ref().String()
 	var seen *trace.Trace
 	r := &o.run
-	r.remove, r.out = true, os.Stderr
+	r.remove = true
+	// A pipe, as engines give it: node reads other parts of itself to write to a file.
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		_, _ = io.Copy(os.Stderr, out)
+	}()
+	defer func() {
+		_ = in.Close()
+		<-copied
+		_ = out.Close()
+	}()
+	r.out = in
 	r.place = daemon.Place{Rehearsal: true, NoComplete: true}
 	r.record(func(t *trace.Trace) error {
 		seen = t
