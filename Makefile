@@ -18,8 +18,8 @@ demo: build ## cold starts of a real image, pulled and lazy; IMAGE=REF CMD='...'
 faults: build ## scripts of faults, each in each way and 100 by chance; FAULTS='-registry URL IMAGE' for yours
 	@$(GO) run ./bench/faults $(FAULTS)
 
-test: lint build ## all tests; those that need root say so when they are skipped
-	@. scripts/env.sh && SHALE=$(CURDIR)/bin/shale CGO_ENABLED=0 go test -timeout 40m ./...
+test: lint build ## all tests, one package at a time: they kill, fill disks and wait; those that need root say so when they are skipped
+	@. scripts/env.sh && SHALE=$(CURDIR)/bin/shale CGO_ENABLED=0 go test -p 1 -timeout 40m ./...
 
 race: build ## all tests under the race detector (needs a C compiler)
 	@. scripts/env.sh && SHALE=$(CURDIR)/bin/shale CGO_ENABLED=1 go test -race -timeout 60m ./...
