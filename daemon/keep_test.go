@@ -114,6 +114,45 @@ func guarded(t *testing.T, layout string) (src Source, shut, open func(), asked 
 	return src, func() { closed.Store(true) }, open, asked
 }
 
+// bigReader reads the file big, for which it may have to wait.
+type bigReader struct {
+	done chan struct{} // closed when it has
+	p    []byte
+	err  error
+}
+
+func startBig(path string) *bigReader {
+	r := &bigReader{done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		r.p, r.err = os.ReadFile(path)
+	}()
+	return r
+}
+
+// waits fails the test if the reader does not wait.
+func (r *bigReader) waits(t *testing.T) {
+	t.Helper()
+	select {
+	case <-r.done:
+		t.Fatalf("%d bytes from nowhere, %v", len(r.p), r.err)
+	default:
+	}
+}
+
+// ends fails the test if the reader does not get all of the file.
+func (r *bigReader) ends(t *testing.T) {
+	t.Helper()
+	select {
+	case <-r.done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the reader hangs")
+	}
+	if r.err != nil || !bytes.Equal(r.p, files["big"]) {
+		t.Errorf("%d bytes, %v", len(r.p), r.err)
+	}
+}
+
 // TestReaderWaits: a reader that waits for the registry while the worker dies gets
 // its bytes of the next one, which has the credentials. They are nowhere on disk.
 func TestReaderWaits(t *testing.T) {
@@ -130,33 +169,14 @@ func TestReaderWaits(t *testing.T) {
 	defer m.FS.Close()
 	shut()
 	path := fmt.Sprintf("/proc/self/fd/%d/big", m.FS.Fd())
-	type result struct {
-		p   []byte
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		p, err := os.ReadFile(path)
-		done <- result{p, err}
-	}()
+	r := startBig(path)
 	for range 3 {
 		eventually(t, "a worker asks for the reader", func() bool { return asked.Swap(0) > 0 })
 		killWorker(t, c)
 	}
-	select {
-	case r := <-done:
-		t.Fatalf("%d bytes from nowhere, %v", len(r.p), r.err)
-	default:
-	}
+	r.waits(t)
 	open()
-	select {
-	case r := <-done:
-		if r.err != nil || !bytes.Equal(r.p, files["big"]) {
-			t.Errorf("%d bytes, %v", len(r.p), r.err)
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatal("the reader hangs")
-	}
+	r.ends(t)
 	err = filepath.Walk(c.Root, func(path string, st os.FileInfo, err error) error {
 		if err != nil || !st.Mode().IsRegular() {
 			return err

@@ -163,15 +163,7 @@ func TestWatchedWaits(t *testing.T) {
 	}
 	defer m.FS.Close()
 	shut()
-	type result struct {
-		p   []byte
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		p, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d/big", m.FS.Fd()))
-		done <- result{p, err}
-	}()
+	r := startBig(fmt.Sprintf("/proc/self/fd/%d/big", m.FS.Fd()))
 	for range 3 {
 		eventually(t, "a worker asks for the reader", func() bool { return asked.Swap(0) > 0 })
 		killWorker(t, c)
@@ -184,20 +176,9 @@ func TestWatchedWaits(t *testing.T) {
 	if k, _ := processes(t, c); k != keeper {
 		t.Error("the keeper has ended")
 	}
-	select {
-	case r := <-done:
-		t.Fatalf("%d bytes from nowhere, %v", len(r.p), r.err)
-	default:
-	}
+	r.waits(t)
 	open()
-	select {
-	case r := <-done:
-		if r.err != nil || !bytes.Equal(r.p, files["big"]) {
-			t.Errorf("%d bytes, %v", len(r.p), r.err)
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatal("the reader hangs")
-	}
+	r.ends(t)
 	readFiles(t, fmt.Sprintf("/proc/self/fd/%d", m.FS.Fd()))
 	ended(t, c) // all of it is here: now it does
 	readFiles(t, fmt.Sprintf("/proc/self/fd/%d", m.FS.Fd()))
