@@ -207,13 +207,11 @@ type address struct {
 
 // address returns where a chunk of the map lies in the pool, nil if nowhere.
 func (im *Image) address(c link.Chunk) (*segment, address) {
-	for i := range im.segments {
-		s := &im.segments[i]
-		if off := c.Flat - s.Flat; off >= 0 && off+int64(c.Size) <= s.Size {
-			return s, address{s.ID, off}
-		}
+	s, off := im.segmentAt(c.Flat)
+	if s == nil || off+int64(c.Size) > s.Size {
+		return nil, address{}
 	}
-	return nil, address{}
+	return s, address{s.ID, off}
 }
 
 // Touch says that all of the image is in use, by a face that reads without us.

@@ -15,21 +15,14 @@ import (
 	"github.com/shale-image/shale/mount/fusedev"
 )
 
-// around has all of c but what missing says, and nothing before low belongs together
-// with what is behind it.
+// around has all of c but what missing says, as one file.
 type around struct {
 	c       *memContent
 	missing func(off int64, n int) bool
-	low     int64
 	peeked  atomic.Int64 // bytes
 }
 
-func (a *around) Extent(off, from, to int64) (int64, int64) {
-	if off < a.low {
-		return from, min(to, a.low)
-	}
-	return max(from, a.low), to
-}
+func (a *around) Extent(_, from, to int64) (int64, int64) { return from, to }
 
 func (a *around) Peek(p []byte, off int64) bool {
 	a.peeked.Add(int64(len(p)))
