@@ -17,29 +17,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const roleEnv = "SHALE_FUSEDEV_TEST_HANG"
+const roleEnv = "SHALE_FUSEDEV_TEST" // hang, or answer
 
 func TestMain(m *testing.M) {
-	if os.Getenv(roleEnv) != "" {
-		hangServer()
+	if role := os.Getenv(roleEnv); role != "" {
+		serveThere(role)
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// hangServer serves descriptor 3 and lets every read hang, until it is killed.
-func hangServer() {
-	c := &bytesContent{data: pattern(testSize), to: testSize, read: func(ctx context.Context) error {
-		fmt.Println("hangs")
-		<-ctx.Done()
-		return ctx.Err()
-	}}
-	s, err := New(c, Options{})
+// serveThere serves descriptor 3 until it is killed. Its reads hang, or all are hits.
+func serveThere(role string) {
+	c := &bytesContent{data: pattern(testSize)}
+	if role == "hang" {
+		c.to, c.read = testSize, func(ctx context.Context) error {
+			fmt.Println("hangs")
+			<-ctx.Done()
+			return ctx.Err()
+		}
+	}
+	s, err := New(c, Options{Threads: 64, DirectIO: role == "answer"})
 	if err != nil {
 		panic(err)
 	}
 	if err := s.Serve(os.NewFile(3, "fuse")); err != nil {
 		panic(err)
 	}
+}
+
+// another makes a process that serves dev in a role.
+func another(role string, dev *os.File) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	cmd.ExtraFiles = []*os.File{dev}
+	cmd.Stderr = os.Stderr
+	return cmd
 }
 
 const testSize = 5<<20 + 77
@@ -136,10 +148,7 @@ func TestServe(t *testing.T) {
 // connection over, and the readers get their bytes without noticing.
 func TestTakeover(t *testing.T) {
 	dev, dir := connect(t)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleEnv+"=1")
-	cmd.ExtraFiles = []*os.File{dev}
-	cmd.Stderr = os.Stderr
+	cmd := another("hang", dev)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -177,17 +186,74 @@ func TestTakeover(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	if err := Resend(dev); err != nil {
-		if errors.Is(err, unix.EINVAL) {
-			t.Skip("the kernel cannot resend (before 6.9)")
-		}
-		t.Fatal(err)
-	}
+	resend(t, dev)
 	s := newServer(t, &bytesContent{data: data}, Options{})
 	ended := serve(t, s, dev)
 	done := make(chan struct{})
 	go func() { wg.Wait(); close(done) }()
 	receive(t, "readers", done)
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := receive(t, "end", ended); err != nil {
+		t.Error(err)
+	}
+}
+
+func resend(t *testing.T, dev *os.File) {
+	t.Helper()
+	if err := Resend(dev); errors.Is(err, unix.EINVAL) {
+		t.Skip("the kernel cannot resend (before 6.9)")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Processes that answer are killed, one after the other. Each has threads that have
+// not read a request before: the kernel must not fail to hand them one.
+func TestKilledWhileReading(t *testing.T) {
+	dev, dir := connect(t)
+	data := pattern(testSize)
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for i := range 8 {
+		readers.Go(func() {
+			// Not os.Open: it makes the runtime wait for an answer to POLL, with a
+			// processor that those need who start what answers.
+			fd, err := unix.Open(filepath.Join(dir, "image"), unix.O_RDONLY, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer unix.Close(fd)
+			p := make([]byte, 4096)
+			for off := int64(i) * 4096; ; off = (off + 8*4096) % (testSize - 4096) {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if n, err := unix.Pread(fd, p, off); err != nil || !bytes.Equal(p[:n], data[off:off+4096]) {
+					t.Errorf("read at %d: %d bytes, %v", off, n, err)
+				}
+			}
+		})
+	}
+	for range 20 {
+		cmd := another("answer", dev)
+		if err := cmd.Start(); err != nil {
+			t.Error(err)
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.Wait()
+		resend(t, dev)
+	}
+	s := newServer(t, &bytesContent{data: data}, Options{})
+	ended := serve(t, s, dev)
+	close(stop)
+	readers.Wait()
 	if err := unix.Unmount(dir, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -184,6 +184,11 @@ func (s *Server) loop(fd int) error {
 		return err
 	}
 	defer unix.Munmap(in)
+	// Every page has to be there before the kernel copies to it. One that is not costs
+	// a reader EIO if we are killed just then: the kernel has taken its request off the
+	// queue and gives up a page fault of whoever is to die.
+	clear(in)
+	_ = unix.Mlock(in) // so that it stays; not all may
 	for {
 		n, err := unix.Read(fd, in)
 		switch err {
