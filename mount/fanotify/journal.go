@@ -76,6 +76,9 @@ func mapJournal(f *os.File) (*journal, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
+	// The kernel refuses a reader whose event it cannot copy, and a killed process gets
+	// no page any more: so none may be away. A free slot is cleared; not all may lock.
+	_ = unix.Mlock(mem)
 	j := &journal{file: f, mem: mem}
 	j.room = sync.NewCond(&j.mu)
 	for i := slots; i > 0; i-- {
