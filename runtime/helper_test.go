@@ -23,6 +23,7 @@ const callerName = "test-caller"
 type caller struct {
 	Runtime, StateDir, Root string
 	Remove                  bool
+	Mounts                  []Mount
 	Config                  Config
 }
 
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			panic(err)
 		}
-		code, err := Run(context.Background(), Options{Runtime: c.Runtime, StateDir: c.StateDir, Remove: c.Remove,
+		code, err := Run(context.Background(), Options{Runtime: c.Runtime, StateDir: c.StateDir, Remove: c.Remove, Mounts: c.Mounts,
 			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, root, c.Config)
 		if err != nil {
 			os.Stderr.WriteString(err.Error() + "\n")

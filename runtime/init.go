@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initName is the argv[0] by which a program knows that it is to be init.
+// initName is the argv[0] by which a program knows that it is to be init. The other
+// arguments are letGo's.
 const initName = "shale-container-init"
 
 // initSocket is the descriptor of init's end of the socket.
@@ -69,6 +70,9 @@ func initialize() error {
 	// The runtime looks its children up in /proc by the pids it knows.
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
+	}
+	if err := letGo(os.Args[1:]); err != nil {
+		return fmt.Errorf("let go of the host's mounts: %w", err)
 	}
 	o, lower, err := receive()
 	if err != nil {

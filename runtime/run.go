@@ -71,7 +71,7 @@ func (c *Container) Run(ctx context.Context, lower *os.File, cfg Config) (int, e
 
 // prepare writes the bundle and returns the order that makes init run it.
 func (c *Container) prepare(cfg *Config, lower *os.File) (*order, error) {
-	spec, err := Spec(*cfg, c.ID, lower)
+	spec, err := Spec(*cfg, c.o.Mounts, c.ID, lower)
 	if err != nil {
 		return nil, err
 	}

@@ -97,17 +97,19 @@ func TestVolumes(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { unix.Unmount(filepath.Join(src, "sub"), unix.MNT_DETACH) })
-		m := Mount{Source: src, Destination: "/new/dir"}
-		r.run(t, Config{Mounts: []Mount{m}}, "cat /new/dir/f; echo x >/new/dir/g").want(t, 0, "data")
+		r.Mounts = []Mount{{Source: src, Destination: "/new/dir"}}
+		r.run(t, Config{}, "cat /new/dir/f; echo x >/new/dir/g").want(t, 0, "data")
 		if data, err := os.ReadFile(filepath.Join(src, "g")); string(data) != "x\n" {
 			t.Errorf("written to the volume: %q, %v", data, err)
 		}
-		m.ReadOnly = true
-		r.run(t, Config{Mounts: []Mount{m}}, "cat /new/dir/f; echo x >/new/dir/h || echo y >/new/dir/sub/h || echo ro").
+		r.Mounts[0].ReadOnly = true
+		r.run(t, Config{}, "cat /new/dir/f; echo x >/new/dir/h || echo y >/new/dir/sub/h || echo ro").
 			want(t, 0, "dataro\n")
-		r.run(t, Config{Mounts: []Mount{{Source: filepath.Join(src, "f"), Destination: "/etc/hosts"}}}, "cat /etc/hosts").
+		r.Mounts = []Mount{{Source: filepath.Join(src, "f"), Destination: "/etc/hosts"}}
+		r.run(t, Config{}, "cat /etc/hosts").
 			want(t, 0, "data")
-		if x := r.run(t, Config{Mounts: []Mount{{Source: src + "/missing", Destination: "/x"}}}, "true"); !errors.Is(x.err, os.ErrNotExist) {
+		r.Mounts = []Mount{{Source: src + "/missing", Destination: "/x"}}
+		if x := r.run(t, Config{}, "true"); !errors.Is(x.err, os.ErrNotExist) {
 			t.Errorf("missing source: %d, %v", x.code, x.err)
 		}
 	})

@@ -10,7 +10,8 @@
 //
 //	caller (signals, exit code)
 //	  └─ init: this program again, pid 1 of new pid and mount namespaces;
-//	     mounts /proc, the lower root and the overlay, then execs ...
+//	     mounts /proc, lets go of what else the host has mounted, mounts the
+//	     lower root and the overlay, then execs ...
 //	       └─ crun or runc in the foreground, still pid 1 of that namespace
 //	            └─ the container, in its own namespaces below
 //
@@ -69,7 +70,6 @@ type Config struct {
 	Hostname       string   // "" is the host's with Host, the id with None
 	Terminal       bool     // stdin must be a terminal
 	ReadonlyRootfs bool
-	Mounts         []Mount
 	Network        Network
 	Memory         int64   // bytes; 0 is no limit
 	CPUs           float64 // 1.5 is one and a half processors; 0 is no limit
@@ -82,9 +82,10 @@ func (c *Config) limited() bool { return c.Cgroup || c.Memory != 0 || c.CPUs != 
 
 // Options say where and through what containers run.
 type Options struct {
-	Runtime  string // path of the OCI runtime; see Find
-	StateDir string // created if missing; not on overlayfs, not shared between hosts
-	Remove   bool   // remove what the container wrote when it ends
+	Runtime  string  // path of the OCI runtime; see Find
+	StateDir string  // created if missing; not on overlayfs, not shared between hosts
+	Remove   bool    // remove what the container wrote when it ends
+	Mounts   []Mount // besides those that each container has; later ones lie on top
 	// The container's streams; nil is the null device. They stay the caller's.
 	Stdin, Stdout, Stderr *os.File
 }

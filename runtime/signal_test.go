@@ -143,9 +143,9 @@ func TestKilled(t *testing.T) {
 			// be told.
 			mark := filepath.Join(t.TempDir(), "mark")
 			write(t, mark, "", 0o644)
-			cmd, r := caller{Runtime: path, StateDir: state, Root: root, Remove: !keep, Config: Config{
-				Cgroup: cgroupVersion() != 0, Mounts: []Mount{{Source: mark, Destination: "/mark"}},
-				Args: []string{"/bin/sh", "-c", "echo >/kept; sleep 1000 & trap '' TERM; echo ready; wait"},
+			cmd, r := caller{Runtime: path, StateDir: state, Root: root, Remove: !keep, Mounts: []Mount{{Source: mark, Destination: "/mark"}}, Config: Config{
+				Cgroup: cgroupVersion() != 0,
+				Args:   []string{"/bin/sh", "-c", "echo >/kept; sleep 1000 & trap '' TERM; echo ready; wait"},
 			}}.start(t)
 			await(t, r, "ready")
 			if n := processesWith(mark); n < 2 {

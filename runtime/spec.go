@@ -14,7 +14,7 @@ import (
 // a network, its host; root is the lower root's directory, read for the
 // user's entry in /etc/passwd and /etc/group. The bundle's directory must
 // hold what etcFiles names, and the root file system as "rootfs".
-func Spec(c Config, id string, root *os.File) (*specs.Spec, error) {
+func Spec(c Config, volumes []Mount, id string, root *os.File) (*specs.Spec, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -28,7 +28,7 @@ func Spec(c Config, id string, root *os.File) (*specs.Spec, error) {
 			return nil, err
 		}
 	}
-	mounts, err := bindMounts(&c)
+	mounts, err := bindMounts(volumes)
 	if err != nil {
 		return nil, err
 	}
@@ -85,13 +85,13 @@ func environment(c *Config, hostname, home string) []string {
 
 // bindMounts returns the volumes and the three files of /etc. A volume may
 // replace one of those: later mounts lie on top.
-func bindMounts(c *Config) ([]specs.Mount, error) {
+func bindMounts(volumes []Mount) ([]specs.Mount, error) {
 	var mounts []specs.Mount
 	for _, name := range etcFiles {
 		mounts = append(mounts, specs.Mount{Destination: "/etc/" + name, Type: "bind", Source: name,
 			Options: []string{"rbind", "rprivate"}})
 	}
-	for _, m := range c.Mounts {
+	for _, m := range volumes {
 		if !path.IsAbs(m.Destination) || !filepath.IsAbs(m.Source) {
 			return nil, fmt.Errorf("volume %s:%s: want absolute paths", m.Source, m.Destination)
 		}

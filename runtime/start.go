@@ -65,7 +65,7 @@ func (c *Container) startInit() error {
 	defer theirs.Close()
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe",
-		Args: []string{initName},
+		Args: []string{initName, c.Dir, c.o.Runtime},
 		// Init lives for a few milliseconds: no garbage collection, and no
 		// threads to start for it.
 		Env: []string{"PATH=" + os.Getenv("PATH"), "GOGC=off", "GOMAXPROCS=1"},
@@ -76,6 +76,9 @@ func (c *Container) startInit() error {
 			Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
 			Pdeathsig:  syscall.SIGKILL,
 		},
+	}
+	for _, m := range c.o.Mounts {
+		cmd.Args = append(cmd.Args, m.Source)
 	}
 	// Without the filter the OCI runtime must make a cgroup of its own.
 	if cgroup, err := deviceCgroup(c.ID); err == nil {

@@ -167,6 +167,13 @@ func run(ctx context.Context, g *globals, ref string, r *runFlags) (int, error) 
 	if r.interactive || r.terminal {
 		o.Stdin = os.Stdin
 	}
+	for _, v := range r.volumes {
+		m, err := runtime.ParseMount(v)
+		if err != nil {
+			return runtime.ExitFailed, usageError{err}
+		}
+		o.Mounts = append(o.Mounts, m)
+	}
 	// The container's process comes up while the image is resolved.
 	c, err := runtime.Start(o)
 	if err != nil {
@@ -223,13 +230,6 @@ func (r *runFlags) config(image json.RawMessage) (runtime.Config, error) {
 		if cfg.Memory, err = runtime.ParseBytes(r.memory); err != nil {
 			return cfg, usageError{err}
 		}
-	}
-	for _, v := range r.volumes {
-		m, err := runtime.ParseMount(v)
-		if err != nil {
-			return cfg, usageError{err}
-		}
-		cfg.Mounts = append(cfg.Mounts, m)
 	}
 	return cfg, nil
 }
