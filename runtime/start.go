@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,12 @@ func Start(o Options) (*Container, error) {
 		return nil, err
 	}
 	o.StateDir = dir
+	o.Mounts = slices.Clone(o.Mounts)
+	for i, m := range o.Mounts { // init may let go of what a link lies on
+		if real, err := filepath.EvalSymlinks(m.Source); err == nil {
+			o.Mounts[i].Source = real
+		}
+	}
 	c := &Container{o: o}
 	if c.ID, c.Dir, c.lock, err = newStateDir(o.StateDir, !o.Remove); err != nil {
 		return nil, fmt.Errorf("container state: %w", err)
