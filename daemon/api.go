@@ -27,12 +27,23 @@ type Source struct {
 	Ref         string            `json:"ref"`
 	Platform    string            `json:"platform,omitempty"` // default: the node's
 	Credentials image.Credentials `json:"credentials"`
+	// Environment is where the credentials were found. With it the service has them
+	// looked up again, as the user who calls, when the registry refuses them.
+	Environment image.Environment `json:"environment,omitempty"`
 	// Refresh asks the registry what the reference stands for now, also if
 	// the node has an image for it.
 	Refresh bool `json:"refresh,omitempty"`
 	// IndexTrust is whose index of the image is believed (package reader);
 	// default what the node's configuration says.
 	IndexTrust string `json:"index_trust,omitempty"`
+
+	caller *keeper.Peer // who called, as the kernel says; no message can
+}
+
+// by notes who has sent it.
+func (s *Source) by(caller keeper.Peer) error {
+	s.caller = &caller
+	return s.Environment.Check()
 }
 
 // Pulled is the result of Pull.

@@ -15,11 +15,12 @@ import (
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/keeper"
 )
 
 // dispatch carries out one request. Descriptors it returns are closed once
 // they are sent.
-func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any, []*os.File, error) {
+func (s *server) dispatch(ctx context.Context, c *net.UnixConn, caller keeper.Peer, q request) (any, []*os.File, error) {
 	switch q.Op {
 	case "pull", "mount", "remove", "plan", "pin", "prune":
 		defer s.beginWork()()
@@ -29,21 +30,21 @@ func (s *server) dispatch(ctx context.Context, c *net.UnixConn, q request) (any,
 		return s.status(), nil, nil
 	case "pull":
 		var a pullArgs
-		if err := json.Unmarshal(q.Args, &a); err != nil {
+		if err := errors.Join(json.Unmarshal(q.Args, &a), a.by(caller)); err != nil {
 			return nil, nil, err
 		}
 		out, err := s.pull(ctx, a, tell(c))
 		return out, nil, err
 	case "plan":
 		var a Source
-		if err := json.Unmarshal(q.Args, &a); err != nil {
+		if err := errors.Join(json.Unmarshal(q.Args, &a), a.by(caller)); err != nil {
 			return nil, nil, err
 		}
 		out, err := s.plan(ctx, a)
 		return out, nil, err
 	case "mount":
 		var a mountArgs
-		if err := json.Unmarshal(q.Args, &a); err != nil {
+		if err := errors.Join(json.Unmarshal(q.Args, &a), a.by(caller)); err != nil {
 			return nil, nil, err
 		}
 		return s.mount(ctx, a, tell(c))

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -224,4 +225,18 @@ func attachAs(t *testing.T, c *Client, ref string, p Place) (dir string, m *Moun
 		t.Fatal(err)
 	}
 	return dir, m
+}
+
+// self is a run of some of these tests as another user.
+func self(t *testing.T, uid uint32, tests string) *exec.Cmd {
+	t.Helper()
+	tmp, err := os.MkdirTemp("", "shale-user-")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(tmp) })
+	must(t, os.Chown(tmp, int(uid), int(uid)))
+	cmd := exec.Command("/proc/self/exe", "-test.v", "-test.run="+tests)
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "HOME="+tmp)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
+	return cmd
 }

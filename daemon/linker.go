@@ -36,6 +36,7 @@ var children = map[string]func() error{
 	"shale-planner": planner,
 	"shale-tracer":  tracer,
 	"shale-sharer":  sharer,
+	looker:          lookUp,
 }
 
 // order is what to link where.
@@ -157,17 +158,22 @@ func ask(ctx context.Context, name string, order any, files ...*os.File) ([]byte
 	// Asked to end it takes back what it has made.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 2 * time.Second
-	if err = runOnThread(cmd); err == nil {
-		return out.Bytes(), nil
-	}
+	err = runOnThread(cmd)
+	return out.Bytes(), orSaid(ctx, err, out.Bytes())
+}
+
+// orSaid is the error of a child, which it may have told.
+func orSaid(ctx context.Context, err error, said []byte) error {
 	var w wireError
 	switch {
+	case err == nil:
+		return nil
 	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case json.Unmarshal(out.Bytes(), &w) == nil && w.Text != "":
-		return nil, w.decode()
+		return ctx.Err()
+	case json.Unmarshal(said, &w) == nil && w.Text != "":
+		return w.decode()
 	}
-	return nil, err
+	return err
 }
 
 // runOnThread runs a command from a thread of its own: the kernel sends

@@ -56,7 +56,7 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	repo, err := image.Open(ctx, ref, st.cfg.Options(ref, src.Credentials, st.agent))
+	repo, err := image.Open(ctx, ref, st.options(ref, src))
 	if err != nil {
 		return nil, err
 	}

@@ -28,11 +28,12 @@ const (
 
 // journal is what a worker has to know to serve a mount on.
 type journal struct {
-	Asked   mountArgs `json:"asked"` // with credentials: they are nowhere on disk
-	Digest  string    `json:"digest"`
-	MetaSum string    `json:"meta_blake3"` // of the linked image, whose addresses readers use
-	Number  uint64    `json:"number"`
-	BDI     string    `json:"bdi,omitempty"`
+	Asked   mountArgs    `json:"asked"`            // with credentials: they are nowhere on disk
+	Caller  *keeper.Peer `json:"caller,omitempty"` // who asked
+	Digest  string       `json:"digest"`
+	MetaSum string       `json:"meta_blake3"` // of the linked image, whose addresses readers use
+	Number  uint64       `json:"number"`
+	BDI     string       `json:"bdi,omitempty"`
 
 	// Of the face fanotify: whose data files come behind mount.Watching's, and its ID.
 	Segments []uint32 `json:"segments,omitempty"`
@@ -46,7 +47,8 @@ func (s *server) keepMount(m *mounted, files []*os.File) error {
 	if !ok {
 		return nil // it has just ended
 	}
-	j := journal{Asked: m.asked, Digest: m.use.ManifestDigest, MetaSum: m.image.Linked().MetaSum, Number: m.number}
+	j := journal{Asked: m.asked, Caller: m.asked.caller, Digest: m.use.ManifestDigest, MetaSum: m.image.Linked().MetaSum, Number: m.number}
+	j.Asked.Credentials = s.store.newest(m.asked.Source)
 	k := keeper.Mount{ID: m.id, Settled: files == nil, Files: files}
 	if m.face == fanotifyFace {
 		// To make it nothing is read that this process has to bring.
@@ -104,6 +106,7 @@ func (s *server) reopen(ctx context.Context, k *keeper.Mount) (_ *mounted, err e
 	if err := errors.Join(json.Unmarshal(k.Show, &show), json.Unmarshal(k.Rest, &j)); err != nil {
 		return nil, fmt.Errorf("its journal: %w", err)
 	}
+	j.Asked.caller = j.Caller
 	if !k.Held && len(k.Files) != 2 {
 		return nil, fmt.Errorf("%d files, want 2: %w", len(k.Files), os.ErrInvalid)
 	}
@@ -154,7 +157,7 @@ func (s *store) reopen(ctx context.Context, src Source, digest string) (*use, er
 		return nil, err
 	}
 	open := func(ctx context.Context) (*image.Repository, error) {
-		return image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
+		return image.Open(ctx, ref, s.options(ref, src))
 	}
 	repo, err := open(ctx)
 	if err != nil {

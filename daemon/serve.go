@@ -16,7 +16,8 @@ import (
 // serve answers one connection.
 func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 	defer c.Close()
-	if err := keeper.Allowed(c); err != nil {
+	caller, err := keeper.Allowed(c)
+	if err != nil {
 		s.log.Warn("call refused", "err", err)
 		return
 	}
@@ -47,7 +48,7 @@ func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 	}
 	call, cancel := watchHangup(ctx, c)
 	defer cancel()
-	result, out, err := s.safely(call, c, q)
+	result, out, err := s.safely(call, c, caller, q)
 	defer closeAll(out)
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
@@ -125,12 +126,12 @@ func (s *server) refuse(c *net.UnixConn, err error) {
 
 // safely dispatches a request. One that panics must not take the mounts of
 // all others along.
-func (s *server) safely(ctx context.Context, c *net.UnixConn, q request) (result any, out []*os.File, err error) {
+func (s *server) safely(ctx context.Context, c *net.UnixConn, caller keeper.Peer, q request) (result any, out []*os.File, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("call panicked", "op", q.Op, "panic", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("internal error in %q: %v (the service's log has more)", q.Op, p)
 		}
 	}()
-	return s.dispatch(ctx, c, q)
+	return s.dispatch(ctx, c, caller, q)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
@@ -59,24 +60,40 @@ func (s *server) shareTraces(ctx context.Context, all []*recording) error {
 }
 
 func (s *server) share(ctx context.Context, r *recording, previous string) (digest string, err error) {
-	js, err := ask(ctx, "shale-sharer", shareOrder{
-		Source: *r.share, Manifest: r.manifest, Trace: filepath.Join(s.store.path(r.manifest), traceFile), Previous: previous,
-		Registries: s.cfg.Registries, Agent: s.store.agent,
-	})
+	ref, err := image.ParseRef(r.share.Ref)
 	if err != nil {
 		return "", err
 	}
-	return digest, json.Unmarshal(js, &digest)
+	as := s.store.options(ref, *r.share)
+	for {
+		js, err := ask(ctx, "shale-sharer", shareOrder{
+			Ref: ref.String(), Credentials: as.Credentials, Manifest: r.manifest, Previous: previous,
+			Trace:      filepath.Join(s.store.path(r.manifest), traceFile),
+			Registries: s.cfg.Registries, Agent: s.store.agent,
+		})
+		if err == nil {
+			return digest, json.Unmarshal(js, &digest)
+		}
+		if !errors.Is(err, blob.ErrUnauthorized) || as.Renewal == nil {
+			return "", err
+		}
+		other, rerr := as.Renewal(ctx, as.Credentials)
+		if rerr != nil || other == as.Credentials {
+			return "", err
+		}
+		as.Credentials, as.Renewal = other, nil
+	}
 }
 
 // shareOrder is what to push where.
 type shareOrder struct {
-	Source     Source         `json:"source"`
-	Manifest   string         `json:"manifest"` // digest of the image's
-	Trace      string         `json:"trace"`    // file
-	Previous   string         `json:"previous"` // fleet.Push
-	Registries *config.Config `json:"registries"`
-	Agent      string         `json:"agent"`
+	Ref         string            `json:"ref"`
+	Credentials image.Credentials `json:"credentials"`
+	Manifest    string            `json:"manifest"` // digest of the image's
+	Trace       string            `json:"trace"`    // file
+	Previous    string            `json:"previous"` // fleet.Push
+	Registries  *config.Config    `json:"registries"`
+	Agent       string            `json:"agent"`
 }
 
 // sharer is the process that pushes a trace: it may have to read what others
@@ -98,11 +115,11 @@ func sharer() error {
 	if err != nil {
 		return err
 	}
-	ref, err := image.ParseRef(o.Source.Ref)
+	ref, err := image.ParseRef(o.Ref)
 	if err != nil {
 		return err
 	}
-	repo, err := image.Open(ctx, ref, o.Registries.Options(ref, o.Source.Credentials, o.Agent))
+	repo, err := image.Open(ctx, ref, o.Registries.Options(ref, o.Credentials, o.Agent))
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,8 @@ type store struct {
 	comparing map[string]*comparison // by manifest digest
 
 	cache cache
+
+	keychains keychains
 }
 
 // record is what the node keeps of an image besides its config and its link.
@@ -175,7 +177,7 @@ func (s *store) pull(ctx context.Context, src Source, start *reader.Start, progr
 	}
 	// Opening costs nothing until the repository is asked for something.
 	open := func(ctx context.Context) (*image.Repository, error) {
-		return image.Open(ctx, ref, s.cfg.Options(ref, src.Credentials, s.agent))
+		return image.Open(ctx, ref, s.options(ref, src))
 	}
 	repo, err := open(ctx)
 	if err != nil {

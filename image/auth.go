@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,15 +23,32 @@ import (
 // an open registry costs no extra round trip. From then on requests carry
 // their token at once.
 type auth struct {
-	scheme, host string // of the registry: nobody else sees credentials
-	cred         Credentials
+	scheme, host string       // of the registry: nobody else sees credentials
 	client       *http.Client // for token servers
+	renewal      Renewal      // nil if there are no other credentials
 
 	lock   chan struct{} // held while a token is fetched; guards what follows
-	asked  *challenge    // the last one
-	tokens map[string]bearer
+	cred   Credentials
+	asked  *challenge        // the last one
+	tokens map[string]bearer // got with cred
 
 	good atomic.Pointer[string] // the header of the last request that was answered well
+}
+
+// Renewal returns credentials to use instead of some that the registry has refused: the
+// same, if there are no others. An error says that nobody knows, and is
+// blob.ErrUnavailable to who asked for something.
+type Renewal func(ctx context.Context, refused Credentials) (Credentials, error)
+
+// maxRenewals is how often one request is made with other credentials: some that were
+// at hand may have been refused elsewhere meanwhile.
+const maxRenewals = 2
+
+// offer is what a request says of who makes it.
+type offer struct {
+	header string      // "" if there is nothing to say
+	by     Credentials // that it was made of
+	fresh  bool        // nothing better can be made of them: it was got for this request
 }
 
 type bearer struct {
@@ -38,102 +56,12 @@ type bearer struct {
 	expires time.Time
 }
 
-func newAuth(scheme, host string, cred Credentials, base http.RoundTripper) *auth {
+func newAuth(scheme, host string, cred Credentials, renewal Renewal, base http.RoundTripper) *auth {
 	return &auth{
-		scheme: scheme, host: host, cred: cred,
+		scheme: scheme, host: host, cred: cred, renewal: renewal,
 		client: httpblob.Client(&http.Client{Transport: base}),
 		lock:   make(chan struct{}, 1),
 		tokens: map[string]bearer{},
-	}
-}
-
-// transport authenticates requests for the given scopes.
-type transport struct {
-	base      http.RoundTripper
-	auth      *auth
-	scopes    []string
-	userAgent string
-}
-
-// RoundTrip implements http.RoundTripper. Requests to other hosts (where a
-// registry redirected to) pass without credentials.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	send := func(header string) (*http.Response, error) {
-		r := req.Clone(req.Context())
-		r.Header.Set("User-Agent", t.userAgent)
-		if header != "" {
-			r.Header.Set("Authorization", header)
-		}
-		return t.base.RoundTrip(r)
-	}
-	if req.URL.Scheme != t.auth.scheme || req.URL.Host != t.auth.host {
-		return send("")
-	}
-	header, err := t.auth.current(req.Context(), t.scopes)
-	if err != nil {
-		closeBody(req)
-		return nil, err
-	}
-	resp, err := send(header)
-	// A token that another request got meanwhile may be too old as well; one that was
-	// got for this request is the last try.
-	for fresh := false; err == nil && !fresh && t.refused(req, resp, header); {
-		next, got, rerr := t.renew(req, resp, header)
-		switch {
-		case rerr != nil:
-			return nil, rerr
-		case next == "":
-			return resp, nil // nothing better to offer: let the caller see the 401
-		}
-		header, fresh = next, got
-		if req.Body != nil && req.Body != http.NoBody {
-			body, err := req.GetBody()
-			if err != nil {
-				return nil, err
-			}
-			req = req.Clone(req.Context())
-			req.Body = body
-		}
-		resp, err = send(header)
-	}
-	if err == nil && header != "" && resp.StatusCode < http.StatusBadRequest {
-		t.auth.good.Store(&header)
-	}
-	return resp, err
-}
-
-// refused tells whether another token might be answered better.
-func (t *transport) refused(req *http.Request, resp *http.Response, header string) bool {
-	switch {
-	case req.Body != nil && req.Body != http.NoBody && req.GetBody == nil:
-		return false // it cannot be sent again
-	case resp.StatusCode == http.StatusUnauthorized:
-		return true
-	}
-	// Some registries say so of a token that has expired.
-	return resp.StatusCode == http.StatusForbidden && t.auth.worked(req.Context(), header, t.scopes)
-}
-
-// renew returns what to send instead of a header that was refused, and whether it was
-// got for this request; "" if there is nothing else. If it returns something, or an
-// error, the response is closed.
-func (t *transport) renew(req *http.Request, resp *http.Response, sent string) (next string, fresh bool, err error) {
-	challenges := parseChallenges(resp.Header)
-	if resp.StatusCode == http.StatusForbidden {
-		challenges = nil // the last ones still hold
-	}
-	next, fresh, err = t.auth.answer(req.Context(), challenges, t.scopes, sent)
-	if err == nil && (next == "" || next == sent) {
-		return "", false, nil
-	}
-	io.CopyN(io.Discard, resp.Body, 64<<10)
-	resp.Body.Close()
-	return next, fresh, err
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
 	}
 }
 
@@ -148,17 +76,17 @@ func (a *auth) acquire(ctx context.Context) error {
 
 func (a *auth) release() { <-a.lock }
 
-// current returns the header to send at once, "" if none has been asked for. A
+// current returns what to offer at once, nothing if none has been asked for. A
 // token that has expired is replaced before it costs a 401.
-func (a *auth) current(ctx context.Context, scopes []string) (string, error) {
+func (a *auth) current(ctx context.Context, scopes []string) (offer, error) {
 	if err := a.acquire(ctx); err != nil {
-		return "", err
+		return offer{}, err
 	}
 	defer a.release()
 	if a.asked == nil {
-		return "", nil
+		return offer{by: a.cred}, nil
 	}
-	return a.header(ctx, scopes)
+	return a.offer(ctx, scopes)
 }
 
 // worked tells whether a request with this header was last answered well, or another
@@ -175,12 +103,12 @@ func (a *auth) worked(ctx context.Context, header string, scopes []string) bool 
 	return ok && t.header != header
 }
 
-// answer returns the header that meets a challenge to a request that carried
-// sent, and whether it was not there before; "" or sent itself if there is none. No
-// challenges mean the last one.
-func (a *auth) answer(ctx context.Context, asked []challenge, scopes []string, sent string) (header string, fresh bool, err error) {
+// answer returns what meets a challenge to a request that carried sent; nothing, or what
+// was sent, if there is nothing. No challenges mean the last one. renew says whether
+// other credentials may be asked for.
+func (a *auth) answer(ctx context.Context, asked []challenge, scopes []string, sent offer, renew bool) (next offer, err error) {
 	if err := a.acquire(ctx); err != nil {
-		return "", false, err
+		return offer{}, err
 	}
 	defer a.release()
 	pick := slices.IndexFunc(asked, func(c challenge) bool { return c.scheme == "bearer" })
@@ -191,16 +119,71 @@ func (a *auth) answer(ctx context.Context, asked []challenge, scopes []string, s
 	case pick >= 0:
 		a.asked = &asked[pick]
 	case a.asked == nil || asked != nil:
-		return "", false, nil
+		return offer{}, nil
 	}
-	// Unless another request has got a new token since, the one sent is bad.
-	key := strings.Join(scopes, " ")
-	old := a.tokens[key].header
-	if old == sent {
-		delete(a.tokens, key)
+	if !sent.fresh || sent.by != a.cred {
+		// Unless another request has got a new token since, the one sent is bad.
+		key := strings.Join(scopes, " ")
+		old := a.tokens[key].header
+		if old == sent.header {
+			delete(a.tokens, key)
+		}
+		next, err = a.offer(ctx, scopes)
+		if next.fresh = next.header != old; err != nil || next.header != "" && next.header != sent.header {
+			return next, err
+		}
 	}
-	header, err = a.header(ctx, scopes)
-	return header, header != old, err
+	if !renew {
+		return offer{}, nil
+	}
+	if changed, err := a.change(ctx); err != nil || !changed {
+		return offer{}, err
+	}
+	next, err = a.offer(ctx, scopes)
+	next.fresh = true
+	return next, err
+}
+
+// offer returns what the last challenge asks for. If the token server refuses the
+// credentials, others are asked for. The lock is held.
+func (a *auth) offer(ctx context.Context, scopes []string) (offer, error) {
+	header, err := a.header(ctx, scopes)
+	for n := 0; n < maxRenewals && refusal(err); n++ {
+		switch changed, cerr := a.change(ctx); {
+		case cerr != nil:
+			return offer{}, cerr
+		case !changed:
+			return offer{}, err
+		}
+		header, err = a.header(ctx, scopes)
+	}
+	return offer{header: header, by: a.cred}, err
+}
+
+// refusal tells whether an error is the answer of a token server that other credentials
+// might be given another one. OAuth 2.0 has 400 for a refresh token that has expired.
+func refusal(err error) bool {
+	var e *httpblob.Error
+	return errors.As(err, &e) && (errors.Is(e, blob.ErrUnauthorized) || e.Status == http.StatusBadRequest && e.Method == http.MethodPost)
+}
+
+// change replaces credentials that were refused, if there are others. The lock is held.
+func (a *auth) change(ctx context.Context) (bool, error) {
+	if a.renewal == nil {
+		return false, nil
+	}
+	c, err := a.renewal(ctx, a.cred)
+	switch {
+	case ctx.Err() != nil:
+		return false, ctx.Err()
+	case err != nil:
+		return false, fmt.Errorf("%w: other credentials for %s, which has refused %v: %v", blob.ErrUnavailable, a.host, a.cred, err)
+	case c == a.cred:
+		return false, nil
+	}
+	a.cred = c
+	clear(a.tokens)
+	return true, nil
 }
 
 // header returns what the last challenge asks for. The lock is held.

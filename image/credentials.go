@@ -1,8 +1,6 @@
 package image
 
 import (
-	"bytes"
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -10,10 +8,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 // Credentials are what a registry may ask for. They are shown in no log: every
@@ -44,8 +40,8 @@ func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.String())
 
 // ResolveCredentials looks for credentials where the caller's other tools keep
 // them: Docker's config.json with its credential helpers, then Podman's
-// auth.json. None is not an error. It runs programs of the caller (the
-// helpers) and belongs in the client, never in the daemon.
+// auth.json. None is not an error. It runs programs of the caller (the helpers), so
+// it belongs in a process of the caller's, with the caller's environment.
 func ResolveCredentials(ref Ref) (Credentials, error) {
 	if ref.registry == "" {
 		return Credentials{}, nil
@@ -167,37 +163,4 @@ func (e authEntry) credentials() (Credentials, error) {
 		c.Username, c.Password = user, strings.Trim(password, "\x00")
 	}
 	return c, nil
-}
-
-// helperTime is long enough for a person to unlock a key ring.
-const helperTime = 2 * time.Minute
-
-// runHelper asks docker-credential-NAME for the credentials of a server.
-func runHelper(name, server string) (Credentials, error) {
-	if strings.ContainsAny(name, "/\x00") {
-		return Credentials{}, fmt.Errorf("credential helper %q: not a name", name)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), helperTime)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "docker-credential-"+name, "get")
-	cmd.Stdin = strings.NewReader(server)
-	cmd.WaitDelay = time.Second
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		// This is how helpers say that they have none; it goes to stdout.
-		if strings.Contains(string(out)+stderr.String(), "credentials not found") {
-			return Credentials{}, nil
-		}
-		return Credentials{}, fmt.Errorf("credential helper docker-credential-%s: %w: %.200q", name, err, stderr.String())
-	}
-	var reply struct{ Username, Secret string }
-	if err := json.Unmarshal(out, &reply); err != nil {
-		return Credentials{}, fmt.Errorf("credential helper docker-credential-%s: its answer is not valid JSON", name)
-	}
-	if reply.Username == "<token>" {
-		return Credentials{IdentityToken: reply.Secret}, nil
-	}
-	return Credentials{Username: reply.Username, Password: reply.Secret}, nil
 }

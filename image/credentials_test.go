@@ -21,6 +21,7 @@ func TestResolveCredentials(t *testing.T) {
 		"bin/docker-credential-none":  "#!/bin/sh\necho 'credentials not found in native keychain'; exit 1\n",
 		"bin/docker-credential-bad":   "#!/bin/sh\necho 'locked' >&2; exit 1\n",
 		"bin/docker-credential-junk":  "#!/bin/sh\necho secret-junk\n",
+		"bin/docker-credential-long":  "#!/bin/sh\nprintf '{\"Username\":\"u\",\"Secret\":\"%0200000d\"}' 1\n",
 		".docker/config.json": `{"auths":{
 			"plain.example":{"auth":"dXNlcjpwYTpzcw=="},
 			"https://old.example/v1/":{"auth":"dXNlcjpvbGQ="},
@@ -28,7 +29,7 @@ func TestResolveCredentials(t *testing.T) {
 			"identity.example":{"auth":"dXNlcjo=","identitytoken":"id"},
 			"broken.example":{"auth":"%%%"},
 			"empty.example":{}},
-			"credHelpers":{"helper.example":"ok","token.example":"token","none.example":"none","bad.example":"bad","junk.example":"junk","path.example":"../evil","gone.example":"gone"}}`,
+			"credHelpers":{"helper.example":"ok","token.example":"token","none.example":"none","bad.example":"bad","junk.example":"junk","long.example":"long","path.example":"../evil","gone.example":"gone"}}`,
 		".config/containers/auth.json": `{"auths":{"podman.example/team":{"auth":"dGVhbTpwdw=="},"podman.example/team/app":{"auth":"YXBwOnB3"},"podman.example":{"auth":"YWxsOnB3"},"plain.example":{"auth":"bm86bm8="}}}`,
 		"store/config.json":            `{"credsStore":"ok","auths":{"x.example":{}}}`,
 		"junk/config.json":             `{"auths":{"x.example":{"auth":"hunter2`,
@@ -70,7 +71,7 @@ func TestResolveCredentials(t *testing.T) {
 			t.Errorf("%s: %+v, %v", ref, got.Username+":"+got.Password+":"+got.IdentityToken, err)
 		}
 	}
-	for _, host := range []string{"broken", "bad", "junk", "path", "gone"} {
+	for _, host := range []string{"broken", "bad", "junk", "long", "path", "gone"} {
 		if _, err := resolve(host + ".example/a"); err == nil || !strings.Contains(err.Error(), host+".example") || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v", host, err)
 		}

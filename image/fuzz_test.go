@@ -28,7 +28,7 @@ func FuzzChallenge(f *testing.F) {
 	f.Add(`Bearer realm="https://a/t",service="s",scope="repository:a/b:pull", Basic realm=x`)
 	f.Add(`a="b\`)
 	f.Fuzz(func(t *testing.T, s string) {
-		a := newAuth("https", "r.example", Credentials{}, nil)
+		a := newAuth("https", "r.example", Credentials{}, nil, nil)
 		for _, c := range parseChallenges(http.Header{"Www-Authenticate": {s}}) {
 			if c.scheme == "" || c.params == nil {
 				t.Fatalf("%q: %v", s, c)

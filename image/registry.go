@@ -87,13 +87,13 @@ func newRegistry(ref Ref, opts Options) (*registry, error) {
 		if !validHost(mirror) {
 			return nil, fmt.Errorf("mirror %.200q: expected host or host:port", mirror)
 		}
-		g.endpoints = append(g.endpoints, g.endpoint(mirror, Credentials{}))
+		g.endpoints = append(g.endpoints, g.endpoint(mirror, Credentials{}, nil))
 	}
 	host := ref.registry
 	if host == dockerHub {
 		host = dockerHubHost
 	}
-	g.endpoints = append(g.endpoints, g.endpoint(host, opts.Credentials))
+	g.endpoints = append(g.endpoints, g.endpoint(host, opts.Credentials, opts.Renewal))
 	var places []choose.Place
 	for _, e := range g.endpoints {
 		places = append(places, choose.Place{Name: e.auth.host, Source: httpblob.New(e.client, func(r blob.Ref) string { return e.url + "/blobs/" + r.Digest }), Health: healthOf(e.auth)})
@@ -102,14 +102,14 @@ func newRegistry(ref Ref, opts Options) (*registry, error) {
 	return g, nil
 }
 
-func (g *registry) endpoint(host string, cred Credentials) *endpoint {
+func (g *registry) endpoint(host string, cred Credentials, renewal Renewal) *endpoint {
 	scheme := "https"
 	if isLoopback(host) && g.opts.CAFile == "" || slices.Contains(g.opts.PlainHTTP, host) {
 		scheme = "http"
 	}
 	e := &endpoint{
 		url:  scheme + "://" + host + "/v2/" + g.ref.repository,
-		auth: newAuth(scheme, host, cred, g.base),
+		auth: newAuth(scheme, host, cred, renewal, g.base),
 	}
 	e.client = g.client(e, "repository:"+g.ref.repository+":pull")
 	return e

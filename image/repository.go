@@ -17,6 +17,7 @@ import (
 // For a layout or an archive only the limits and Features matter.
 type Options struct {
 	Credentials Credentials
+	Renewal     Renewal // nil if there are no other credentials
 	// PlainHTTP lists registries ("host[:port]") to speak to without TLS, in
 	// addition to those on this machine (localhost, 127.0.0.0/8, ::1). The
 	// latter get TLS too if CAFile is set.

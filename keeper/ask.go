@@ -84,7 +84,7 @@ func (k *keeper) answer() {
 		go func() {
 			defer func() { <-places }()
 			defer c.Close()
-			if Allowed(c) == nil {
+			if _, err := Allowed(c); err == nil {
 				k.reply(c)
 			}
 		}()

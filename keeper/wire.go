@@ -180,28 +180,6 @@ func fileConn(f *os.File) (*net.UnixConn, error) {
 	return u, nil
 }
 
-// Allowed lets in root and this process' own user.
-func Allowed(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return err
-	}
-	if cerr != nil {
-		return cerr
-	}
-	if own := os.Geteuid(); cred.Uid != 0 && int(cred.Uid) != own {
-		return fmt.Errorf("user %d (pid %d) is neither root nor user %d", cred.Uid, cred.Pid, own)
-	}
-	return nil
-}
-
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()

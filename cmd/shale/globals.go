@@ -48,7 +48,8 @@ func (g *globals) trustFlag(cmd *cobra.Command) {
 
 func (g *globals) client() *daemon.Client { return &daemon.Client{Root: g.root, Start: true} }
 
-// source says which image a verb means, with the caller's credentials for it.
+// source says which image a verb means, with the caller's credentials for it, and where
+// they are from.
 func (g *globals) source(ref, platform string) (daemon.Source, error) {
 	r, err := parseRef(ref)
 	if err != nil {
@@ -66,7 +67,11 @@ func (g *globals) source(ref, platform string) (daemon.Source, error) {
 	if err != nil {
 		return daemon.Source{}, err
 	}
-	return daemon.Source{Ref: r.String(), Platform: platform, Credentials: cred, IndexTrust: g.indexTrust}, nil
+	src := daemon.Source{Ref: r.String(), Platform: platform, Credentials: cred, IndexTrust: g.indexTrust}
+	if r.Registry() != "" {
+		src.Environment = image.LookupEnvironment()
+	}
+	return src, nil
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -107,7 +112,11 @@ func (g *globals) repository(ctx context.Context, ref string) (*image.Repository
 	if err := cfg.SetProxy(); err != nil {
 		return nil, err
 	}
-	return image.Open(ctx, r, cfg.Options(r, cred, "shale/"+version))
+	opts := cfg.Options(r, cred, "shale/"+version)
+	opts.Renewal = func(context.Context, image.Credentials) (image.Credentials, error) {
+		return image.ResolveCredentials(r)
+	}
+	return image.Open(ctx, r, opts)
 }
 
 // parseRef reads a reference. A layout's directory is made absolute: the

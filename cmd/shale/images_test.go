@@ -256,13 +256,21 @@ func cmdMkimage(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 || len(args) > 2 {
-		ts.Fatalf("usage: registry VAR [USER:PASSWORD]")
+		ts.Fatalf("usage: registry VAR [USER:PASSWORD | @FILE]")
 	}
 	h := http.Handler(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	login := ""
 	if len(args) == 2 {
 		login = args[1]
-		h = authenticated(h, login)
+		wants := func() string { return login }
+		if file, ok := strings.CutPrefix(args[1], "@"); ok { // what it has at the moment
+			login, file = strings.TrimSpace(ts.ReadFile(file)), ts.MkAbs(file)
+			wants = func() string {
+				p, _ := os.ReadFile(file)
+				return strings.TrimSpace(string(p))
+			}
+		}
+		h = authenticated(h, wants)
 	}
 	srv := httptest.NewServer(h)
 	ts.Defer(srv.Close)
@@ -271,10 +279,10 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("LOGIN_"+host, login)
 }
 
-// authenticated lets nobody in but USER:PASSWORD.
-func authenticated(h http.Handler, login string) http.Handler {
+// authenticated lets nobody in but the USER:PASSWORD it wants.
+func authenticated(h http.Handler, wants func() string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if user, password, _ := r.BasicAuth(); user+":"+password != login {
+		if user, password, _ := r.BasicAuth(); user+":"+password != wants() {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
 			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
 			return
