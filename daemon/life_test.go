@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/index"
 )
@@ -203,6 +205,40 @@ func TestEndsWhileConnecting(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestSocketStays ends a service that cannot remove its socket, as on a disk that has
+// become read-only, and starts another one.
+func TestSocketStays(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	c := service(t)
+	for range 2 {
+		if _, err := c.Status(background); err != nil {
+			t.Fatal(err)
+		}
+		socket := filepath.Join(c.Root, socketName)
+		if err := unix.Mount(socket, socket, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Unmount(socket, unix.MNT_DETACH)
+		ctx, cancel := context.WithTimeout(background, time.Minute)
+		defer cancel()
+		if err := (&Client{Root: c.Root}).Stop(ctx); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(socket); err != nil {
+			t.Errorf("is it tested? %v", err)
+		}
+		if _, err := (&Client{Root: c.Root}).Status(background); !errors.Is(err, ErrNotRunning) {
+			t.Errorf("status: %v, want ErrNotRunning", err)
+		}
+		if err := unix.Unmount(socket, unix.MNT_DETACH); err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(socket)
+	}
 }
 
 func TestOtherVersion(t *testing.T) {
