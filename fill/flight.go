@@ -118,6 +118,7 @@ func (im *Image) await(ctx context.Context, w wait) (*flight, error) {
 		case f.err == nil:
 			return f, nil
 		case errors.Is(f.err, errClosed) && im.ctx.Err() == nil: // another image was
+		case f.err == errAgain && im.ctx.Err() == nil:
 		case f.wanted || again:
 			return nil, f.err
 		default:

@@ -22,6 +22,7 @@ type request struct {
 	timer *time.Timer
 	begun time.Time
 	bad   error // why the last span could not be decoded
+	again bool  // a rescue takes long: it was waited for once
 
 	body     io.Reader     // what they are decoded from
 	beside   io.Reader     // what its window was read from; nil if there is none
@@ -242,13 +243,22 @@ func (r *request) fail(err error, n int) {
 	r.wants = r.wants[n:]
 	told := false
 	for _, w := range wants {
-		if r.im.rescued(w, err) {
+		err := err
+		if !r.again {
+			err = r.im.rescued(w, err)
+			r.again = err == errAgain
+		}
+		switch {
+		case r.again:
+			r.im.engine.land(w, nil, errAgain)
+			continue
+		case err == nil:
 			r.im.stats.filled(w.chunk)
 			r.im.engine.land(w, nil, nil)
 			continue
 		}
 		at := r.im.linked.Stored(w.chunk)
-		err := fmt.Errorf("fill: blob %s: offset %d: chunk %s: %w", r.im.linked.Blobs[at.Blob].Digest, at.Offset, w.chunk.Digest, err)
+		err = fmt.Errorf("fill: blob %s: offset %d: chunk %s: %w", r.im.linked.Blobs[at.Blob].Digest, at.Offset, w.chunk.Digest, err)
 		if !told && !errors.Is(err, errClosed) {
 			told = true
 			r.im.stats.fail(err)

@@ -14,6 +14,19 @@ import (
 // rescuePause is how long after a rescue there is no other.
 const rescuePause = 30 * time.Second
 
+// A rescue may take for ever, at a place that dribbles, and what made it necessary may
+// be over: a registry that ignored ranges for a while. So who waits for one asks as the
+// index says again when it has taken twice as long as the last time: after 3 s, 6 s,
+// 12 s, and from then on each 15 s.
+const (
+	rescueLook    = 3 * time.Second
+	rescueLookMax = 15 * time.Second
+)
+
+// errAgain ends the flights of chunks for which a rescue takes long: who waits for one
+// asks for it once more.
+var errAgain = errors.New("all of the image is being read, which takes long")
+
 // rescue is the way out where an index does not tell where chunks are: whoever
 // opened the image brings all of its content into the pool.
 type rescue struct {
@@ -22,9 +35,11 @@ type rescue struct {
 	// identify returns the digest of what has an origin, once that is known.
 	identify func(chunk.Digest) (chunk.Digest, bool)
 
-	mu   sync.Mutex // held while all runs
-	done bool
-	next time.Time // not before
+	mu      sync.Mutex
+	running chan struct{} // closed when it ends; nil if none runs
+	begun   time.Time     // that one
+	done    bool
+	next    time.Time // not before
 }
 
 // OnWrongIndex sets what brings all of the image's content into the pool, by
@@ -40,35 +55,63 @@ func (im *Image) OnOrigin(identify func(chunk.Digest) (chunk.Digest, bool)) {
 }
 
 // rescued brings a chunk that could not be fetched because of err from another
-// place in the pool, and tells whether it is here now.
-func (im *Image) rescued(w want, err error) bool {
+// place in the pool. It returns nil if the chunk is here now, errAgain if that takes
+// long, and else err.
+func (im *Image) rescued(w want, err error) error {
 	r := &im.rescue
 	if r.all == nil || im.ctx.Err() != nil {
-		return false
+		return err
 	}
 	wrong := errors.Is(err, chunk.ErrCorrupt) || errors.Is(err, blob.ErrRange) || errors.Is(err, blob.ErrNotFound)
 	// What it has brought may have been evicted since: then once more.
 	for again := false; ; again = true {
-		r.mu.Lock()
-		if wrong && (again || !r.done) && !time.Now().Before(r.next) {
-			e := r.all(im.ctx)
-			if e != nil {
-				im.engine.opt.Logger.Error("an image could not be read as a whole", "err", e)
-			}
-			r.done, r.next = r.done || e == nil, time.Now().Add(rescuePause)
-		}
-		done := r.done
-		r.mu.Unlock()
-		if !done {
-			return false
-		}
-		if im.elsewhere(w) {
-			return true
-		}
-		if again {
-			return false
+		done, ended := im.readAll(wrong, again)
+		switch {
+		case !ended:
+			return errAgain
+		case !done:
+			return err
+		case im.elsewhere(w):
+			return nil
+		case again:
+			return err
 		}
 	}
+}
+
+// readAll waits for the rescue that runs; it begins one if that is due. done says that
+// one has succeeded, now or earlier. Where one runs that takes long, ended is false.
+func (im *Image) readAll(wrong, again bool) (done, ended bool) {
+	r := &im.rescue
+	r.mu.Lock()
+	if r.running == nil && wrong && (again || !r.done) && !time.Now().Before(r.next) {
+		r.running, r.begun = make(chan struct{}), time.Now()
+		im.requests.Go(func() {
+			err := r.all(im.ctx)
+			if err != nil {
+				im.engine.opt.Logger.Error("an image could not be read as a whole", "err", err)
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.done, r.next = r.done || err == nil, time.Now().Add(rescuePause)
+			close(r.running)
+			r.running = nil
+		})
+	}
+	running, since := r.running, r.begun
+	r.mu.Unlock()
+	if running != nil {
+		look := time.NewTimer(min(max(time.Since(since), rescueLook), rescueLookMax))
+		defer look.Stop()
+		select {
+		case <-running:
+		case <-look.C:
+			return false, false
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.done, true
 }
 
 // elsewhere stores a chunk that the pool has at another place, or whose content is

@@ -120,3 +120,50 @@ func TestRescueAgain(t *testing.T) {
 		must(t, x.chunk(t, 0))
 	})
 }
+
+// A rescue that takes for ever, at a place that dribbles, is waited for by nobody once
+// the index can be used again, and has no read fail.
+func TestRescueDribbles(t *testing.T) {
+	for name, err := range map[string]error{"no ranges": blob.ErrRange, "wrong bytes": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNode(t, Options{})
+				x := n.image(mixed(chunk.None, 5))
+				calls := 0
+				x.OnWrongIndex(func(ctx context.Context) error {
+					calls++
+					<-ctx.Done()
+					return ctx.Err()
+				})
+				n.setFault(func(context.Context, blob.Ref, int64, int64) *memblob.Fault {
+					if err != nil {
+						return &memblob.Fault{After: -1, Err: err}
+					}
+					return &memblob.Fault{Flip: 1}
+				})
+				const over = 40 * time.Second
+				began := time.Now()
+				var wg sync.WaitGroup
+				for i := range x.linked.Chunks() {
+					wg.Go(func() {
+						must(t, x.chunk(t, i))
+						if d := time.Since(began); d > over+rescueLookMax {
+							t.Errorf("chunk %d came after %v", i, d)
+						}
+					})
+				}
+				time.Sleep(over)
+				// 3, 6, 12, 24 and 39 s after the first time
+				if most := 6 * x.linked.Chunks(); len(n.asked()) > most {
+					t.Errorf("asked more than %d times", most)
+				}
+				n.setFault(nil)
+				wg.Wait()
+				if st := x.Stats(); calls != 1 || st.Errors != 0 {
+					t.Errorf("the image was read %d times, %d errors", calls, st.Errors)
+				}
+				x.close(t)
+			})
+		})
+	}
+}
