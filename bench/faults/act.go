@@ -50,6 +50,15 @@ type outcome struct {
 	log           string   // of the service, if something is not
 }
 
+// errNothingLeft is that an image without an index is here, all of it, once it is mounted.
+var errNothingLeft = errors.New("all of the image was read to mount it, and nothing is left that could fail: `shale index --push` makes it an index")
+
+// err is what is wrong, nil if nothing is; skipped, that this could not be found out here.
+func (o *outcome) err() (err error, skipped bool) {
+	err = errors.Join(o.errs...)
+	return err, errors.Is(err, disk.ErrUnsupported) || errors.Is(err, errNothingLeft)
+}
+
 func (o *outcome) fail(format string, args ...any) {
 	o.errs = append(o.errs, fmt.Errorf(format, args...))
 }
@@ -126,6 +135,11 @@ func (s *stage) playTo(ctx context.Context, a *act, o *outcome) (err error) {
 		return err
 	}
 	if !a.healthy {
+		if whole, err := n.whole(ctx); err != nil {
+			return err
+		} else if whole {
+			return errNothingLeft
+		}
 		begin()
 	}
 	o.during = s.truth.read(mnt, s.truth.files, readers)

@@ -14,8 +14,8 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/shale-image/shale/bench/faults/disk"
 	"github.com/shale-image/shale/bench/faults/script"
+	"github.com/shale-image/shale/bench/registry"
 )
 
 var world struct {
@@ -108,8 +108,8 @@ func TestFaults(t *testing.T) {
 	s.playAll(t.Context(), acts, 8, func(a *act, o *outcome) {
 		var b strings.Builder
 		report(&b, a, o, false)
-		switch err := errors.Join(o.errs...); {
-		case errors.Is(err, disk.ErrUnsupported):
+		switch err, skipped := o.err(); {
+		case skipped:
 			t.Logf("skipped: %v", err)
 		case err != nil:
 			t.Error(b.String())
@@ -168,5 +168,34 @@ func TestTells(t *testing.T) {
 		if err := errors.Join(o.errs...); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", what, err, want)
 		}
+	}
+}
+
+// TestNothingLeft: an image of a registry of somebody's, without an index, is here once
+// it is mounted. That no fault is met then is nobody's failure.
+func TestNothingLeft(t *testing.T) {
+	s := setup(t)
+	layout := filepath.Join(t.TempDir(), "layout")
+	if err := buildImage(layout, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := registry.Push(t.Context(), s.url.String(), layout, "faults/bare:plain"); err != nil {
+		t.Fatal(err)
+	}
+	sc, err := script.Parse(strings.NewReader("drop\nexpect EIO"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	acts := []*act{
+		{name: "drop", script: sc, image: "faults/bare:plain", healthy: true},
+		{name: "drop", script: sc, image: "faults/bare:plain"},
+	}
+	bad := s.playAll(t.Context(), acts, 2, func(a *act, o *outcome) {
+		if err, skipped := o.err(); skipped == a.healthy || a.healthy && err != nil {
+			t.Errorf("%v: %v", a, err)
+		}
+	})
+	if bad != 0 {
+		t.Errorf("%d were bad", bad)
 	}
 }

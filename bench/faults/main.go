@@ -30,7 +30,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/shale-image/shale/bench/faults/disk"
 	"github.com/shale-image/shale/bench/faults/script"
 )
 
@@ -180,7 +179,7 @@ func (s *stage) playAll(ctx context.Context, acts []*act, jobs int, done func(*a
 			for a := range next {
 				o := s.play(ctx, a)
 				mu.Lock()
-				if len(o.errs) > 0 {
+				if err, skipped := o.err(); err != nil && !skipped {
 					bad++
 				}
 				done(a, o)
@@ -202,8 +201,8 @@ func (s *stage) playAll(ctx context.Context, acts []*act, jobs int, done func(*a
 // report tells how an act went.
 func report(w io.Writer, a *act, o *outcome, verbose bool) {
 	state := "ok  "
-	switch err := errors.Join(o.errs...); {
-	case errors.Is(err, disk.ErrUnsupported):
+	switch err, skipped := o.err(); {
+	case skipped:
 		state = "skip"
 	case err != nil:
 		state = "BAD "

@@ -124,12 +124,22 @@ func (n *node) run(ctx context.Context, args ...string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// whole tells whether nothing is missing of any mount.
+func (n *node) whole(ctx context.Context) (bool, error) {
+	st, err := n.status(ctx)
+	if err != nil {
+		return false, err
+	}
+	missing := 0
+	for _, m := range st.Mounts {
+		missing += m.MissingChunks
+	}
+	return missing == 0, nil
+}
+
 // failures are reads of mounts that the service knows to have failed.
 func (n *node) failures(ctx context.Context) (count int64, why []string, err error) {
-	st, err := (&daemon.Client{Root: n.root}).Status(ctx)
-	for tries := 0; err != nil && tries < 3; tries++ { // the machine may be busy
-		st, err = (&daemon.Client{Root: n.root}).Status(ctx)
-	}
+	st, err := n.status(ctx)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -140,6 +150,14 @@ func (n *node) failures(ctx context.Context) (count int64, why []string, err err
 		}
 	}
 	return count, why, nil
+}
+
+func (n *node) status(ctx context.Context) (*daemon.Status, error) {
+	st, err := (&daemon.Client{Root: n.root}).Status(ctx)
+	for tries := 0; err != nil && tries < 3; tries++ { // the machine may be busy
+		st, err = (&daemon.Client{Root: n.root}).Status(ctx)
+	}
+	return st, err
 }
 
 // log is the end of what the service has said.
