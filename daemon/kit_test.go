@@ -40,6 +40,9 @@ func TestMain(m *testing.M) {
 			fd, _ := strconv.Atoi(os.Args[5])
 			ready = os.NewFile(uintptr(fd), "ready")
 		}
+		if os.Getenv("LISTEN_FDS") != "" {
+			os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())) // which manager cannot know
+		}
 		idle, _ := time.ParseDuration(os.Getenv("SHALE_TEST_IDLE"))
 		var cfg *config.Config
 		if path := os.Getenv("SHALE_TEST_CONFIG"); path != "" {

@@ -56,6 +56,7 @@ func (s *server) keepWatched(m *mounted, w mount.Watching) error {
 // them out of these.
 func watchedData(kept []keeper.Mount) map[uint32]*os.File {
 	data := map[uint32]*os.File{}
+	guessAll(kept)
 	for i := range kept {
 		k := &kept[i]
 		var j journal

@@ -78,6 +78,7 @@ func TestEnd(t *testing.T) {
 			files, closed, aborted := pipe(t)
 			w.tell(mountOf("a", files...))
 			closeAll(files)
+			eventually(t, "it is kept", func() bool { return len(w.status().Mounts) == 1 })
 			end(w)
 			if err := w.cmd.Wait(); err != nil {
 				t.Error(err)

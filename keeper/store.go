@@ -1,6 +1,9 @@
 package keeper
 
 import (
+	"cmp"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -18,23 +21,29 @@ import (
 //
 //	<id>.0 ...       Mount.Files
 //	<id>.journal     the Mount: see journal.go
+//	<id>.held        the same of one that is Held
+//
+// systemd takes no file twice. So what mounts share is there once, by the name that the
+// first of them gave it (Mount.Parts), until none of them has it any more.
 //
 // Without a manager all does nothing.
 type store struct {
 	to       string // its socket; "" if there is none
 	log      *slog.Logger
-	journals map[string]*os.File // by id
+	journals map[string]*os.File            // by id
+	shared   map[string]map[string]*os.File // by name: who has the file, by id. Of what is Held alone
 }
 
 const (
 	journalSuffix = ".journal"
+	heldSuffix    = ".held"
 	firstListen   = 3 // SD_LISTEN_FDS_START
 	maxListen     = 1 << 20
 )
 
 // openStore returns the store, and the mounts that an earlier keeper has left in it.
 func openStore(log *slog.Logger) (*store, []*Mount, error) {
-	s := &store{log: log, journals: map[string]*os.File{}}
+	s := newStore(log)
 	s.to = os.Getenv("NOTIFY_SOCKET") // "@..." is an abstract one here too
 	pid, n, names := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_FDNAMES")
 	for _, v := range []string{"NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"} {
@@ -57,24 +66,32 @@ func openStore(log *slog.Logger) (*store, []*Mount, error) {
 	return s, s.restore(files), nil
 }
 
-// restore makes mounts of what was in the store. What cannot be one is let go.
+func newStore(log *slog.Logger) *store {
+	return &store{log: log, journals: map[string]*os.File{}, shared: map[string]map[string]*os.File{}}
+}
+
+// restore makes mounts of what was in the store. What cannot be one is let go, but for
+// what is Held: of that a worker is told that nothing is known.
 func (s *store) restore(files map[string]*os.File) (all []*Mount) {
+	used := map[string]bool{}
 	for name, f := range files {
-		id, ok := strings.CutSuffix(name, journalSuffix)
-		if !ok {
+		id, held := strings.CutSuffix(name, heldSuffix)
+		id, ok := strings.CutSuffix(id, journalSuffix)
+		if held == ok {
 			continue
 		}
 		m, err := readJournal(f)
-		if err != nil || m.ID != id {
-			s.log.Error("a journal is damaged: its mount ends", "id", id, "err", err)
-			continue
+		if err != nil || m.ID != id || held && !m.Held {
+			s.log.Error("a journal is damaged: its mount ends", "id", id, "held", held, "err", err)
+			if !held {
+				continue
+			}
+			show, _ := json.Marshal(map[string]string{"id": id})
+			m = &Mount{ID: id, Show: show, Held: true, Settled: true, Parts: partsOf(id, files)}
 		}
-		for i := 0; files[part(id, i)] != nil; i++ {
-			m.Files = append(m.Files, files[part(id, i)])
-			delete(files, part(id, i))
-		}
+		used[name] = true
 		s.journals[id] = f
-		delete(files, name)
+		s.take(m, files, used)
 		if len(m.Files) == 0 { // the manager drops connections that have ended
 			s.remove(m)
 			continue
@@ -82,6 +99,9 @@ func (s *store) restore(files map[string]*os.File) (all []*Mount) {
 		all = append(all, m)
 	}
 	for name, f := range files {
+		if used[name] {
+			continue
+		}
 		f.Close()
 		s.notify("FDSTOREREMOVE=1\nFDNAME=" + name)
 	}
@@ -89,7 +109,94 @@ func (s *store) restore(files map[string]*os.File) (all []*Mount) {
 	return all
 }
 
-func part(id string, n int) string { return id + "." + strconv.Itoa(n) }
+// take gives a mount its files.
+func (s *store) take(m *Mount, files map[string]*os.File, used map[string]bool) {
+	for i := 0; m.Parts == nil || i < len(m.Parts); i++ {
+		name := m.part(i)
+		f := files[name]
+		if f == nil {
+			return
+		}
+		if used[name] { // by another mount, which may end before
+			var err error
+			if f, err = again(f); err != nil {
+				s.log.Error("take a file of the store", "name", name, "err", err)
+				return
+			}
+		}
+		used[name] = true
+		m.Files = append(m.Files, f)
+		s.share(m, name, f)
+	}
+}
+
+// part is the name of a mount's n-th file.
+func (m *Mount) part(n int) string {
+	if n < len(m.Parts) {
+		return m.Parts[n]
+	}
+	return m.ID + "." + strconv.Itoa(n)
+}
+
+// partsOf lists the files that have names of a mount, in order.
+func partsOf(id string, files map[string]*os.File) []string {
+	parts := []string{}
+	for name := range files {
+		if n, ok := strings.CutPrefix(name, id+"."); ok && strings.Trim(n, "0123456789") == "" {
+			parts = append(parts, name)
+		}
+	}
+	slices.SortFunc(parts, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b)) })
+	return parts
+}
+
+// again is another descriptor of the same file.
+func again(f *os.File) (g *os.File, err error) {
+	derr := descriptor(f, func(fd int) {
+		var n int
+		if n, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			g, err = file(n, f.Name())
+		}
+	})
+	return g, errors.Join(derr, err)
+}
+
+// same tells whether two descriptors are of one opening of a file.
+func same(a, b *os.File) (same bool) {
+	_ = descriptor(a, func(x int) {
+		_ = descriptor(b, func(y int) {
+			const kcmpFile = 0
+			pid := uintptr(os.Getpid())
+			r, _, e := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(x), uintptr(y), 0)
+			same = e == 0 && r == 0
+		})
+	})
+	return same
+}
+
+// share notes that a mount has a file.
+func (s *store) share(m *Mount, name string, f *os.File) {
+	if !m.Held {
+		return
+	}
+	if s.shared[name] == nil {
+		s.shared[name] = map[string]*os.File{}
+	}
+	s.shared[name][m.ID] = f
+}
+
+// known is the name by which the manager has a file already, "" if it has it not.
+func (s *store) known(f *os.File) string {
+	for name, by := range s.shared {
+		for _, g := range by {
+			if same(f, g) {
+				return name
+			}
+			break // they are all the same
+		}
+	}
+	return ""
+}
 
 // lasts tells whether what is kept outlives the keeper.
 func (s *store) lasts() bool { return s.to != "" }
@@ -98,6 +205,23 @@ func (s *store) lasts() bool { return s.to != "" }
 func (s *store) put(m *Mount) {
 	if s.to == "" {
 		return
+	}
+	var news []int // files that the manager has not
+	if s.journals[m.ID] == nil {
+		var parts []string
+		for i, f := range m.Files {
+			name := m.part(i)
+			if old := s.known(f); m.Held && old != "" {
+				name = old
+			} else {
+				news = append(news, i)
+			}
+			parts = append(parts, name)
+			s.share(m, name, f)
+		}
+		if len(news) < len(m.Files) {
+			m.Parts = parts
+		}
 	}
 	f, err := s.journal(m)
 	if err != nil {
@@ -108,10 +232,17 @@ func (s *store) put(m *Mount) {
 		return // the manager has this very file
 	}
 	s.journals[m.ID] = f
-	for i, f := range m.Files {
-		s.notify("FDSTORE=1\nFDNAME="+part(m.ID, i), f)
+	for _, i := range news {
+		s.notify("FDSTORE=1\nFDNAME="+m.part(i), m.Files[i])
 	}
-	s.notify("FDSTORE=1\nFDNAME="+m.ID+journalSuffix, f)
+	s.notify("FDSTORE=1\nFDNAME="+m.journalName(), f)
+}
+
+func (m *Mount) journalName() string {
+	if m.Held {
+		return m.ID + heldSuffix
+	}
+	return m.ID + journalSuffix
 }
 
 // journal writes a mount's journal.
@@ -136,9 +267,15 @@ func (s *store) remove(m *Mount) {
 	f.Close()
 	delete(s.journals, m.ID)
 	for i := range max(len(m.Files), 1) {
-		s.notify("FDSTOREREMOVE=1\nFDNAME=" + part(m.ID, i))
+		name := m.part(i)
+		delete(s.shared[name], m.ID)
+		if len(s.shared[name]) > 0 {
+			continue // others have it
+		}
+		delete(s.shared, name)
+		s.notify("FDSTOREREMOVE=1\nFDNAME=" + name)
 	}
-	s.notify("FDSTOREREMOVE=1\nFDNAME=" + m.ID + journalSuffix)
+	s.notify("FDSTOREREMOVE=1\nFDNAME=" + m.journalName())
 }
 
 // notify tells the manager something.

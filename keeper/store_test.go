@@ -3,6 +3,7 @@ package keeper
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -56,6 +57,10 @@ func (m *manager) hear() {
 		case strings.HasPrefix(state, "READY=1"):
 			m.ready++
 		case strings.HasPrefix(state, "FDSTORE=1\n") && len(files) == 1:
+			if slices.ContainsFunc(slices.Collect(maps.Values(m.files)), func(f *os.File) bool { return same(f, files[0]) }) {
+				files[0].Close() // as systemd does
+				continue
+			}
 			m.files[name] = files[0]
 		case strings.HasPrefix(state, "FDSTOREREMOVE=1\n") && m.files[name] != nil:
 			m.files[name].Close()
@@ -129,6 +134,74 @@ func TestRestart(t *testing.T) {
 	eventually(t, "nobody holds the mount", closed)
 }
 
+// TestRestartShared: mounts that share files, of which the manager takes each once, get
+// all of theirs after a restart, whichever of them has ended; and one whose journal is
+// damaged keeps its own.
+func TestRestartShared(t *testing.T) {
+	m, dir := newManager(t), t.TempDir()
+	w := m.start(dir)
+	group, closed, _ := pipe(t)
+	held := func(id string, own *os.File) {
+		x := mountOf(id, group[0], group[1], own)
+		x.Held = true
+		w.tell(x)
+	}
+	var own [3]*os.File
+	for i := range own {
+		files, _, _ := pipe(t)
+		own[i] = files[0]
+		held(string(rune('a'+i)), own[i])
+	}
+	closeAll(group)
+	again := func() {
+		worker := w.status().Worker
+		w.cmd.Process.Kill()
+		w.cmd.Wait()
+		syscall.Kill(worker, syscall.SIGKILL)
+		m.hear()
+		w = m.start(dir)
+	}
+	check := func(want ...string) {
+		t.Helper()
+		var lines []string
+		for line := range strings.Lines(w.said()) {
+			f := strings.Fields(line)
+			lines = append(lines, f[0]+" "+f[3])
+		}
+		if !slices.Equal(lines, want) {
+			t.Errorf("given %q, want %q", lines, want)
+		}
+	}
+	w.status()
+	m.hear()
+	if got, want := m.names(), []string{"a.0", "a.1", "a.2", "a.held", "b.2", "b.held", "c.2", "c.held"}; !slices.Equal(got, want) {
+		t.Fatalf("stored %q, want %q", got, want)
+	}
+	again()
+	check("a 3", "b 3", "c 3")
+	w.tell(Mount{ID: "a"})
+	w.status()
+	m.hear()
+	if got, want := m.names(), []string{"a.0", "a.1", "b.2", "b.held", "c.2", "c.held"}; !slices.Equal(got, want) {
+		t.Fatalf("stored %q, want %q", got, want)
+	}
+	again()
+	check("b 3", "c 3")
+	if _, err := m.files["b.held"].WriteAt(make([]byte, 2*journalPlace), 0); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	check("b 1", "c 3")
+	w.tell(Mount{ID: "b"})
+	w.tell(Mount{ID: "c"})
+	w.status()
+	m.hear()
+	if got := m.names(); len(got) != 0 {
+		t.Errorf("stored %q after the end", got)
+	}
+	eventually(t, "nobody holds what they shared", closed)
+}
+
 // TestRestoreDamaged: what is no mount is let go, and others are taken.
 func TestRestoreDamaged(t *testing.T) {
 	file := func(content string) *os.File {
@@ -147,7 +220,7 @@ func TestRestoreDamaged(t *testing.T) {
 		}
 		return f
 	}
-	s := &store{log: quiet(), journals: map[string]*os.File{}}
+	s := newStore(quiet())
 	all := s.restore(map[string]*os.File{
 		"a.journal": journal("a"), "a.0": file(""), "a.1": file(""),
 		"b.journal": journal("a"), "b.0": file(""),

@@ -24,6 +24,9 @@ type Mount struct {
 	// Held says that nobody can abort it: were nobody to hold its files its readers
 	// would see what is not so. The keeper does not end while there is one.
 	Held bool `json:"held,omitempty"`
+	// Parts are the names that the service manager has for Files, if some are shared with
+	// other mounts: the keeper's own.
+	Parts []string `json:"parts,omitempty"`
 
 	// Files are what serves it; unless it is Held, /dev/fuse and the file that aborts
 	// it, if there is one.

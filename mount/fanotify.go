@@ -25,7 +25,7 @@ type Filler interface {
 // what is there, zeros perhaps.
 type Watching struct {
 	Group, Journal, Ends *os.File
-	// ID is the mount's in Ends, 0 as long as there is no mount.
+	// ID is the mount's in Ends, 0 as long as there is no mount, or if nobody knows it.
 	ID int32
 	// Of the mount: Mounted.Dev and Mounted.BDI.
 	Dev uint64
@@ -169,4 +169,8 @@ func ServeFanotify() {
 		begin()
 	}
 	s.taken = nil
+	s.ends.mu.Lock()
+	defer s.ends.mu.Unlock()
+	s.ends.endLost()
+	s.ends.closeIdle()
 }

@@ -1,11 +1,12 @@
 package mount
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ type superWatch struct {
 	mu    sync.Mutex
 	file  *os.File // nil while nothing is watched
 	gone  map[int32][]chan struct{}
+	lost  []chan struct{} // of those of which nobody knows what the instance calls them
 	holds int
 }
 
@@ -61,7 +63,8 @@ func (w *superWatch) use(f *os.File) {
 }
 
 // again goes on with what another process has watched with from, the same for all such
-// calls. It takes the file.
+// calls. It takes the file. Without a wd what is watched ends when all that nobody knows
+// has: endLost.
 func (w *superWatch) again(from *os.File, wd int32) (<-chan struct{}, error) {
 	defer from.Close()
 	w.mu.Lock()
@@ -74,12 +77,16 @@ func (w *superWatch) again(from *os.File, wd int32) (<-chan struct{}, error) {
 		w.use(os.NewFile(uintptr(fd), "inotify"))
 	}
 	// Its end may have been told to that process.
-	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(from.Fd())))
+	wds, err := watching(from)
 	if err != nil {
 		return nil, err
 	}
 	gone := make(chan struct{})
-	if bytes.Contains(info, fmt.Appendf(nil, "inotify wd:%x ", wd)) {
+	if wd == 0 {
+		w.lost = append(w.lost, gone)
+		return gone, nil
+	}
+	if slices.Contains(wds, wd) {
 		w.gone[wd] = append(w.gone[wd], gone)
 		return gone, nil
 	}
@@ -120,7 +127,7 @@ func (w *superWatch) watch(root *os.File) (int32, <-chan struct{}, error) {
 // closeIdle ends the instance, and with it read, when nothing is watched.
 // w.mu is held.
 func (w *superWatch) closeIdle() {
-	if len(w.gone) == 0 && w.holds == 0 && w.file != nil {
+	if len(w.gone) == 0 && len(w.lost) == 0 && w.holds == 0 && w.file != nil {
 		_ = w.file.Close()
 		w.file = nil
 	}
@@ -162,4 +169,50 @@ func (w *superWatch) ended(f *os.File, wd int32) {
 		close(gone)
 	}
 	delete(w.gone, wd)
+	w.endLost()
+}
+
+// endLost ends what nobody knows by name if the instance watches nothing any more but
+// what is known. w.mu is held.
+func (w *superWatch) endLost() {
+	if len(w.lost) == 0 {
+		return
+	}
+	wds, err := watching(w.file)
+	if err != nil {
+		return
+	}
+	for _, wd := range wds {
+		if w.gone[wd] == nil {
+			return
+		}
+	}
+	for _, gone := range w.lost {
+		close(gone)
+	}
+	w.lost = nil
+}
+
+// watching lists what an inotify instance watches.
+func watching(f *os.File) (wds []int32, err error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var info []byte
+	if cerr := conn.Control(func(fd uintptr) { info, err = os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(fd))) }); cerr != nil {
+		return nil, cerr
+	}
+	for line := range strings.Lines(string(info)) {
+		// "inotify wd:1 ino:2 sdev:1f mask:400 ..."; all are hexadecimal
+		if rest, ok := strings.CutPrefix(line, "inotify wd:"); ok {
+			hex, _, _ := strings.Cut(rest, " ")
+			wd, perr := strconv.ParseInt(hex, 16, 32)
+			if perr != nil {
+				return nil, perr
+			}
+			wds = append(wds, int32(wd))
+		}
+	}
+	return wds, err
 }

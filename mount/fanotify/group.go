@@ -72,14 +72,31 @@ func New(log *slog.Logger) (*Group, error) {
 // unanswered. That process is dead. The files are the Group's if there is no error.
 func Take(group, events *os.File, log *slog.Logger) (*Group, error) {
 	j, err := openJournal(events)
+	whole := !errors.Is(err, os.ErrInvalid)
+	if !whole {
+		log.Error("a journal of events is damaged: who waits gets EIO", "err", err)
+		j, err = resetJournal(events)
+	}
 	if err != nil {
 		return nil, err
 	}
 	g, err := newGroup(group, j, log)
 	if err == nil {
-		g.readJournal()
+		if !g.readJournal() || !whole {
+			g.denyUnknown()
+		}
 	}
 	return g, err
+}
+
+// denyUnknown answers events of which the journal should have told, so that nobody waits
+// for ever who read them. Nothing has been taken from the group since.
+func (g *Group) denyUnknown() {
+	for fd := range int32(1 << 20) { // numbers are bounded by /proc/sys/fs/nr_open, usually this
+		if g.old[fd] == nil {
+			g.write(fd, deny)
+		}
+	}
 }
 
 func newGroup(f *os.File, j *journal, log *slog.Logger) (*Group, error) {
@@ -153,8 +170,9 @@ type request struct {
 }
 
 // readJournal finds out what was left, and keeps its numbers from being used for new
-// events where that is possible.
-func (g *Group) readJournal() {
+// events where that is possible. It returns false if that cannot be all.
+func (g *Group) readJournal() (whole bool) {
+	whole = true
 	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
 		defer unix.Close(null)
@@ -165,9 +183,10 @@ func (g *Group) readJournal() {
 			continue
 		}
 		e, fd, ok, _, err := parse(s[:eventSize])
-		if err != nil || !ok { // nobody could answer it then, either
+		if err != nil || !ok {
 			g.log.Error("an event in the journal is damaged", "slot", i, "err", err)
 			g.journal.give(i)
+			whole = false
 			continue
 		}
 		e.File = s.file()
@@ -190,6 +209,7 @@ func (g *Group) readJournal() {
 		}
 		g.old[r.fd].add(r)
 	}
+	return whole
 }
 
 func (q *numbered) add(r *request) {

@@ -241,28 +241,76 @@ func TestFileSystems(t *testing.T) {
 	}
 }
 
-// TestBadJournal: what is none is refused, and what is damaged in one is passed over.
+// TestBadJournal: readers of whom a damaged journal does not tell get EIO, those of whom
+// it does their bytes, and whoever comes afterwards too.
 func TestBadJournal(t *testing.T) {
-	g, _ := marked(t, t.TempDir())
-	group, journal := g.Files()
-	copy(g.journal.slot(7), []byte{1, 2, 3, 4, 5})
-	again, err := Take(group, journal, quiet)
-	if err != nil || len(again.left) != 0 || !again.journal.slot(7).empty() {
-		t.Errorf("%v", err)
-	}
-	for _, wrong := range []func() error{
-		func() error { _, err := journal.WriteAt([]byte("x"), 0); return err },
-		func() error { return journal.Truncate(100) },
+	const readers = 6
+	for name, c := range map[string]struct {
+		damage func(journal *os.File, slots []byte) error
+		known  int
+	}{
+		"event": {func(journal *os.File, slots []byte) error {
+			for i := range len(slots) / slotSize {
+				if p := slots[i*slotSize:]; i > 0 && !slot(p).empty() {
+					_, err := journal.WriteAt([]byte{1, 2, 3, 4, 5}, int64(i)*slotSize)
+					return err
+				}
+			}
+			return errors.New("no event")
+		}, readers - 1},
+		"magic": {func(journal *os.File, _ []byte) error { _, err := journal.WriteAt([]byte("x"), 0); return err }, 0},
+		"size":  {func(journal *os.File, _ []byte) error { return journal.Truncate(100) }, 0},
 	} {
-		if err := wrong(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := Take(group, journal, quiet); !errors.Is(err, os.ErrInvalid) {
-			t.Errorf("%v, want ErrInvalid", err)
-		}
+		t.Run(name, func(t *testing.T) {
+			g, f := marked(t, t.TempDir())
+			group, journal := g.Files()
+			cmd := process(t, "hang", g, f)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(out)
+			var wg sync.WaitGroup
+			var right, refused atomic.Int64
+			for i := range int64(readers) {
+				wg.Go(func() {
+					switch err := check(f.Name(), i*block, block); {
+					case err == nil:
+						right.Add(1)
+					case errors.Is(err, unix.EIO):
+						refused.Add(1)
+					default:
+						t.Error(err)
+					}
+				})
+				lines.Scan()
+			}
+			kill(cmd)
+			if err := c.damage(journal, g.journal.mem); err != nil {
+				t.Fatal(err)
+			}
+			again, err := Take(group, journal, quiet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again.Serve(newFiller(f))
+			done := make(chan struct{})
+			go func() { wg.Wait(); close(done) }()
+			within(t, "readers", done)
+			if int(right.Load()) != c.known || int(refused.Load()) != readers-c.known {
+				t.Errorf("%d readers have right bytes, %d EIO; want %d and %d", right.Load(), refused.Load(), c.known, readers-c.known)
+			}
+			if err := check(f.Name(), 100*block, block); err != nil {
+				t.Error(err)
+			}
+			if err := again.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	again.wake.Close()
-	again.stop.Close()
 }
 
 // FuzzEvent: what the kernel writes is taken as it is, and anything else refused.

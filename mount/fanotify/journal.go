@@ -44,8 +44,16 @@ func newJournal() (*journal, error) {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	f := os.NewFile(uintptr(fd), "events")
-	if err := f.Truncate((1 + slots) * slotSize); err != nil {
+	j, err := resetJournal(f)
+	if err != nil {
 		f.Close()
+	}
+	return j, err
+}
+
+// resetJournal makes an empty journal of a file, which others hold too.
+func resetJournal(f *os.File) (*journal, error) {
+	if err := errors.Join(f.Truncate(0), f.Truncate((1+slots)*slotSize)); err != nil {
 		return nil, err
 	}
 	j, err := mapJournal(f)
