@@ -111,7 +111,8 @@ type server struct {
 	life    context.Context // until stop
 
 	opened     atomic.Bool    // open has returned
-	background sync.WaitGroup // comparisons, verification of the pool
+	sealing    atomic.Bool    // a segment is being sealed or unsealed
+	background sync.WaitGroup // comparisons, verification and seals of the pool
 	telling    sync.Mutex     // held by keepCounts
 	aside      aside
 	completing chan struct{} // has one if an image is being completed
@@ -248,6 +249,7 @@ func (s *server) run(ctx context.Context, kept []keeper.Mount) error {
 		s.resume(ctx, &kept[i])
 	}
 	s.serveWatched()
+	s.pool.OnRot(s.rotten)
 	s.log.Info("serving", "root", s.cfg.Root, "pid", os.Getpid(), "version", s.cfg.Version, "mounts", len(kept))
 	if err := s.serveMetrics(ctx); err != nil {
 		s.log.Error("no metrics", "err", err)
@@ -255,6 +257,7 @@ func (s *server) run(ctx context.Context, kept []keeper.Mount) error {
 	s.keeper.Ready()
 	go s.keepHouse(ctx)
 	s.background.Go(func() { s.scrubInTime(ctx) })
+	s.background.Go(func() { s.sealInTime(ctx) })
 	var calls sync.WaitGroup
 	for ctx.Err() == nil {
 		c, err := s.socket.AcceptUnix()
@@ -341,7 +344,7 @@ func (s *server) keepHouse(ctx context.Context) {
 func (s *server) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.calls > 0 || s.served() > 0 || s.traces.busy() || s.sharing.busy() || s.store.compares() {
+	if s.calls > 0 || s.served() > 0 || s.traces.busy() || s.sharing.busy() || s.store.compares() || s.sealing.Load() {
 		s.last = time.Now()
 	}
 	if s.cfg.Idle > 0 && time.Since(s.last) >= s.cfg.Idle {

@@ -81,6 +81,7 @@ func (s *server) imageOf(rec *record, im *fill.Image) (mount.Image, error) {
 			return mount.Image{}, fmt.Errorf("segment %08x: %w", ls.ID, fill.ErrStale)
 		}
 		out.Segments, out.Flat = append(out.Segments, segment.Path()), append(out.Flat, ls.Flat)
+		out.Verified = out.Verified || segment.CanSeal()
 	}
 	return out, nil
 }

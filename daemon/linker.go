@@ -37,6 +37,7 @@ var children = map[string]func() error{
 	"shale-tracer":  tracer,
 	"shale-sharer":  sharer,
 	looker:          lookUp,
+	"shale-sealer":  sealer,
 }
 
 // order is what to link where.

@@ -51,12 +51,7 @@ func (s *server) scrubSegment(ctx context.Context, seg *pool.Segment, pace func(
 		out.Problems = append(out.Problems, p)
 	})
 	if len(out.Problems) > before {
-		for _, m := range s.all() {
-			select {
-			case m.rest.again <- struct{}{}:
-			default:
-			}
-		}
+		s.completeAgain()
 	}
 	return err
 }

@@ -16,14 +16,14 @@ import (
 // TestPowerCut cuts the power of a virtual machine (e2e/powercut) in the midst
 // of storing chunks, again and again. After each cut, what the pool believes to
 // have has the right bytes, and what it had synced, or believed after an
-// earlier cut, is still there.
+// earlier cut, is still there. Meanwhile another segment is sealed and unsealed.
 //
 // SHALE_POWERCUT_ROUNDS is how often, SHALE_POWERCUT_SEED repeats the choices.
 func TestPowerCut(t *testing.T) {
 	if testing.Short() {
 		t.Skip("emulates a machine: not in short mode")
 	}
-	m := newMachine(t)
+	m := newMachine(t, "./powercut")
 	for name, cut := range map[string]powerCut{
 		// Whatever the machine wrote is on the disk: no write is lost that
 		// reached it, and none that did not is there.
@@ -48,6 +48,11 @@ func testPowerCut(t *testing.T, m *machine, cut powerCut) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	disk := m.newDisk(t)
 	g := guest{rounds: map[int]*promise{}, boots: map[string]bool{}}
+	defer func() {
+		if g.seals == 0 && !t.Failed() {
+			t.Error("nothing was sealed")
+		}
+	}()
 	for n := 0; n <= rounds && !t.Failed(); n++ {
 		last := n == rounds
 		g.start(n)
@@ -92,6 +97,7 @@ type guest struct {
 	round  int
 	boots  map[string]bool
 	rounds map[int]*promise
+	seals  int         // segments that were sealed and unsealed
 	told   map[int]int // what is present of former rounds, as told in this one
 }
 
@@ -124,6 +130,10 @@ func (g *guest) line(line string) (kind string, err error) {
 		g.rounds[g.round] = &promise{}
 	case kind == "synced" && len(f) > 0:
 		err = g.rounds[g.round].synced(f)
+	case kind == "sealing" && len(f) == 2:
+		err = g.sealing(f[0], f[1])
+	case kind == "sealed" && len(f) == 1:
+		g.seals++
 	case kind == "full":
 		g.rounds[g.round].full = true
 	default:
@@ -142,6 +152,24 @@ func (p *promise) synced(counts []string) error {
 			p.set(w + k*len(counts))
 		}
 	}
+	return nil
+}
+
+// sealing promises all chunks of a segment but the first.
+func (g *guest) sealing(round, chunks string) error {
+	r, err := strconv.Atoi(round)
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(chunks)
+	if err != nil {
+		return err
+	}
+	p := &promise{}
+	for i := 1; i < n; i++ {
+		p.set(i)
+	}
+	g.rounds[r] = p
 	return nil
 }
 
@@ -185,7 +213,7 @@ func (g *guest) missing(all bool) error {
 }
 
 func (g *guest) String() string {
-	s := fmt.Sprintf("present of former rounds: %v", g.told)
+	s := fmt.Sprintf("present of former rounds: %v; %d times sealed and unsealed", g.told, g.seals)
 	if p := g.rounds[g.round]; p != nil {
 		s += fmt.Sprintf("; of this one %d synced", count(p.present))
 		if p.full {

@@ -17,21 +17,25 @@ import (
 	"time"
 )
 
-// machine is an emulated computer with a kernel, e2e/powercut and a disk.
+// machine is an emulated computer with a kernel, one program and a disk.
 type machine struct {
 	qemu, kernel, initrd string
 }
 
-// What a kernel with drivers in modules needs for a virtio disk, in this order.
-var virtio = []string{
-	"virtio/virtio_ring.ko", "virtio/virtio.ko", "virtio/virtio_pci_legacy_dev.ko",
-	"virtio/virtio_pci_modern_dev.ko", "virtio/virtio_pci.ko", "block/virtio_blk.ko",
+// What a kernel with drivers in modules needs for a virtio disk, loop devices, FUSE and
+// EROFS, in this order.
+var modules = []string{
+	"drivers/virtio/virtio_ring.ko", "drivers/virtio/virtio.ko", "drivers/virtio/virtio_pci_legacy_dev.ko",
+	"drivers/virtio/virtio_pci_modern_dev.ko", "drivers/virtio/virtio_pci.ko", "drivers/block/virtio_blk.ko",
+	"arch/x86/crypto/crc32c-intel.ko", "lib/libcrc32c.ko", "lib/lz4/lz4_decompress.ko", "fs/netfs/netfs.ko",
+	"drivers/block/loop.ko", "fs/fuse/fuse.ko", "fs/erofs/erofs.ko",
 }
 
-// newMachine skips the test if something is missing. SHALE_TEST_KERNEL names
-// the kernel to boot, BOOT/vmlinuz-VERSION; its modules are then those in
-// BOOT/../lib/modules/VERSION. Modules must not be compressed.
-func newMachine(t *testing.T) *machine {
+// newMachine makes a machine whose first process is the program of a package. It skips
+// the test if something is missing. SHALE_TEST_KERNEL names the kernel to boot,
+// BOOT/vmlinuz-VERSION; its modules are then those in BOOT/../lib/modules/VERSION.
+// Modules must not be compressed.
+func newMachine(t *testing.T, program string) *machine {
 	t.Helper()
 	const install = "; apt-get install qemu-system-x86 e2fsprogs linux-image-cloud-amd64, or set SHALE_TEST_KERNEL to the vmlinuz of that package, unpacked somewhere"
 	m := &machine{kernel: os.Getenv("SHALE_TEST_KERNEL")}
@@ -51,26 +55,26 @@ func newMachine(t *testing.T) *machine {
 	}
 	dir := t.TempDir()
 	init := filepath.Join(dir, "init")
-	build := exec.Command("go", "build", "-o", init, "./powercut")
+	build := exec.Command("go", "build", "-o", init, program)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	drivers := filepath.Join(filepath.Dir(m.kernel), "../lib/modules",
-		strings.TrimPrefix(filepath.Base(m.kernel), "vmlinuz-"), "kernel/drivers")
+	kernel := filepath.Join(filepath.Dir(m.kernel), "../lib/modules",
+		strings.TrimPrefix(filepath.Base(m.kernel), "vmlinuz-"), "kernel")
 	var a archive
 	a.add("init", 0o100755, read(t, init))
 	for _, dir := range []string{"dev", "proc", "disk", "modules"} {
 		a.add(dir, 0o040755, nil)
 	}
-	for i, name := range virtio {
-		b, err := os.ReadFile(filepath.Join(drivers, name))
+	for i, name := range modules {
+		b, err := os.ReadFile(filepath.Join(kernel, name))
 		if errors.Is(err, os.ErrNotExist) {
-			continue // built in; if not, the machine says that it has no disk
+			continue // built in; if not, the machine says what it lacks
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		a.add(fmt.Sprintf("modules/%d.ko", i), 0o100644, b)
+		a.add(fmt.Sprintf("modules/%02d.ko", i), 0o100644, b)
 	}
 	a.add("TRAILER!!!", 0, nil)
 	m.initrd = filepath.Join(dir, "initrd")
@@ -111,11 +115,12 @@ func command(t *testing.T, name string, args ...string) {
 	}
 }
 
-// newDisk makes an empty file system in a file.
-func (m *machine) newDisk(t *testing.T) string {
+// newDisk makes a file system in a file, with what options say.
+func (m *machine) newDisk(t *testing.T, options ...string) string {
 	t.Helper()
 	disk := filepath.Join(t.TempDir(), "disk")
-	command(t, "mkfs.ext4", "-q", "-F", disk, "512M")
+	args := append([]string{"-q", "-F", "-b", "4096", "-O", "verity"}, options...)
+	command(t, "mkfs.ext4", append(args, disk, "512M")...)
 	return disk
 }
 
@@ -131,7 +136,7 @@ type vm struct {
 func (m *machine) boot(t *testing.T, round int, disk string) *vm {
 	t.Helper()
 	v := &vm{lines: make(chan string, 10_000)}
-	v.cmd = exec.Command(m.qemu, "-accel", "tcg", "-machine", "pc", "-cpu", "max", "-smp", "2", "-m", "384",
+	v.cmd = exec.Command(m.qemu, "-accel", "tcg", "-machine", "pc", "-cpu", "max", "-smp", "2", "-m", "512",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-kernel", m.kernel, "-initrd", m.initrd,
 		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 powercut.round=%d", round),

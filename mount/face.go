@@ -16,6 +16,7 @@ type Image struct {
 	Flat     []int64         // flat addresses of these, for Fanotify
 	Content  fusedev.Content // its flat address space
 	Complete bool            // all data are in Segments
+	Verified bool            // the file system of these verifies what is read, now or later
 }
 
 // Face is a way to show an image as a file system. All faces show the same
@@ -55,7 +56,7 @@ var (
 		if !im.Complete {
 			return nil, ErrIncomplete
 		}
-		return Direct(im.Meta, im.Segments, o)
+		return im.direct(o)
 	}}
 	deviceFace Face = face{"device", func(ctx context.Context, im Image, o Options) (*Mounted, error) {
 		return Device(ctx, im.Content, o)

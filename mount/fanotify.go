@@ -46,7 +46,7 @@ var ErrNoHolder = errors.New("nobody holds the mount while this process is not t
 // more. If im.Complete is set that is so from the beginning.
 func Fanotify(ctx context.Context, im Image, o Options) (_ *Mounted, err error) {
 	if im.Complete {
-		return Direct(im.Meta, im.Segments, o)
+		return im.direct(o)
 	}
 	f, ok := im.Content.(Filler)
 	if !ok || len(im.Flat) != len(im.Segments) {

@@ -75,6 +75,10 @@ func (s *Segment) setAside(named bitmap) error {
 	}
 	s.stores.Lock()
 	defer s.stores.Unlock()
+	if s.sealed.Load() {
+		s.quota.give(bytes)
+		return s.refuse()
+	}
 	before := s.disk()
 	err := s.reserve(places)
 	s.quota.give(bytes - (s.disk() - before))
@@ -85,7 +89,7 @@ func (s *Segment) setAside(named bitmap) error {
 // reserve makes room for chunks that are in the order of their places.
 func (s *Segment) reserve(places []Entry) error {
 	call := func(off, n int64) error {
-		err := descriptor(s.data, func(fd int) error { return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
+		err := s.descriptor(func(fd int) error { return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
 		if err != nil {
 			return fmt.Errorf("pool: set %d bytes at offset %d of %s aside: %w", n, off, s.Path(), noSpace(err))
 		}
@@ -119,6 +123,10 @@ func (s *Segment) giveBack(named bitmap) error {
 	}
 	s.stores.Lock()
 	defer s.stores.Unlock()
+	if s.sealed.Load() { // what is above what is here is the file system's
+		s.allocated.bits.Store(nil)
+		return nil
+	}
 	word := func(b bitmap, w int) uint64 {
 		if w < len(b) {
 			return b[w]

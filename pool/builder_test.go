@@ -118,7 +118,7 @@ func TestBuilderAfterPowerCut(t *testing.T) {
 	e := []Entry{{Digest: chunk.Sum(chunk.BLAKE3, two), Size: uint32(len(two))}}
 	p.Lookup(e)
 	// Without Close, which would sync: another boot finds zeros in the second.
-	if _, err := s.data.WriteAt(make([]byte, 4096), e[0].Off); err != nil {
+	if _, err := s.data.Load().WriteAt(make([]byte, 4096), e[0].Off); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.presence.file.WriteAt([]byte("00000000-0000-0000-0000-000000000000"), bootOff); err != nil {

@@ -115,7 +115,7 @@ func (q *quota) makeRoom(n int64) bool {
 // victim is a range of a segment that may go.
 type victim struct {
 	segment *Segment
-	word    int64 // of presence
+	word    int64 // of presence; -1: all of it
 	used    uint32
 }
 
@@ -129,6 +129,13 @@ func (p *Pool) Evict(keep *References, need int64) (freed int64, err error) {
 	defer p.freeing.Unlock()
 	var all []victim
 	for _, s := range p.all() {
+		if s.Sealed() {
+			// All or nothing: only then there is room at once. It is as young as its youngest.
+			if keep.segments[s.ID].empty() && s.presence.count() > 0 {
+				all = append(all, victim{s, -1, s.use.youngest()})
+			}
+			continue
+		}
 		for w := range s.presence.live {
 			if s.presence.live[w].Load() != 0 {
 				all = append(all, victim{s, int64(w), s.use.last[w].Load()})
@@ -142,7 +149,7 @@ func (p *Pool) Evict(keep *References, need int64) (freed int64, err error) {
 	const batch = 64 // ranges that vanish by the same sync
 	places := map[*Segment][]Entry{}
 	for len(all) > 0 && freed < need && err == nil {
-		gone, bytes := map[*Segment]bitmap{}, map[*Segment]int64{}
+		gone, bytes, whole := map[*Segment]bitmap{}, map[*Segment]int64{}, map[*Segment]bool{}
 		var planned int64
 		n := 0
 		for ; n < min(batch, len(all)) && freed+planned < need; n++ {
@@ -153,7 +160,13 @@ func (p *Pool) Evict(keep *References, need int64) (freed int64, err error) {
 			if gone[s] == nil {
 				gone[s] = make(bitmap, len(s.presence.live))
 			}
-			b := s.choose(all[n].word, places[s], keep.segments[s.ID], gone[s])
+			var b int64
+			if all[n].word < 0 {
+				gone[s].take(0, s.Size/chunk.Block)
+				b, whole[s] = s.disk(), true
+			} else {
+				b = s.choose(all[n].word, places[s], keep.segments[s.ID], gone[s])
+			}
 			bytes[s] += b
 			planned += b
 		}
@@ -162,9 +175,13 @@ func (p *Pool) Evict(keep *References, need int64) (freed int64, err error) {
 			if granules.empty() {
 				continue
 			}
-			if e := s.discard(granules); e != nil {
+			disk, e := s.discard(granules)
+			if e != nil {
 				err = errors.Join(err, e)
 				continue
+			}
+			if whole[s] {
+				bytes[s] = disk
 			}
 			freed += bytes[s]
 			p.quota.used.Add(-bytes[s])

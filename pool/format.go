@@ -19,9 +19,12 @@ import (
 // an older one must not meet counts it up.
 //
 // Version 1: tables, data and presence as described in docs/formats/pool.md.
+// Version 2 adds sealed data files. A pool gets it with the first of them.
 const (
 	formatName    = "shale-pool"
-	formatVersion = 1
+	firstVersion  = 1
+	sealVersion   = 2
+	formatVersion = sealVersion // the greatest that is known
 )
 
 type format struct {
@@ -41,23 +44,36 @@ const (
 func openFormat(dir string) (segments string, err error) {
 	segments = filepath.Join(dir, "segments")
 	name := filepath.Join(dir, "format")
-	js, err := os.ReadFile(name)
+	_, err = readFormat(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return segments, initialize(dir, name, segments)
 	}
 	if err != nil {
 		return "", err
 	}
+	return segments, os.MkdirAll(segments, 0o700)
+}
+
+// readFormat returns the version of a pool, one that this program knows.
+func readFormat(name string) (version int, err error) {
+	js, err := os.ReadFile(name)
+	if err != nil {
+		return 0, err
+	}
 	const remedy = "or remove the pool's directory, what it holds is fetched again"
 	var f format
-	if err := json.Unmarshal(js, &f); err != nil || f.Format != formatName || f.Version < 1 {
-		return "", fmt.Errorf("%s: %w: want {\"format\":%q,\"version\":%d}; restore the file, %s", name, chunk.ErrCorrupt, formatName, formatVersion, remedy)
+	if err := json.Unmarshal(js, &f); err != nil || f.Format != formatName || f.Version < firstVersion {
+		return 0, fmt.Errorf("%s: %w: want {\"format\":%q,\"version\":%d}; restore the file, %s", name, chunk.ErrCorrupt, formatName, formatVersion, remedy)
 	}
 	if f.Version > formatVersion {
-		return "", fmt.Errorf("%s: pool of format version %d: %w by this program, which knows version %d; run the newer program that made it, %s",
+		return 0, fmt.Errorf("%s: pool of format version %d: %w by this program, which knows version %d; run the newer program that made it, %s",
 			name, f.Version, index.ErrUnsupported, formatVersion, remedy)
 	}
-	return segments, os.MkdirAll(segments, 0o700)
+	return f.Version, nil
+}
+
+func encodeFormat(version int) []byte {
+	return fmt.Appendf(nil, "{\"format\":%q,\"version\":%d}\n", formatName, version)
 }
 
 // initialize makes an empty pool. The format is written last: without it,
@@ -73,11 +89,7 @@ func initialize(dir, name, segments string) error {
 	if len(has) > 0 {
 		return fmt.Errorf("%s: %w: there are segments but no such file; restore it, or remove the pool's directory, what it holds is fetched again", name, chunk.ErrCorrupt)
 	}
-	js, err := json.Marshal(format{formatName, formatVersion})
-	if err != nil {
-		return err
-	}
-	if err := renameio.WriteFile(name, append(js, '\n'), 0o600); err != nil {
+	if err := renameio.WriteFile(name, encodeFormat(firstVersion), 0o600); err != nil {
 		return noSpace(err)
 	}
 	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))

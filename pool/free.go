@@ -62,16 +62,14 @@ func (p *Pool) Free(inUse *References) (Freed, error) {
 		errs  []error
 	)
 	for _, s := range p.all() {
-		before := s.disk()
 		if used := inUse.segments[s.ID]; !used.empty() {
-			err := s.free(used)
-			gone := before - s.disk()
+			gone, err := s.free(used)
 			freed.Disk += gone
 			p.quota.give(gone)
 			errs = append(errs, err)
 			continue
 		}
-		before += s.overhead()
+		before := s.disk() + s.overhead()
 		if err := p.Remove(s); err != nil {
 			errs = append(errs, err)
 			continue
@@ -88,7 +86,7 @@ func (p *Pool) Free(inUse *References) (Freed, error) {
 }
 
 // free gives back what is not used.
-func (s *Segment) free(used bitmap) error {
+func (s *Segment) free(used bitmap) (disk int64, err error) {
 	n := s.Size / chunk.Block
 	unused := make(bitmap, words(n))
 	for g := used.next(0, n, false); g < n; g = used.next(g, n, false) {
@@ -102,16 +100,30 @@ func (s *Segment) free(used bitmap) error {
 // discard makes granules vanish. First it is durable that the bytes are not
 // here, then they are punched: after a power cut between the two they are only
 // forgotten. Read sees by the epoch that its bytes may have been among them.
-func (s *Segment) discard(granules bitmap) error {
+//
+// It returns the bytes of disk that came back: of a sealed segment all or none, then they
+// come with Unseal.
+func (s *Segment) discard(granules bitmap) (disk int64, err error) {
+	defer s.interrupt()()
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
 	s.stores.Lock()
 	defer s.stores.Unlock()
 	if err := s.presence.drop(granules); err != nil {
-		return fmt.Errorf("free in %s: %w", s.dir, err)
+		return 0, fmt.Errorf("free in %s: %w", s.dir, err)
 	}
 	s.epoch.Add(1)
-	return s.punch(granules)
+	before := s.disk()
+	switch {
+	case !s.Sealed():
+		err = s.punch(granules)
+	case s.presence.count() == 0:
+		var f *os.File
+		if f, err = s.beside(); err == nil {
+			err = s.replace(f)
+		}
+	}
+	return before - s.disk(), err
 }
 
 // punch gives the disk space of granules back. stores is held for writing.
@@ -121,7 +133,7 @@ func (s *Segment) punch(granules bitmap) error {
 		end := granules.next(g, n, false)
 		off, size := g*chunk.Block, (end-g)*chunk.Block
 		g = end
-		err := descriptor(s.data, func(fd int) error {
+		err := s.descriptor(func(fd int) error {
 			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, size)
 		})
 		if err != nil {

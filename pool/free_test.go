@@ -91,7 +91,7 @@ func TestFreeUnrecorded(t *testing.T) {
 	p := open(t, t.TempDir())
 	es := entries(0, 3)
 	s := create(t, p, es)
-	if _, err := s.data.WriteAt(content(1), es[1].Off); err != nil {
+	if _, err := s.data.Load().WriteAt(content(1), es[1].Off); err != nil {
 		t.Fatal(err)
 	}
 	store(t, s, es[2].Off, content(2))

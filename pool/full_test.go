@@ -102,7 +102,7 @@ func TestFullRecord(t *testing.T) {
 	s := create(t, p, es)
 	at := es[n-1].Off
 	big := bytes.Repeat([]byte{1}, chunk.MaxSize)
-	if err := descriptor(s.data, func(fd int) error { return unix.Fallocate(fd, 0, at, pageSize) }); err != nil {
+	if err := s.descriptor(func(fd int) error { return unix.Fallocate(fd, 0, at, pageSize) }); err != nil {
 		t.Skipf("no fallocate: %v", err)
 	}
 	fillUp(t, mnt)

@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/shale-image/shale/chunk"
@@ -47,6 +48,7 @@ type Pool struct {
 	allocating sync.Mutex // held by Allocate
 
 	quota quota
+	rot   atomic.Pointer[func(Problem)] // see OnRot
 
 	mu       sync.RWMutex // never held while something is written
 	segments map[uint32]*Segment
@@ -114,7 +116,7 @@ func (p *Pool) Damage() []error { return slices.Clone(p.damage) }
 func (p *Pool) add(s *Segment) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.quota = &p.quota
+	s.quota, s.rot = &p.quota, &p.rot
 	if !p.tablesOnly {
 		p.quota.used.Add(s.disk() + s.overhead())
 	}
@@ -296,6 +298,7 @@ func place(entries []Entry) (size int64, err error) {
 // Remove deletes a segment and what is in it. The caller holds Exclusive and
 // knows that no image refers to it.
 func (p *Pool) Remove(s *Segment) error {
+	defer s.interrupt()()
 	var disk int64
 	if !p.tablesOnly {
 		disk = s.disk() + s.overhead()
@@ -314,11 +317,12 @@ func (p *Pool) Remove(s *Segment) error {
 // Usage is what a pool holds, in bytes.
 type Usage struct {
 	Segments int   `json:"segments"`
-	Address  int64 `json:"address_bytes"` // address space given to chunks
-	Present  int64 `json:"present_bytes"` // of it, how much is here
-	Disk     int64 `json:"disk_bytes"`    // what the file system charges for it
-	Quota    int64 `json:"quota_bytes"`   // what it may; 0 is without limit
-	Evicted  int64 `json:"evicted_bytes"` // since the pool was opened
+	Sealed   int   `json:"sealed_segments"` // that the file system verifies
+	Address  int64 `json:"address_bytes"`   // address space given to chunks
+	Present  int64 `json:"present_bytes"`   // of it, how much is here
+	Disk     int64 `json:"disk_bytes"`      // what the file system charges for it
+	Quota    int64 `json:"quota_bytes"`     // what it may; 0 is without limit
+	Evicted  int64 `json:"evicted_bytes"`   // since the pool was opened
 }
 
 // Usage adds up the pool's segments.
@@ -326,6 +330,9 @@ func (p *Pool) Usage() Usage {
 	u := Usage{Quota: p.quota.limit.Load(), Evicted: p.quota.evicted.Load()}
 	for _, s := range p.all() {
 		u.Segments++
+		if s.Sealed() {
+			u.Sealed++
+		}
 		u.Address += s.Size
 		u.Present += s.presence.count() * chunk.Block
 		u.Disk += s.disk() + s.overhead()

@@ -348,7 +348,7 @@ func TestFormat(t *testing.T) {
 	p.Close()
 	name := filepath.Join(dir, "format")
 	for text, want := range map[string]error{
-		`{"format":"shale-pool","version":2,"more":[]}`: index.ErrUnsupported,
+		`{"format":"shale-pool","version":3,"more":[]}`: index.ErrUnsupported,
 		`{"format":"shale-pool","version":0}`:           chunk.ErrCorrupt,
 		`{"format":"other","version":1}`:                chunk.ErrCorrupt,
 		``:                                              chunk.ErrCorrupt,

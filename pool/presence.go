@@ -147,6 +147,13 @@ func (p *presence) snapshot() bitmap {
 	return b
 }
 
+// allDurable tells whether all that is here survives a power cut.
+func (p *presence) allDurable() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.dirty && p.kept == nil
+}
+
 // promote records as durable what was live when its data were synced.
 func (p *presence) promote(synced bitmap) error {
 	p.mu.Lock()

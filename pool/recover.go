@@ -75,7 +75,7 @@ var errNothing = errors.New("pool: no such chunk here")
 // saves reading and hashing zeros.
 func (s *Segment) hole(off, n int64) bool {
 	var at int64
-	err := descriptor(s.data, func(fd int) (err error) {
+	err := s.descriptor(func(fd int) (err error) {
 		at, err = unix.Seek(fd, off, unix.SEEK_DATA)
 		return err
 	})

@@ -151,7 +151,7 @@ func TestTorn(t *testing.T) {
 		store(t, s, e.Off, big(byte(i+1)))
 	}
 	scribble(t, s, func(off int64) bool { return off == es[1].Off+5*pageSize }) // torn
-	if err := descriptor(s.data, func(fd int) error { return punch(fd, es[2].Off, 3*chunk.Block) }); err != nil {
+	if err := s.descriptor(func(fd int) error { return punch(fd, es[2].Off, 3*chunk.Block) }); err != nil {
 		t.Skipf("the file system makes no holes: %v", err)
 	}
 	reboot(t)
@@ -245,12 +245,12 @@ func TestFailedSync(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	data := s.data
-	s.data = w
+	data := s.data.Load()
+	s.data.Store(w)
 	if err := p.Sync(); err == nil {
 		t.Error("no error")
 	}
-	s.data = data
+	s.data.Store(data)
 	for _, p := range []*Pool{p, open(t, dir)} {
 		if n := len(check(t, p, 0, 10)); n != 5 {
 			t.Errorf("%d chunks are believed, want 5", n)

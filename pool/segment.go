@@ -21,7 +21,7 @@ type Segment struct {
 
 	dir      string
 	table    *table
-	data     *os.File
+	data     atomic.Pointer[os.File] // read-only while sealed; replaced with syncing and stores held
 	presence *presence
 
 	syncing sync.Mutex   // held while something becomes durable, or is freed; taken before stores
@@ -31,6 +31,11 @@ type Segment struct {
 	allocated allocated
 	quota     *quota // of the pool
 	use       use
+	rot       *atomic.Pointer[func(Problem)] // of the pool
+
+	sealed  atomic.Bool // the data cannot change; seal.go
+	sealing atomic.Bool // or is just being sealed
+	turn    turn
 }
 
 // createSegment writes a segment beside its final name, syncs it and renames
@@ -116,14 +121,21 @@ func openSegmentWith(dir string, id uint32, data *os.File) (_ *Segment, err erro
 	}
 	s.Size = s.table.size
 	s.use.open(dir, s.Size)
+	// Of a process that was killed while it unsealed.
+	if err := os.Remove(filepath.Join(dir, newData)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
 	boot, err := session(dir)
 	if err != nil {
 		return nil, fmt.Errorf("which boot is this: %v", err) // not ErrNotExist: the segment is not to blame
 	}
-	if s.data, err = openData(filepath.Join(dir, "data"), data); err != nil {
+	f, sealed, err := openData(filepath.Join(dir, "data"), data)
+	if err != nil {
 		return nil, err
 	}
-	st, err := s.data.Stat()
+	s.data.Store(f)
+	s.sealed.Store(sealed)
+	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
@@ -143,30 +155,32 @@ func openSegmentWith(dir string, id uint32, data *os.File) (_ *Segment, err erro
 	return s, err
 }
 
-// openData opens a data file; same, if it is that file, stands for it.
-func openData(path string, same *os.File) (*os.File, error) {
+// openData opens a data file, and tells whether it is sealed; same, if it is that file,
+// stands for it.
+func openData(path string, same *os.File) (_ *os.File, sealed bool, err error) {
 	if same == nil {
-		return os.OpenFile(path, os.O_RDWR, 0)
+		return openSealed(path)
 	}
 	at, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if st, err := same.Stat(); err != nil || !os.SameFile(at, st) {
-		return nil, fmt.Errorf("%s is another file than the one that is in use: %v", path, err)
+		return nil, false, fmt.Errorf("%s is another file than the one that is in use: %v", path, err)
 	}
 	fd, err := unix.FcntlInt(same.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, os.NewSyscallError("dup", err)
+		return nil, false, os.NewSyscallError("dup", err)
 	}
-	return os.NewFile(uintptr(fd), path), nil
+	return os.NewFile(uintptr(fd), path), isSealed(path), nil
 }
 
 // Path is the segment's data file, for faces that mount it directly.
-func (s *Segment) Path() string { return s.data.Name() }
+func (s *Segment) Path() string { return filepath.Join(s.dir, "data") }
 
-// File is that file as the pool has it open. It is the segment's own.
-func (s *Segment) File() *os.File { return s.data }
+// File is that file as the pool has it open. It is the segment's own, and may be closed
+// when it is sealed or unsealed.
+func (s *Segment) File() *os.File { return s.data.Load() }
 
 // Present tells whether all of [off, off+n) is here. What is not in the
 // segment is not.
@@ -181,7 +195,18 @@ func (s *Segment) Present(off, n int64) bool {
 // more and the moment at which they vanish the epoch changes, and nothing is
 // stored until they have. So what was present at an epoch that is still the same
 // after it was read was there all the time.
+//
+// What a sealed segment's file system will not read has rotted, and is not here any more.
 func (s *Segment) Read(p []byte, off int64) (bool, error) {
+	ok, err := s.readHere(p, off)
+	if err == nil || !s.sealed.Load() || !errors.Is(err, unix.EIO) {
+		return ok, err
+	}
+	return false, s.forgetRotten(off, int64(len(p)), err)
+}
+
+// readHere is Read that does not mind why bytes cannot be read.
+func (s *Segment) readHere(p []byte, off int64) (bool, error) {
 	for {
 		epoch := s.epoch.Load()
 		if !s.Present(off, int64(len(p))) {
@@ -200,10 +225,29 @@ func (s *Segment) Read(p []byte, off int64) (bool, error) {
 // ReadAt reads exactly len(p) bytes at off. What is not present, or evicted
 // meanwhile, reads as anything: the caller verifies what it gets.
 func (s *Segment) ReadAt(p []byte, off int64) error {
-	if _, err := s.data.ReadAt(p, off); err != nil {
+	err := s.with(func(f *os.File) error {
+		_, err := f.ReadAt(p, off)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("pool: %w", err)
 	}
 	return nil
+}
+
+// with calls fn with the data file, again if that was replaced and closed meanwhile.
+func (s *Segment) with(fn func(*os.File) error) error {
+	for {
+		f := s.data.Load()
+		if err := fn(f); !errors.Is(err, os.ErrClosed) || s.data.Load() == f {
+			return err
+		}
+	}
+}
+
+// descriptor calls fn with the descriptor of the data file.
+func (s *Segment) descriptor(fn func(fd int) error) error {
+	return s.with(func(f *os.File) error { return descriptor(f, fn) })
 }
 
 var zeros [pageSize]byte
@@ -226,6 +270,9 @@ func (s *Segment) Store(off int64, p []byte) error {
 		if !s.Present(off+at, 1) && !had.overlaps((off+at)/chunk.Block, (off+at)/chunk.Block+1) {
 			room += pages(min(chunk.Block, n-at))
 		}
+	}
+	if s.sealed.Load() && room > 0 {
+		return s.refuse()
 	}
 	if err := s.quota.take(room); err != nil {
 		return err
@@ -250,9 +297,16 @@ func (s *Segment) write(off int64, p []byte) error {
 	n := int64(len(p))
 	s.stores.RLock()
 	defer s.stores.RUnlock()
-	_, err := s.data.WriteAt(p, off)
+	if s.sealed.Load() {
+		if s.Present(off, n) {
+			return nil
+		}
+		return s.refuse()
+	}
+	data := s.data.Load() // nobody replaces it meanwhile
+	_, err := data.WriteAt(p, off)
 	if pad := -n & (pageSize - 1); err == nil && pad > 0 {
-		_, err = s.data.WriteAt(zeros[:pad], off+n)
+		_, err = data.WriteAt(zeros[:pad], off+n)
 	}
 	if err != nil {
 		return noSpace(err)
@@ -268,7 +322,7 @@ func (s *Segment) sync() error {
 	if live == nil {
 		return nil
 	}
-	err := datasync(s.data)
+	err := s.descriptor(unix.Fdatasync)
 	if err == nil {
 		err = s.presence.promote(live)
 	} else if !errors.Is(err, os.ErrClosed) {
@@ -286,8 +340,8 @@ func (s *Segment) sync() error {
 
 func (s *Segment) close() error {
 	errs := []error{s.table.close()}
-	if s.data != nil {
-		errs = append(errs, s.data.Close())
+	if f := s.data.Load(); f != nil {
+		errs = append(errs, f.Close())
 	}
 	if s.presence != nil && s.presence.file != nil {
 		errs = append(errs, s.presence.file.Close())
@@ -298,7 +352,7 @@ func (s *Segment) close() error {
 // disk returns the bytes that the file system charges for the data.
 func (s *Segment) disk() int64 {
 	var st unix.Stat_t
-	if descriptor(s.data, func(fd int) error { return unix.Fstat(fd, &st) }) != nil {
+	if s.descriptor(func(fd int) error { return unix.Fstat(fd, &st) }) != nil {
 		return 0
 	}
 	return st.Blocks * 512

@@ -68,6 +68,14 @@ func (u *use) touch(off, n int64) {
 	}
 }
 
+// youngest is when anything of it was used last.
+func (u *use) youngest() (last uint32) {
+	for i := range u.last {
+		last = max(last, u.last[i].Load())
+	}
+	return last
+}
+
 // save keeps it for the next process, once in a while, or now.
 func (u *use) save(now bool) error {
 	u.mu.Lock()

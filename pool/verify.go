@@ -49,9 +49,11 @@ func Check(ctx context.Context, dir string, tell func(Problem)) (v Verified, err
 			tell(Problem{Segment: segmentName(id), Offset: -1, Error: fmt.Sprint(err)})
 			return nil
 		}
-		if s.data, err = os.Open(filepath.Join(path, "data")); err == nil {
+		var data *os.File
+		if data, err = os.Open(filepath.Join(path, "data")); err == nil {
+			s.data.Store(data)
 			var st os.FileInfo
-			if st, err = s.data.Stat(); err == nil && st.Size() != s.Size {
+			if st, err = data.Stat(); err == nil && st.Size() != s.Size {
 				err = fmt.Errorf("%s: %w: %d bytes, want %d", s.Path(), chunk.ErrCorrupt, st.Size(), s.Size)
 			}
 		}
@@ -82,6 +84,11 @@ func (p *Pool) Verify(ctx context.Context, keep func() (_ *References, release f
 func (p *Pool) VerifySegment(ctx context.Context, v *Verified, s *Segment, keep func() (_ *References, release func(), _ error), pace func(bytes int64) error, tell func(Problem)) error {
 	drop := func(s *Segment, e Entry) (bool, error) {
 		from, to := e.granules()
+		granules := make(bitmap, len(s.presence.live))
+		granules.take(from, to)
+		if done, err := s.forget(granules); done || err != nil {
+			return done, err
+		}
 		refs, release, err := keep()
 		if err != nil {
 			return false, err
@@ -95,14 +102,17 @@ func (p *Pool) VerifySegment(ctx context.Context, v *Verified, s *Segment, keep 
 		if now, ok := p.Segment(s.ID); !ok || now != s {
 			return false, nil // removed meanwhile
 		}
-		before := s.disk()
-		granules := make(bitmap, len(s.presence.live))
-		granules.take(from, to)
-		err = s.discard(granules)
-		p.quota.give(before - s.disk())
+		disk, err := s.discard(granules)
+		p.quota.give(disk)
 		return err == nil, err
 	}
 	err := s.verifyAll(ctx, v, pace, drop, tell)
+	if err == nil {
+		err = p.Unseal(ctx, s, keep)
+		if errors.Is(err, ErrNoSpace) { // it stays as it is, and what it lacks is not here
+			err = nil
+		}
+	}
 	if _, ok := p.Segment(s.ID); !ok && ctx.Err() == nil {
 		return nil // removed meanwhile
 	}
@@ -165,8 +175,8 @@ func (s *Segment) verifyOne(e Entry, buf *[]byte) error {
 	p := (*buf)[:e.Size]
 	// What was written back is read again. A file system that cannot do so reads
 	// what it has.
-	_ = descriptor(s.data, func(fd int) error { return unix.Fadvise(fd, e.Off, int64(e.Size), unix.FADV_DONTNEED) })
-	ok, err := s.Read(p, e.Off)
+	_ = s.descriptor(func(fd int) error { return unix.Fadvise(fd, e.Off, int64(e.Size), unix.FADV_DONTNEED) })
+	ok, err := s.readHere(p, e.Off)
 	if !ok && err == nil {
 		return nil // evicted meanwhile
 	}

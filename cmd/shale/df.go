@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shale-image/shale/daemon"
+	"github.com/shale-image/shale/pool"
 )
 
 func newDf(g *globals) *cobra.Command {
@@ -17,7 +18,8 @@ func newDf(g *globals) *cobra.Command {
 can be read without the registry, SHARED what of that another image has, too. With
 --json: {images[], pool}; an image is {refs, manifest_digest, platform, content_bytes,
 present_bytes, shared_bytes, complete, pinned, in_use}, the pool {segments,
-address_bytes, present_bytes, disk_bytes, quota_bytes, evicted_bytes}.`,
+sealed_segments, address_bytes, present_bytes, disk_bytes, quota_bytes, evicted_bytes}.
+Sealed segments are those that the file system verifies whenever they are read (fs-verity).`,
 		Example: `  shale df
   shale df --json`,
 		Args: args(cobra.NoArgs),
@@ -40,7 +42,7 @@ address_bytes, present_bytes, disk_bytes, quota_bytes, evicted_bytes}.`,
 			if err := tw.Flush(); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(w, "\npool: %s on disk%s\n", size(d.Pool.Disk), quotaOf(d.Pool))
+			_, err = fmt.Fprintf(w, "\npool: %s on disk%s%s\n", size(d.Pool.Disk), quotaOf(d.Pool), sealedOf(d.Pool))
 			return err
 		},
 	}
@@ -60,4 +62,12 @@ func diskState(im daemon.ImageDisk) string {
 		state += ", in use"
 	}
 	return state
+}
+
+// sealedOf tells how much the file system itself verifies, if it can.
+func sealedOf(u pool.Usage) string {
+	if u.Sealed == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d of %d segments are sealed (fs-verity)", u.Sealed, u.Segments)
 }

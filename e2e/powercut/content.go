@@ -8,7 +8,11 @@ import (
 	"github.com/shale-image/shale/pool"
 )
 
-const chunks = 1000 // of a round; 7919 has no divisor in common with it
+const (
+	chunks = 1000    // of a round; 7919 has no divisor in common with it
+	seals  = 1 << 20 // is added to a round's number for what is sealed in it
+	sealed = 60      // chunks of that
+)
 
 // content returns bytes that depend on round and number alone: mostly one or
 // two granules, now and then many.
@@ -31,8 +35,8 @@ func entry(i int, b []byte) pool.Entry {
 	return pool.Entry{Digest: chunk.Sum(chunk.Algorithm(1+i%2), b), Size: uint32(len(b))}
 }
 
-func entries(round int) []pool.Entry {
-	es := make([]pool.Entry, chunks)
+func entries(round, n int) []pool.Entry {
+	es := make([]pool.Entry, n)
 	for i := range es {
 		es[i] = entry(i, content(round, i))
 	}

@@ -12,11 +12,16 @@
 //	synced N N N ...  so many chunks of each worker survive a power cut; chunk k
 //	                  of worker w of W is bit w+k*W of the segment
 //	full              all chunks of the round are synced
+//	sealing S N       N chunks of a segment beside survive a power cut, S is its round:
+//	                  from now on it is sealed, loses chunk 0, is unsealed, and gets it
+//	                  again, over and over
+//	sealed S          that has been done once more
 //	FAIL ...          what is wrong
 package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -73,7 +78,7 @@ func setUp() error {
 		if err != nil {
 			return err
 		}
-		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("load %s: %w", path, err)
 		}
 		f.Close()
@@ -108,18 +113,25 @@ func run() error {
 		return errors.Join(d...)
 	}
 	for r := max(0, round-keep); r < round; r++ {
-		if err := check(p, r); err != nil {
+		if err := errors.Join(check(p, r, chunks), check(p, r+seals, sealed)); err != nil {
 			return err
 		}
 	}
 	for r := max(0, round-8); r < round-keep; r++ {
-		if s := p.Lookup([]pool.Entry{entry(0, content(r, 0))})[0]; s != nil {
-			if err := p.Remove(s); err != nil {
-				return err
+		for _, r := range []int{r, r + seals} {
+			if s := p.Lookup([]pool.Entry{entry(0, content(r, 0))})[0]; s != nil {
+				if err := p.Remove(s); err != nil {
+					return err
+				}
 			}
 		}
 	}
-	return fill(p, round)
+	failed := make(chan error, 1)
+	go func() { failed <- seal(p, round+seals) }()
+	if err := fill(p, round); err != nil {
+		return err
+	}
+	return <-failed
 }
 
 func roundNumber() (round int, err error) {
@@ -132,14 +144,14 @@ func roundNumber() (round int, err error) {
 	return round, err
 }
 
-// check tells which chunks of a round are present, unless one of them is wrong.
-func check(p *pool.Pool, round int) error {
+// check tells which of n chunks of a round are present, unless one of them is wrong.
+func check(p *pool.Pool, round, n int) error {
 	var (
 		first *pool.Segment
 		buf   []byte
-		bits  = make([]byte, (chunks+7)/8)
+		bits  = make([]byte, (n+7)/8)
 	)
-	for i := range chunks {
+	for i := range n {
 		want := content(round, i)
 		es := []pool.Entry{entry(i, want)}
 		s, off := p.Lookup(es)[0], es[0].Off
@@ -173,7 +185,7 @@ func check(p *pool.Pool, round int) error {
 
 // fill stores the chunks of a round, with syncs all the time.
 func fill(p *pool.Pool, round int) error {
-	es := entries(round)
+	es := entries(round, chunks)
 	// Addresses in another order than that in which chunks come.
 	placed := make([]pool.Entry, chunks)
 	for i := range es {
@@ -227,5 +239,52 @@ func fill(p *pool.Pool, round int) error {
 			say("full")
 			return nil
 		}
+	}
+}
+
+// seal seals a segment and unseals it until the end, if the file system can do that.
+func seal(p *pool.Pool, round int) error {
+	es := entries(round, sealed)
+	s, err := p.Create(es)
+	if err != nil || !s.CanSeal() {
+		return err
+	}
+	for i, e := range es {
+		if err := s.Store(e.Off, content(round, i)); err != nil {
+			return err
+		}
+	}
+	if err := p.Sync(); err != nil {
+		return err
+	}
+	say("sealing %d %d", round, sealed)
+	enable := func(_ context.Context, f *os.File) error { return pool.EnableVerity(f) }
+	for {
+		if err := p.Seal(context.Background(), s, enable); err != nil {
+			return err
+		}
+		if !s.Sealed() {
+			return fmt.Errorf("round %d: complete and not sealed", round)
+		}
+		var used pool.References
+		for _, other := range p.Segments() {
+			from := int64(0)
+			if other == s {
+				from = es[1].Off
+			}
+			if err := used.Add(other.ID, from, other.Size-from); err != nil {
+				return err
+			}
+		}
+		if _, err := p.Free(&used); err != nil {
+			return err
+		}
+		if err := p.Unseal(context.Background(), s, pool.KeepNone); err != nil {
+			return err
+		}
+		if err := errors.Join(s.Store(0, content(round, 0)), p.Sync()); err != nil {
+			return err
+		}
+		say("sealed %d", round)
 	}
 }
