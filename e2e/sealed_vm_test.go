@@ -20,8 +20,8 @@ const sealedParts = 7
 // TestSealed has a machine whose kernel and file system have fs-verity (e2e/sealed) seal a
 // complete image. What is then changed on its disk, below the file system, is EIO below a
 // direct mount, never a wrong byte; a reader of another face is served; scrub and
-// fsck mend it, and it can be removed. Debian's kernels of 6.1 and 6.12 were tried, and,
-// with what mount.hidesErrors says, 6.18.
+// fsck mend it, and it can be removed. It was run with Debian's kernel of 6.1, where direct
+// mounts are on loop devices.
 func TestSealed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("emulates a machine: not in short mode")
