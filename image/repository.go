@@ -135,9 +135,10 @@ func (r *Repository) Blob(ctx context.Context, d Descriptor) (io.ReadCloser, err
 }
 
 // Spool writes a whole blob, verified, to w at an offset, and returns how much was
-// written. If one place gives wrong bytes another one is asked.
+// written. If one place gives wrong bytes another one is asked; each of them may be asked
+// twice, since what is wrong may have come of two.
 func (r *Repository) Spool(ctx context.Context, d Descriptor, w io.WriterAt, at int64) (n int64, err error) {
-	for tries := 0; tries <= len(r.opts.Mirrors); tries++ {
+	for range 2 * (1 + len(r.opts.Mirrors)) {
 		var rc io.ReadCloser
 		if rc, err = r.Blob(ctx, d); err != nil {
 			return n, err

@@ -13,6 +13,7 @@
 package choose
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -239,6 +240,8 @@ func (s *Source) order(ref blob.Ref) []*place {
 		}
 	}
 	order := slices.Clone(s.places)
-	slices.SortStableFunc(order, func(a, b *place) int { return rank[a] - rank[b] })
+	slices.SortStableFunc(order, func(a, b *place) int {
+		return cmp.Or(a.wrongSince(ref).Compare(b.wrongSince(ref)), rank[a]-rank[b])
+	})
 	return order
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -246,9 +247,11 @@ func TestHedge(t *testing.T) {
 				}
 			}
 			l.asked()
-			once := func(n int) { // the next request hangs
+			once := func(n int32) { // the next request hangs
+				var left atomic.Int32 // requests are made at the same time
+				left.Store(n)
 				l.set(0, func(ctx context.Context, size int64) *memblob.Fault {
-					if n--; n == 0 {
+					if left.Add(-1) == 0 {
 						return hangs(ctx, size)
 					}
 					return takes(100*time.Millisecond)(ctx, size)
@@ -366,6 +369,20 @@ func TestReject(t *testing.T) {
 		}
 		if others = blob.Reject(r); len(others) != 3 {
 			t.Errorf("%d alternatives", len(others))
+		}
+		// Of those that may all be wrong, who was found out first is asked first, and if
+		// that is wrong again, the next one.
+		time.Sleep(time.Millisecond)
+		if r, err = s.Range(t.Context(), l.ref, 0, 10); err != nil {
+			t.Fatal(err)
+		}
+		io.ReadAll(r)
+		r.Close()
+		if blob.Reject(r); l.asked() != "0" {
+			t.Error("the one that is known was not asked first")
+		}
+		if err := l.read(t, t.Context(), s); err != nil || l.asked() != "2" {
+			t.Error(err)
 		}
 		if blob.Reject(bytes.NewReader(nil)) != nil {
 			t.Error("somebody else to ask, out of nothing")
