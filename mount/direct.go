@@ -3,7 +3,6 @@ package mount
 import (
 	"errors"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,11 +23,11 @@ func Direct(meta string, devices []string, o Options) (*Mounted, error) {
 	return m, err
 }
 
-// direct is Direct of an image. Where data are verified, errors have to reach the reader:
-// then EROFS reads loop devices, unless the kernel is known to be good without.
+// direct is Direct of an image. Errors have to reach the reader: where EROFS would hide
+// them it bypasses the page cache of the files; or, since files that are verified have
+// no other way, it reads loop devices.
 func (im Image) direct(o Options) (*Mounted, error) {
-	var u unix.Utsname
-	if im.Verified && o.Backing == Auto && unix.Uname(&u) == nil && hidesErrors(unix.ByteSliceToString(u.Release[:])) {
+	if im.Verified && o.Backing == Auto && tellsErrors() != nil {
 		looped := o
 		looped.Backing = Loop
 		if m, err := Direct(im.Meta, im.Segments, looped); err == nil {
@@ -38,16 +37,9 @@ func (im Image) direct(o Options) (*Mounted, error) {
 	return Direct(im.Meta, im.Segments, o)
 }
 
-// hidesErrors tells whether EROFS on files shows zeros, and no error, where a file could
-// not be read behind the first page of a folio. A bit changed below fs-verity, by hand, in
-// nine places each: Linux 6.12.117 gives EIO, 6.18.15 zeros. Others are not known, and
-// before 6.12 there is no EROFS on files. Loop devices gave EIO in 6.1 and 6.12 (nine of
-// nine), and in 6.18.15 in the two places that were seen.
-func hidesErrors(release string) bool { return !strings.HasPrefix(release, "6.12.") }
-
 func direct(meta string, devices []string, o Options) (fd *os.File, bdi string, err error) {
 	if o.Backing != Loop {
-		fd, bdi, err := mountFile(meta, devices, false, o.ReadAheadKiB)
+		fd, bdi, err := mountFile(meta, devices, tellsErrors() != nil, o.ReadAheadKiB)
 		if o.Backing == File || !errors.Is(err, unix.ENOTBLK) {
 			return fd, bdi, err
 		}

@@ -25,6 +25,7 @@ type Capabilities struct {
 	Fanotify        bool // pre-access events (Linux 6.14); which file systems raise them is another matter
 	Resend          bool // a FUSE connection survives its server (Linux 6.9)
 	Fusermount      bool // FUSE attached by fusermount3, for the calling user
+	TellsErrors     bool // EROFS from a file that is cached shows no zeros where that has an error
 
 	// Why tells, for each field above that is false, what was tried and
 	// what the kernel answered.
@@ -34,7 +35,7 @@ type Capabilities struct {
 // Device tells whether Device can work.
 func (c Capabilities) Device() bool { return c.FileBackedEROFS || c.Loop }
 
-// Probe tries everything out with an empty image of 4 KiB. It takes a few
+// Probe tries everything out with an image of 12 KiB. It takes a few
 // milliseconds and leaves nothing behind.
 func Probe() Capabilities {
 	var u unix.Utsname
@@ -53,13 +54,14 @@ func Probe() Capabilities {
 	c.Resend = note("Resend", resend)
 	c.Fanotify = note("Fanotify", probeFanotify())
 	c.Fusermount = note("Fusermount", probeFusermount())
+	c.TellsErrors = note("TellsErrors", tellsErrors())
 	return c
 }
 
 var probeOptions = fusedev.Options{Name: "probe", Threads: 1, ReadTimeout: 5 * time.Second, Logger: slog.New(slog.DiscardHandler)}
 
 func probeDevice(b Backing) error {
-	m, err := Device(context.Background(), emptyImage(), Options{Options: probeOptions, Backing: b})
+	m, err := Device(context.Background(), probeImage(), Options{Options: probeOptions, Backing: b})
 	if err != nil {
 		return err
 	}
@@ -69,7 +71,7 @@ func probeDevice(b Backing) error {
 }
 
 func probeFUSE() (fuse, resend error) {
-	server, err := fusedev.New(emptyImage(), probeOptions)
+	server, err := fusedev.New(probeImage(), probeOptions)
 	if err != nil {
 		return err, err
 	}
@@ -110,7 +112,7 @@ func probeFusermount() error {
 		return err
 	}
 	defer os.Remove(dir)
-	server, err := fusedev.New(emptyImage(), probeOptions)
+	server, err := fusedev.New(probeImage(), probeOptions)
 	if err != nil {
 		return err
 	}
@@ -125,35 +127,53 @@ func probeFusermount() error {
 	return nil
 }
 
-// emptyImage is an EROFS image of one block: the super block, and the root
-// directory with its inode.
-func emptyImage() bytesContent {
+// probeFile is a file of the image, whose two blocks come last in it.
+const (
+	probeFile   = "f"
+	probeBlocks = 2
+)
+
+// probeImage is an EROFS image of three blocks: the first has the super block, and the
+// root directory with its inode and that of probeFile.
+func probeImage() bytesContent {
 	const (
 		blockSize = 4096
 		super     = 1024
 		rootNID   = 64 // at byte 2048
+		fileNID   = 72 // at byte 2304
 	)
-	p := make(bytesContent, blockSize)
+	p := make(bytesContent, (1+probeBlocks)*blockSize)
 	le := binary.LittleEndian
-	le.PutUint32(p[super:], 0xe0f5e1e2) // magic
-	p[super+12] = 12                    // log2 of the block size
-	le.PutUint16(p[super+14:], rootNID) // root_nid
-	le.PutUint64(p[super+16:], 1)       // inos
-	le.PutUint32(p[super+36:], 1)       // blocks
-	root := p[rootNID*32:]              // a compact inode, 32 bytes
-	le.PutUint16(root, 2<<1)            // i_format: data follows the inode
+	le.PutUint32(p[super:], 0xe0f5e1e2)               // magic
+	p[super+12] = 12                                  // log2 of the block size
+	le.PutUint16(p[super+14:], rootNID)               // root_nid
+	le.PutUint64(p[super+16:], 2)                     // inos
+	le.PutUint32(p[super+36:], uint32(1+probeBlocks)) // blocks
+	root := p[rootNID*32:]                            // a compact inode, 32 bytes
+	le.PutUint16(root, 2<<1)                          // i_format: data follows the inode
 	le.PutUint16(root[4:], unix.S_IFDIR|0o555)
 	le.PutUint16(root[6:], 2) // nlink
+	file := p[fileNID*32:]    // i_format 0: data are in blocks, one after the other
+	le.PutUint16(file[4:], unix.S_IFREG|0o444)
+	le.PutUint16(file[6:], 1)
+	le.PutUint32(file[8:], probeBlocks*blockSize)
+	le.PutUint32(file[16:], 1) // the first block
 	entries := root[32:]
-	const names = "..." // of "." and ".."
-	le.PutUint32(root[8:], uint32(2*12+len(names)))
-	for i := range 2 { // nid u64, name offset u16, type u8: a directory
-		e := entries[i*12:]
-		le.PutUint64(e, rootNID)
-		le.PutUint16(e[8:], uint16(2*12+i))
-		e[10] = 2
+	const names = "..." + probeFile // ".", "..", and the file
+	le.PutUint32(root[8:], uint32(3*12+len(names)))
+	for i, e := range []struct {
+		nid  uint64
+		name int // its offset
+		kind byte
+	}{{rootNID, 0, 2}, {rootNID, 1, 2}, {fileNID, 3, 1}} {
+		le.PutUint64(entries[i*12:], e.nid)
+		le.PutUint16(entries[i*12+8:], uint16(3*12+e.name))
+		entries[i*12+10] = e.kind
 	}
-	copy(entries[2*12:], names)
+	copy(entries[3*12:], names)
+	for i := blockSize; i < len(p); i++ {
+		p[i] = 0xff
+	}
 	return p
 }
 

@@ -19,7 +19,7 @@ func TestProbe(t *testing.T) {
 	for name, have := range map[string]bool{
 		"DetachedFUSE": c.DetachedFUSE, "FileBackedEROFS": c.FileBackedEROFS,
 		"Loop": c.Loop, "Fanotify": c.Fanotify, "Resend": c.Resend,
-		"Fusermount": c.Fusermount,
+		"Fusermount": c.Fusermount, "TellsErrors": c.TellsErrors,
 	} {
 		if _, told := c.Why[name]; have == told {
 			t.Errorf("%s is %v, and a reason is given: %v", name, have, told)
@@ -48,12 +48,12 @@ func TestProbeUnprivileged(t *testing.T) {
 }
 
 // fsck.erofs agrees that the probe's image is one.
-func TestEmptyImage(t *testing.T) {
+func TestProbeImage(t *testing.T) {
 	if _, err := exec.LookPath("fsck.erofs"); err != nil {
 		t.Skip("needs fsck.erofs")
 	}
 	path := t.TempDir() + "/img"
-	if err := os.WriteFile(path, emptyImage(), 0o600); err != nil {
+	if err := os.WriteFile(path, probeImage(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("fsck.erofs", path).CombinedOutput(); err != nil {

@@ -78,6 +78,7 @@ func diagnose(root string) diagnosis {
 		d.add(check{name, ok, detail, hint})
 	}
 	capability("EROFS on files", "FileBackedEROFS", c.FileBackedEROFS, "works", "needs root and Linux 6.12, or loop devices")
+	capability("errors of files", "TellsErrors", c.TellsErrors, "reach readers of EROFS", "mounts do without the page cache of files, and are a little slower; later kernels of the same series have it mended")
 	capability("EROFS on loop", "Loop", c.Loop, "works", "needs root, and loop devices where EROFS cannot mount files")
 	capability("detached FUSE", "DetachedFUSE", c.DetachedFUSE, "works", "needs root and /dev/fuse (modprobe fuse)")
 	capability("pre-access events", "Fanotify", c.Fanotify, "work, for --face fanotify on ext4, xfs and btrfs", "only needed for --face fanotify: root and Linux 6.14")
