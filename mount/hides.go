@@ -33,6 +33,10 @@ var tellsErrors = sync.OnceValue(func() error {
 	return err
 })
 
+// TryKernel finds out what mounts need to know of the kernel. That takes some 5 ms the
+// first time, which the first mount would take; nobody has to call it.
+func TryKernel() { _ = tellsErrors() }
+
 // readProbe returns how much of the file there is to read.
 func readProbe(m *Mounted) (int, error) {
 	fd, err := unix.Openat(int(m.FD().Fd()), probeFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
