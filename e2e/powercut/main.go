@@ -29,10 +29,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/shale-image/shale/e2e/guest"
 	"github.com/shale-image/shale/pool"
 )
 
@@ -43,57 +41,17 @@ const (
 )
 
 func main() {
-	err := setUp()
+	err := guest.SetUp(disk)
 	if err == nil {
 		err = run()
 	}
 	if err != nil {
 		say("FAIL %v", err)
 	}
-	for { // the kernel would panic without its first process
-		time.Sleep(time.Hour)
-	}
+	guest.Stay()
 }
 
 func say(format string, args ...any) { fmt.Printf("powercut: "+format+"\n", args...) }
-
-// setUp loads what drives the disk, and mounts it.
-func setUp() error {
-	for _, m := range []struct{ what, where, kind string }{
-		{"proc", "/proc", "proc"}, {"dev", "/dev", "devtmpfs"},
-	} {
-		if err := os.MkdirAll(m.where, 0o755); err != nil {
-			return err
-		}
-		if err := unix.Mount(m.what, m.where, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("mount %s: %w", m.where, err)
-		}
-	}
-	modules, err := filepath.Glob("/modules/*.ko") // in the order of their names
-	if err != nil {
-		return err
-	}
-	for _, path := range modules {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("load %s: %w", path, err)
-		}
-		f.Close()
-	}
-	if err := os.MkdirAll(disk, 0o755); err != nil {
-		return err
-	}
-	for tries := 0; ; tries++ {
-		err := unix.Mount("/dev/vda", disk, "ext4", 0, "")
-		if err == nil || tries == 100 || !errors.Is(err, unix.ENOENT) {
-			return err // the disk is found at once, or a moment later
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-}
 
 func run() error {
 	round, err := roundNumber()

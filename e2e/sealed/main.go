@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/daemon"
+	"github.com/shale-image/shale/e2e/guest"
 	"github.com/shale-image/shale/pool"
 )
 
@@ -35,7 +36,7 @@ const (
 )
 
 func main() {
-	err := setUp()
+	err := errors.Join(guest.SetUp(disk), os.MkdirAll(mnt, 0o755))
 	if err == nil {
 		err = run()
 	}
@@ -44,53 +45,12 @@ func main() {
 		say("FAIL %v\n%s", err, log)
 	}
 	say("end")
-	for { // the kernel would panic without its first process
-		time.Sleep(time.Hour)
-	}
+	guest.Stay()
 }
 
 func say(format string, args ...any) {
 	for line := range strings.Lines(fmt.Sprintf(format, args...)) {
 		fmt.Printf("sealed: %s\n", strings.TrimSpace(line))
-	}
-}
-
-func setUp() error {
-	for _, m := range []struct{ what, where, kind string }{
-		{"proc", "/proc", "proc"}, {"dev", "/dev", "devtmpfs"}, {"sys", "/sys", "sysfs"}, {"run", "/run", "tmpfs"}, {"tmp", "/tmp", "tmpfs"},
-	} {
-		if err := os.MkdirAll(m.where, 0o755); err != nil {
-			return err
-		}
-		if err := unix.Mount(m.what, m.where, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("mount %s: %w", m.where, err)
-		}
-	}
-	modules, err := filepath.Glob("/modules/*.ko") // in the order of their names
-	if err != nil {
-		return err
-	}
-	for _, path := range modules {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("load %s: %w", path, err)
-		}
-		f.Close()
-	}
-	for _, dir := range []string{disk, mnt} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	for tries := 0; ; tries++ {
-		err := unix.Mount("/dev/vda", disk, "ext4", 0, "")
-		if err == nil || tries == 100 || !errors.Is(err, unix.ENOENT) {
-			return err // the disk is found at once, or a moment later
-		}
-		time.Sleep(100 * time.Millisecond)
 	}
 }
 
