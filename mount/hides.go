@@ -12,7 +12,7 @@ import (
 // EROFS reads a file of which a block cannot be had. If it goes through that file's page
 // cache the blocks before it are read, and what comes back is less than it has asked for.
 // Some kernels take that for the end of the file, and show zeros: Linux 6.12.43, 6.16.12
-// and 6.18.15 do, 6.12.117 and 6.18.44 do not. Reads that bypass the page cache, and loop
+// and 6.17.13 do, 6.12.117 and 6.18.44 do not. Reads that bypass the page cache, and loop
 // devices, tell of the error in all of them.
 
 var errHidden = errors.New("EROFS shows zeros where the file it reads has an error")

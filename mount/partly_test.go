@@ -7,9 +7,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/mount/fusedev"
 )
 
 // Some blocks cannot be had, and those around them can. Readers get EIO for them, or
@@ -80,5 +83,49 @@ func TestPartlyMissing(t *testing.T) {
 				t.Errorf("%d reads were wrong, %d failed; the kernel tells errors: %v; %+v", wrong, failed, tellsErrors(), m.Stats())
 			}
 		})
+	}
+}
+
+// On a kernel that hides errors, of which this may be none, no page cache of a file is in
+// the way: nothing is pushed to a Device, and Direct bypasses it, or reads loop devices.
+func TestHiddenErrors(t *testing.T) {
+	defer func(f func() error) { tellsErrors = f }(tellsErrors)
+	tellsErrors = func() error { return errHidden }
+	tree, c := image(t)
+	options := func(dir string) string {
+		t.Helper()
+		p, err := os.ReadFile("/proc/self/mounts")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(p)) {
+			if strings.Contains(line, " "+dir+" erofs ") {
+				return line
+			}
+		}
+		t.Fatalf("%s is not mounted", dir)
+		return ""
+	}
+	a := &around{c: c, missing: func(int64, int) bool { return false }}
+	dir, _ := mounted(t, a.c, Options{Backing: File, Buffered: true, Options: fusedev.Options{Around: a}})
+	sameTree(t, tree, dir)
+	if n := a.peeked.Load(); n > 0 || !strings.Contains(options(dir), "directio") {
+		t.Errorf("%d bytes were pushed to %s", n, options(dir))
+	}
+	im := Image{Meta: makeImage(t, tree), Complete: true}
+	for _, test := range []struct {
+		verified bool
+		want     string
+	}{{false, "directio"}, {true, "/dev/loop"}} {
+		im.Verified = test.verified
+		m, err := im.direct(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := attach(t, m.FD())
+		sameTree(t, tree, dir)
+		if o := options(dir); !strings.Contains(o, test.want) {
+			t.Errorf("verified %v: no %s in %s", test.verified, test.want, o)
+		}
 	}
 }
