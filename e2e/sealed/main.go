@@ -203,12 +203,14 @@ func damage() error {
 	}
 	defer raw.Close()
 	const page, at = 4096, 19 // the page that is changed
+	var files []*os.File
 	for _, path := range data() {
 		f, err := os.Open(path)
 		if err != nil {
 			return err
 		}
 		defer f.Close()
+		files = append(files, f)
 		want, got := make([]byte, page), make([]byte, page)
 		if _, err := f.ReadAt(want, at*page); err != nil {
 			return err
@@ -226,7 +228,39 @@ func damage() error {
 			return err
 		}
 	}
-	return errors.Join(raw.Sync(), forget())
+	if err := raw.Sync(); err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := forgetPage(f, at*page); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetPage has the kernel forget what it has cached of all files, and makes sure of one
+// page: the kernel keeps one that is in use, as it may be just after it was read.
+func forgetPage(f *os.File, off int) error {
+	m, err := unix.Mmap(int(f.Fd()), int64(off), os.Getpagesize(), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(m)
+	for range 100 {
+		if err := forget(); err != nil {
+			return err
+		}
+		var cached byte
+		if _, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&cached))); e != 0 {
+			return e
+		}
+		if cached&1 == 0 {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("%s: the kernel does not forget what is at %d", f.Name(), off)
 }
 
 func damagedBelow() error {
