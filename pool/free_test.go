@@ -175,3 +175,35 @@ func TestBitmap(t *testing.T) {
 		}
 	}
 }
+
+// TestSyncWhileRemoved syncs all the time while segments go.
+func TestSyncWhileRemoved(t *testing.T) {
+	p := open(t, quickDir(t))
+	done, failed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-done:
+				failed <- nil
+				return
+			default:
+			}
+			if err := p.Sync(); err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	for i := range 300 {
+		es := entries(i, i+1)
+		s := create(t, p, es)
+		store(t, s, 0, content(i))
+		if err := p.Remove(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(done)
+	if err := <-failed; err != nil {
+		t.Fatalf("a segment was removed while the pool was synced: %v", err)
+	}
+}

@@ -154,7 +154,10 @@ func (p *Pool) Close() error {
 func (p *Pool) Sync() error {
 	var errs []error
 	for _, s := range p.all() {
-		errs = append(errs, s.sync(), s.use.save(false))
+		err := errors.Join(s.sync(), s.use.save(false))
+		if now, ok := p.Segment(s.ID); ok && now == s { // not removed meanwhile
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -149,7 +149,9 @@ func fill(p *pool.Pool, round int) error {
 	for i := range es {
 		placed[i*7919%chunks] = es[i]
 	}
+	release := p.Exclusive() // or else seal frees what it has not seen
 	s, err := p.Create(placed)
+	release()
 	if err != nil {
 		return err
 	}
@@ -224,17 +226,7 @@ func seal(p *pool.Pool, round int) error {
 		if !s.Sealed() {
 			return fmt.Errorf("round %d: complete and not sealed", round)
 		}
-		var used pool.References
-		for _, other := range p.Segments() {
-			from := int64(0)
-			if other == s {
-				from = es[1].Off
-			}
-			if err := used.Add(other.ID, from, other.Size-from); err != nil {
-				return err
-			}
-		}
-		if _, err := p.Free(&used); err != nil {
+		if err := freeFirst(p, s, es[1].Off); err != nil {
 			return err
 		}
 		if err := p.Unseal(context.Background(), s, pool.KeepNone); err != nil {
@@ -245,4 +237,21 @@ func seal(p *pool.Pool, round int) error {
 		}
 		say("sealed %d", round)
 	}
+}
+
+// freeFirst frees what s has before off, and nothing else.
+func freeFirst(p *pool.Pool, s *pool.Segment, off int64) error {
+	defer p.Exclusive()()
+	var used pool.References
+	for _, other := range p.Segments() {
+		from := int64(0)
+		if other == s {
+			from = off
+		}
+		if err := used.Add(other.ID, from, other.Size-from); err != nil {
+			return err
+		}
+	}
+	_, err := p.Free(&used)
+	return err
 }
