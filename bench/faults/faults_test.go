@@ -171,6 +171,37 @@ func TestTells(t *testing.T) {
 	}
 }
 
+// TestOwnConverted: of an image of somebody's that was converted, the one that it was made
+// of tells what is right, and without that nothing is played.
+func TestOwnConverted(t *testing.T) {
+	s := setup(t)
+	if _, err := onRegistry(t.Context(), s.shale, s.url.String(), "faults/a:shale", ""); !errors.Is(err, errConverted) {
+		t.Errorf("without -plain: %v, want errConverted", err)
+	}
+	for plain, want := range map[string]string{"faults/a:plain": "", "faults/b:plain": "wrong"} {
+		own, err := onRegistry(t.Context(), s.shale, s.url.String(), "faults/a:shale", plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sc, err := script.Parse(strings.NewReader("cut at 100kB\nexpect right"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		acts := own.acts("cut", sc)
+		if len(acts) != 2 {
+			t.Errorf("%d acts, want one beside a healthy source and one alone", len(acts))
+		}
+		for _, a := range acts {
+			if err, _ := own.play(t.Context(), a).err(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+				t.Errorf("as made of %s: %v: %v, want %q", plain, a, err, want)
+			}
+		}
+		if err := own.close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestNothingLeft: an image of a registry of somebody's, without an index, is here once
 // it is mounted. That no fault is met then is nobody's failure.
 func TestNothingLeft(t *testing.T) {

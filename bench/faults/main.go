@@ -40,6 +40,7 @@ func main() {
 	var f faults
 	flag.StringVar(&f.shale, "shale", "bin/shale", "the program")
 	flag.StringVar(&f.registry, "registry", "", "URL of a registry that has the image, instead of one with a small image in it")
+	flag.StringVar(&f.plain, "plain", "", "`REPOSITORY:TAG` there of which the image was made, if it was converted")
 	flag.StringVar(&f.script, "script", "", "file of a script, instead of all there are")
 	flag.IntVar(&f.random, "random", 100, "so many more scripts of three faults by chance, if no script is named")
 	flag.Uint64Var(&f.seed, "seed", uint64(time.Now().Unix()), "of the first script by chance")
@@ -47,7 +48,7 @@ func main() {
 	flag.DurationVar(&f.timeout, "read-timeout", 2*time.Second, "how long reads wait")
 	flag.BoolVar(&f.verbose, "v", false, "tell more of those that went well")
 	flag.Usage = func() {
-		fmt.Fprintf(flag.CommandLine.Output(), "usage: faults [flags] [-registry URL REPOSITORY:TAG [CMD...]]\n")
+		fmt.Fprintf(flag.CommandLine.Output(), "usage: faults [flags] [-registry URL [-plain REPOSITORY:TAG] REPOSITORY:TAG [CMD...]]\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -60,11 +61,11 @@ func main() {
 }
 
 type faults struct {
-	shale, registry, script string
-	random, jobs            int
-	seed                    uint64
-	timeout                 time.Duration
-	verbose                 bool
+	shale, registry, plain, script string
+	random, jobs                   int
+	seed                           uint64
+	timeout                        time.Duration
+	verbose                        bool
 }
 
 func (f *faults) run(ctx context.Context, args []string) (err error) {
@@ -73,12 +74,12 @@ func (f *faults) run(ctx context.Context, args []string) (err error) {
 	}
 	var s *stage
 	switch {
-	case f.registry == "" && len(args) == 0:
+	case f.registry == "" && f.plain == "" && len(args) == 0:
 		s, err = openStage(ctx, f.shale)
 	case f.registry == "" || len(args) == 0:
 		return errors.New("a registry of your own takes -registry URL, and an image in it: REPOSITORY:TAG [CMD...]")
 	default:
-		s, err = onRegistry(ctx, f.shale, f.registry, args[0])
+		s, err = onRegistry(ctx, f.shale, f.registry, args[0], f.plain)
 	}
 	if err != nil {
 		return err

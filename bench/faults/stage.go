@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,8 +81,9 @@ func openStage(ctx context.Context, shale string) (_ *stage, err error) {
 	return s, err
 }
 
-// onRegistry is a stage at a registry that there is: its URL, and an image in it.
-func onRegistry(ctx context.Context, shale, at, name string) (_ *stage, err error) {
+// onRegistry is a stage at a registry that there is: its URL, and an image in it. plain is
+// the image there that it was converted from, "" if it was not: tar must know its layers.
+func onRegistry(ctx context.Context, shale, at, name, plain string) (_ *stage, err error) {
 	s, err := newStage(shale)
 	if err != nil {
 		return nil, err
@@ -95,7 +97,7 @@ func onRegistry(ctx context.Context, shale, at, name string) (_ *stage, err erro
 		return nil, fmt.Errorf("%q: want the URL of a registry, such as https://registry.example", at)
 	}
 	s.images = []string{name}
-	s.truth, err = s.extract(ctx, name, "truth")
+	s.truth, err = s.extract(ctx, cmp.Or(plain, name), "truth")
 	return s, err
 }
 
@@ -148,7 +150,11 @@ func (s *stage) extract(ctx context.Context, name, dir string) (*truth, error) {
 		return nil, err
 	}
 	defer repo.Close()
-	return extract(ctx, repo, filepath.Join(s.dir, dir))
+	t, err := extract(ctx, repo, filepath.Join(s.dir, dir))
+	if err != nil {
+		return nil, fmt.Errorf("%s: what is right: %w", name, err)
+	}
+	return t, nil
 }
 
 // proxy is a source in front of the registry, to be played with.

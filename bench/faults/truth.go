@@ -17,6 +17,7 @@ import (
 
 	"github.com/shale-image/shale/bench/plain"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/reader"
 )
 
 // truth is what an image has, as GNU tar extracts its layers: no code of the program
@@ -26,11 +27,17 @@ type truth struct {
 	files []string // regular ones that are not empty, below dir
 }
 
+// errConverted is that an image has no layers that tar could extract.
+var errConverted = errors.New("it was converted, and only its archives tell what is right: name the image that it was made of with -plain REPOSITORY:TAG")
+
 // extract unpacks an image, of any repository, into dir.
 func extract(ctx context.Context, repo *image.Repository, dir string) (*truth, error) {
 	img, err := repo.Resolve(ctx, image.Platform{})
 	if err != nil {
 		return nil, err
+	}
+	if _, converted := reader.Bootstrap(img); converted {
+		return nil, errConverted
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -72,7 +79,7 @@ type reads struct {
 	Wrong  []string // what was wrong: bytes, or errors that nothing explains
 }
 
-// merge reads what a mount has, files in any order, so many at a time.
+// read reads what a mount has, files in any order, so many at a time.
 func (t *truth) read(mnt string, files []string, readers int) *reads {
 	files = append([]string(nil), files...)
 	rand.Shuffle(len(files), func(i, j int) { files[i], files[j] = files[j], files[i] })

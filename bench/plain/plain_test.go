@@ -148,13 +148,21 @@ func needZstd(t *testing.T) {
 	}
 }
 
-// TestUnpackTakesBothCompressions, of a file, of a pipe, and of what is
+// TestUnpackTakesAllCompressions, of a file, of a pipe, and of what is
 // neither.
-func TestUnpackTakesBothCompressions(t *testing.T) {
+func TestUnpackTakesAllCompressions(t *testing.T) {
 	needZstd(t)
 	gz := layer(t, "a", "d/", "d/x")
 	want := tree(t, gz)
-	for name, p := range map[string][]byte{"gzip": gz, "zstd": toZstd(t, gz)} {
+	z, err := gzip.NewReader(bytes.NewReader(gz))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range map[string][]byte{"gzip": gz, "zstd": toZstd(t, gz), "none": raw} {
 		t.Run(name, func(t *testing.T) {
 			same(t, tree(t, p), want)
 

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unpack applies a layer, in gzip or zstd, to the tree at dir, which has its
+// Unpack applies a layer, in gzip or zstd or as it is, to the tree at dir, which has its
 // lower layers: GNU tar extracts it, then its whiteouts are carried out and
 // removed. It takes root to keep owners. A reader that is a file costs no
 // copying.
@@ -37,7 +37,7 @@ func Unpack(ctx context.Context, layer io.Reader, dir string) error {
 	// Fewer, larger hand-overs between the two; a full pipe is fine as well.
 	unix.FcntlInt(pw.Fd(), unix.F_SETPIPE_SZ, 1<<20)
 
-	unzip := command(ctx, decompress, "-dc")
+	unzip := command(ctx, decompress[0], decompress[1:]...)
 	unzip.Stdin, unzip.Stdout = layer, pw
 	tar := command(ctx, "tar", tarArgs...)
 	tar.Stdin = pr
@@ -64,21 +64,24 @@ var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
 
 // decompressor returns the program for what layer contains, by how it begins,
 // and a reader of all of it.
-func decompressor(layer io.Reader) (io.Reader, string, error) {
-	head := make([]byte, len(zstdMagic))
+func decompressor(layer io.Reader) (io.Reader, []string, error) {
+	head := make([]byte, 512) // the first header, if it is an archive as it is
 	n, err := io.ReadFull(layer, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && err != io.EOF {
-		return nil, "", err
+		return nil, nil, err
 	}
 	head = head[:n]
 	// A program reads a file itself, if it can from the start.
 	if f, ok := layer.(*os.File); !ok || rewind(f, n) != nil {
 		layer = io.MultiReader(bytes.NewReader(head), layer)
 	}
-	if bytes.Equal(head, zstdMagic) {
-		return layer, "zstd", nil
+	switch {
+	case bytes.HasPrefix(head, zstdMagic):
+		return layer, []string{"zstd", "-dc"}, nil
+	case n == 512 && bytes.HasPrefix(head[257:], []byte("ustar")):
+		return layer, []string{"cat"}, nil
 	}
-	return layer, gunzipPath(), nil
+	return layer, []string{gunzipPath(), "-dc"}, nil
 }
 
 func rewind(f *os.File, n int) error {
