@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -34,10 +36,14 @@ type cache struct {
 }
 
 // openCache finds out what is in use, and sets the quota.
-func (s *store) openCache() {
+func (s *store) openCache() error {
 	c := &s.cache
 	c.held, c.inherited = map[string]int{}, map[string]bool{}
-	for _, digest := range s.digests() {
+	digests, err := s.digests()
+	if err != nil {
+		return err
+	}
+	for _, digest := range digests {
 		if mountedElsewhere(s.meta(digest)) {
 			c.inherited[digest] = true
 		}
@@ -49,6 +55,7 @@ func (s *store) openCache() {
 	if err := s.pool.SetQuota(quota, s.evict); err != nil {
 		s.log.Error("the pool is larger than its quota", "err", err)
 	}
+	return nil
 }
 
 func (s *store) meta(digest string) string { return filepath.Join(s.path(digest), "linked", "meta") }
@@ -85,6 +92,26 @@ func (s *store) stays(digest string) bool {
 	return c.held[digest] > 0 || c.inherited[digest]
 }
 
+// staying lists the directories of linked images that must be here. That one has no map
+// is an error: nobody knows then what the kernel may be reading.
+func (s *store) staying() (dirs map[string]fs.FileInfo, err error) {
+	c := &s.cache
+	c.mu.Lock()
+	digests := slices.Concat(slices.Collect(maps.Keys(c.held)), slices.Collect(maps.Keys(c.inherited)))
+	c.mu.Unlock()
+	dirs = map[string]fs.FileInfo{}
+	for _, digest := range digests {
+		if !s.stays(digest) {
+			continue
+		}
+		dir := filepath.Join(s.path(digest), "linked")
+		if dirs[dir], err = os.Stat(filepath.Join(dir, "map")); err != nil {
+			return nil, fmt.Errorf("what is in use cannot be told: %w", err)
+		}
+	}
+	return dirs, nil
+}
+
 // pinned tells whether an image is. What cannot be told is.
 func (s *store) pinned(digest string) bool {
 	_, err := os.Stat(filepath.Join(s.path(digest), pinnedFile))
@@ -98,7 +125,7 @@ func (s *store) evict(need int64) error {
 	defer c.guard.Unlock()
 	keep, err := s.keep(true)
 	if err != nil {
-		return fmt.Errorf("nothing is evicted: %w", err)
+		return err
 	}
 	freed, err := s.pool.Evict(keep, need)
 	s.log.Debug("evicted", "bytes", freed, "needed", need, "err", err)
@@ -108,12 +135,16 @@ func (s *store) evict(need int64) error {
 // keep lists the addresses that must not be evicted, those of what is pinned if that
 // counts. guard is held.
 func (s *store) keep(pins bool) (*pool.References, error) {
-	var (
-		dirs []string
-		key  strings.Builder
-	)
-	for _, digest := range s.digests() {
-		if !s.stays(digest) && !(pins && s.pinned(digest)) {
+	linked, err := s.staying()
+	if err != nil {
+		return nil, err
+	}
+	digests, err := s.digests()
+	if err != nil {
+		return nil, err
+	}
+	for _, digest := range digests {
+		if !pins || !s.pinned(digest) {
 			continue
 		}
 		dir := filepath.Join(s.path(digest), "linked")
@@ -124,8 +155,12 @@ func (s *store) keep(pins bool) (*pool.References, error) {
 		if err != nil {
 			return nil, err
 		}
-		dirs = append(dirs, dir)
-		fmt.Fprintln(&key, digest, st.ModTime().UnixNano(), st.Size())
+		linked[dir] = st
+	}
+	dirs := slices.Sorted(maps.Keys(linked))
+	var key strings.Builder
+	for _, dir := range dirs {
+		fmt.Fprintln(&key, dir, linked[dir].ModTime().UnixNano(), linked[dir].Size())
 	}
 	c := &s.cache
 	if c.keep == nil || c.kept != key.String() {

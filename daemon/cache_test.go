@@ -244,6 +244,47 @@ func testQuota(t *testing.T, quota int64, bigFiles int, start func() *Client) {
 	}
 }
 
+// TestEvictUnknown: what is in use cannot be told any more, so nothing goes.
+func TestEvictUnknown(t *testing.T) {
+	const quota = 24 << 20
+	configured(t, fmt.Sprintf(`{"cache": {"quota": %d}}`, quota))
+	under, big := bigLayout(t, 100, 1), bigLayout(t, 0, 4)
+	c := service(t)
+	if _, err := c.Pull(background, Source{Ref: under, Platform: "linux/amd64"}, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	dir, m := attach(t, c, under)
+	if m.Face != "direct" {
+		t.Skipf("the face of a complete image here is %s", m.Face)
+	}
+	where, _ := attachAs(t, c, big, Place{Face: "device"})
+	images := filepath.Join(c.Root, "images")
+	if err := os.Rename(images, images+".away"); err != nil {
+		t.Fatal(err)
+	}
+	readBig(t, where, 0, 4)
+	readBig(t, dir, 100, 1)
+	if st, err := c.Status(background); err != nil || st.Pool.Evicted != 0 || !st.Full {
+		t.Errorf("%+v, %v", st.Pool, err)
+	}
+	if _, err := c.Prune(background, false); err == nil {
+		t.Error("what no image that can be found refers to was freed")
+	}
+	readBig(t, dir, 100, 1)
+	if err := os.Rename(images+".away", images); err != nil {
+		t.Fatal(err)
+	}
+	for start := time.Now(); ; { // it is tried again once in a while
+		readBig(t, where, 0, 4)
+		readBig(t, dir, 100, 1)
+		if st, err := c.Status(background); err != nil || time.Since(start) > 30*time.Second {
+			t.Fatalf("%+v, %v", st, err)
+		} else if st.Pool.Evicted > 0 {
+			break
+		}
+	}
+}
+
 // du is what a directory takes on disk, but for directories.
 func du(dir string) (n int64) {
 	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {

@@ -45,8 +45,12 @@ func Fsck(ctx context.Context, root string, repair bool) (_ *Checked, err error)
 		return out, nil
 	}
 	s := &store{dir: filepath.Join(root, "images"), poolDir: poolDir(root), log: slog.New(slog.DiscardHandler)}
+	digests, err := s.digests()
+	if err != nil {
+		return nil, err
+	}
 	if repair {
-		for _, digest := range s.digests() {
+		for _, digest := range digests {
 			if mountedElsewhere(s.meta(digest)) {
 				return nil, fmt.Errorf("%s is mounted: %w", digest, ErrBusy)
 			}
@@ -72,7 +76,7 @@ func Fsck(ctx context.Context, root string, repair bool) (_ *Checked, err error)
 			return nil, err
 		}
 	}
-	for _, digest := range s.digests() {
+	for _, digest := range digests {
 		dir := s.path(digest)
 		if _, err := os.Stat(filepath.Join(dir, "record")); err != nil {
 			continue // it is nobody's, and removed when the service starts

@@ -52,7 +52,11 @@ func (s *store) sweep(ctx context.Context) (images []string, freed int64, err er
 	// name whose image is gone only has it fetched again.
 	errs := []error{}
 	images = []string{}
-	for _, digest := range s.digests() {
+	digests, err := s.digests()
+	if err != nil {
+		return images, 0, err
+	}
+	for _, digest := range digests {
 		removed, err := s.removeUnnamed(ctx, digest)
 		if removed {
 			images = append(images, digest)
@@ -239,6 +243,9 @@ func (s *store) removeLeftovers() error {
 func (s *store) linkedDirs() ([]string, error) {
 	images, err := os.ReadDir(s.dir)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := s.staying(); err != nil {
 		return nil, err
 	}
 	var dirs []string

@@ -114,7 +114,9 @@ func openStore(cfg Config, p *pool.Pool, e *fill.Engine) (*store, error) {
 	if err := s.loadNames(); err != nil {
 		return nil, err
 	}
-	s.openCache()
+	if err := s.openCache(); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -328,7 +330,11 @@ func (s *store) link(rec *record) (*link.Image, error) {
 // later pull gave it to another.
 func (s *store) list() []ImageStatus {
 	refs := map[string][]string{}
-	for _, digest := range s.digests() {
+	digests, err := s.digests()
+	if err != nil {
+		s.log.Error("list images", "err", err) // those that have names are known
+	}
+	for _, digest := range digests {
 		refs[digest] = []string{}
 	}
 	s.mu.Lock()
@@ -357,17 +363,17 @@ func (s *store) list() []ImageStatus {
 }
 
 // digests lists the images there are on disk, named or not.
-func (s *store) digests() (out []string) {
+func (s *store) digests() (out []string, err error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	for _, de := range entries {
 		if digest := "sha256:" + de.Name(); reDigest.MatchString(digest) {
 			out = append(out, digest)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // limits are those of layers that are read.

@@ -24,6 +24,8 @@ type quota struct {
 	mu    sync.Mutex // held while room is made
 	evict func(need int64) error
 	vain  time.Time // when it had nothing to give
+
+	why atomic.Pointer[error] // evict's last
 }
 
 // vainPause is how long nothing is looked for again where nothing could go.
@@ -84,7 +86,11 @@ func (q *quota) take(n int64) error {
 		}
 		q.used.Add(-n)
 		if tried || !q.makeRoom(n) {
-			return fmt.Errorf("pool: %w: its quota is %d bytes, of which %d are taken", ErrNoSpace, limit, used-n)
+			err := fmt.Errorf("pool: %w: its quota is %d bytes, of which %d are taken", ErrNoSpace, limit, used-n)
+			if why := q.why.Load(); why != nil {
+				err = fmt.Errorf("%w, and nothing was evicted: %w", err, *why)
+			}
+			return err
 		}
 	}
 }
@@ -104,7 +110,15 @@ func (q *quota) makeRoom(n int64) bool {
 	}
 	limit := q.limit.Load()
 	evicted := q.evicted.Load()
-	err := q.evict(n + cmp.Or(limit, before)/slack)
+	need := n + cmp.Or(limit, before)/slack
+	if limit > 0 {
+		need += max(0, q.used.Load()-limit) // by new segments' tables
+	}
+	err := q.evict(need)
+	q.why.Store(nil)
+	if err != nil {
+		q.why.Store(&err)
+	}
 	if err != nil || q.evicted.Load() == evicted {
 		q.vain = time.Now()
 		return false
