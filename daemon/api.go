@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/keeper"
@@ -36,7 +37,41 @@ type Source struct {
 	// default what the node's configuration says.
 	IndexTrust string `json:"index_trust,omitempty"`
 
+	// Unasked says that there are no Credentials since LookUp has not been called.
+	Unasked bool `json:"unasked,omitempty"`
+	// LookUp, if not nil, is called for Credentials when it turns out that the registry
+	// has to be asked: it may take its time, and need the network itself. An image that is
+	// known, and all here, starts without. missing says that it is known and not all here:
+	// then it starts whatever comes of it.
+	LookUp func(ctx context.Context, missing bool) (image.Credentials, error) `json:"-"`
+
 	caller *keeper.Peer // who called, as the kernel says; no message can
+}
+
+// ErrUnasked says that credentials have to be looked up. It wraps blob.ErrNotFound if the
+// node does not know the image.
+var ErrUnasked = errors.New("credentials have to be looked up first")
+
+// lookUp has credentials looked up if they have not been.
+func (s *Source) lookUp(ctx context.Context, missing bool) (err error) {
+	if s.LookUp != nil {
+		s.Credentials, err = s.LookUp(ctx, missing)
+		s.LookUp, s.Unasked = nil, false
+	}
+	return err
+}
+
+// whenAsked makes a call that may need no credentials.
+func (s *Source) whenAsked(ctx context.Context, call func() error) error {
+	s.Unasked = s.LookUp != nil
+	err := call()
+	if s.Unasked && errors.Is(err, ErrUnasked) {
+		if err := s.lookUp(ctx, !errors.Is(err, blob.ErrNotFound)); err != nil {
+			return err
+		}
+		err = call()
+	}
+	return err
 }
 
 // by notes who has sent it.
@@ -66,6 +101,9 @@ type Progress struct {
 // Pull makes the node know an image: its index is fetched and linked, its data
 // only if complete is true.
 func (c *Client) Pull(ctx context.Context, s Source, complete bool, progress func(Progress)) (*Pulled, error) {
+	if err := s.lookUp(ctx, false); err != nil {
+		return nil, err
+	}
 	var out Pulled
 	_, err := c.call(ctx, "pull", pullArgs{s, complete}, &out, progress)
 	if err != nil {
@@ -94,7 +132,11 @@ type Mounted struct {
 // Mount pulls the image if need be and mounts it.
 func (c *Client) Mount(ctx context.Context, s Source, p Place, progress func(Progress)) (*Mounted, error) {
 	var out Mounted
-	files, err := c.call(ctx, "mount", mountArgs{Source: s, Place: p}, &out, progress)
+	var files []*os.File
+	err := s.whenAsked(ctx, func() (err error) {
+		files, err = c.call(ctx, "mount", mountArgs{Source: s, Place: p}, &out, progress)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

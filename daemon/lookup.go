@@ -93,7 +93,7 @@ func lookUp() error {
 	if err != nil {
 		return err
 	}
-	c, err := image.ResolveCredentials(ref)
+	c, err := image.ResolveCredentials(context.Background(), ref)
 	if err != nil {
 		return err
 	}

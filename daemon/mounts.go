@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -62,6 +63,13 @@ func (s *server) pullImage(ctx context.Context, src Source, start *reader.Start,
 		}
 		im, err := s.openImage(u)
 		if err == nil {
+			missing := im.Missing().Chunks > 0
+			if missing && src.Unasked {
+				return nil, nil, errors.Join(fmt.Errorf("%s: not all of it is here: %w", src.Ref, ErrUnasked), im.Close(), u.Close())
+			}
+			if missing { // else nobody is asked for anything
+				u.openPack(ctx, start)
+			}
 			return u, im, nil
 		}
 		u.Close()

@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
@@ -34,7 +36,11 @@ type Plan struct {
 // its index are fetched, and nothing is kept.
 func (c *Client) Plan(ctx context.Context, s Source) (*Plan, error) {
 	var out Plan
-	if _, err := c.call(ctx, "plan", s, &out, nil); err != nil {
+	err := s.whenAsked(ctx, func() error {
+		_, err := c.call(ctx, "plan", s, &out, nil)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	return &out, nil
@@ -55,6 +61,9 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	trust, err := reader.ParseTrust(cmp.Or(src.IndexTrust, st.indexTrust()))
 	if err != nil {
 		return nil, err
+	}
+	if src.Unasked {
+		return nil, fmt.Errorf("%s: %w: %w", ref, ErrUnasked, blob.ErrNotFound)
 	}
 	repo, err := image.Open(ctx, ref, st.options(ref, src))
 	if err != nil {

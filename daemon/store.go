@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
@@ -190,7 +191,6 @@ func (s *store) pull(ctx context.Context, src Source, start *reader.Start, progr
 		if u, err := s.known(key, repo); err == nil {
 			if s.believed(u.record, trust) && (u.Doubted == "" || u.Wrong == "" && !s.alone(u.ManifestDigest)) {
 				u.open = open
-				u.openPack(ctx, start)
 				return u, nil
 			}
 			s.endUse(u.ManifestDigest)
@@ -198,6 +198,9 @@ func (s *store) pull(ctx context.Context, src Source, start *reader.Start, progr
 		} else if !errors.Is(err, os.ErrNotExist) {
 			return nil, errors.Join(err, repo.Close())
 		}
+	}
+	if src.Unasked {
+		return nil, errors.Join(fmt.Errorf("%s: the node does not know it: %w: %w", ref, ErrUnasked, blob.ErrNotFound), repo.Close())
 	}
 	u, err := s.fetch(ctx, key, repo, wish{platform, trust, start}, progress)
 	if err != nil {
@@ -274,7 +277,6 @@ func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, w
 	}
 	u := s.newUse(rec, repo)
 	u.pack = pack
-	u.openPack(ctx, w.start)
 	return u, nil
 }
 

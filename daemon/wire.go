@@ -86,6 +86,7 @@ var kinds = []struct {
 	{"no-space", pool.ErrNoSpace},
 	{"unauthorized", blob.ErrUnauthorized},
 	{"wrong-platform", image.ErrPlatform},
+	{"unasked", ErrUnasked},
 	{"not-an-image", image.ErrNotImage},
 	{"no-index", reader.ErrNoIndex},
 	{"corrupt", chunk.ErrCorrupt},

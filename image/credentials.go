@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -42,7 +43,21 @@ func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.String())
 // them: Docker's config.json with its credential helpers, then Podman's
 // auth.json. None is not an error. It runs programs of the caller (the helpers), so
 // it belongs in a process of the caller's, with the caller's environment.
-func ResolveCredentials(ref Ref) (Credentials, error) {
+func ResolveCredentials(ctx context.Context, ref Ref) (Credentials, error) {
+	return lookUp(ref, func(name, server string) (Credentials, error) { return runHelper(ctx, name, server) })
+}
+
+// CredentialsAtHand is ResolveCredentials that runs nothing. It returns false if it takes
+// a helper to know, which may need the network, or a file cannot be used.
+func CredentialsAtHand(ref Ref) (Credentials, bool) {
+	c, err := lookUp(ref, func(string, string) (Credentials, error) { return Credentials{}, errHelper })
+	return c, err == nil
+}
+
+var errHelper = errors.New("a credential helper knows")
+
+// lookUp reads the files, and has run ask helpers.
+func lookUp(ref Ref, run func(name, server string) (Credentials, error)) (Credentials, error) {
 	if ref.registry == "" {
 		return Credentials{}, nil
 	}
@@ -59,7 +74,7 @@ func ResolveCredentials(ref Ref) (Credentials, error) {
 			// The decoder's message may quote the file.
 			return Credentials{}, fmt.Errorf("credentials: %s is not valid JSON of a Docker configuration", name)
 		}
-		c, err := file.resolve(ref)
+		c, err := file.resolve(ref, run)
 		if err != nil {
 			return Credentials{}, fmt.Errorf("credentials for %s: %s: %w", ref.registry, name, err)
 		}
@@ -112,7 +127,7 @@ type authEntry struct {
 	RegistryToken string `json:"registrytoken"`
 }
 
-func (f *authFile) resolve(ref Ref) (Credentials, error) {
+func (f *authFile) resolve(ref Ref, run func(name, server string) (Credentials, error)) (Credentials, error) {
 	// docker.io has its own key, from a time before the others.
 	server, hosts := ref.registry, []string{ref.registry}
 	if ref.registry == dockerHub {
@@ -121,11 +136,11 @@ func (f *authFile) resolve(ref Ref) (Credentials, error) {
 	}
 	for _, host := range append([]string{server}, hosts...) {
 		if helper := f.CredHelpers[host]; helper != "" {
-			return runHelper(helper, server)
+			return run(helper, server)
 		}
 	}
 	if f.CredsStore != "" {
-		if c, err := runHelper(f.CredsStore, server); err != nil || c != (Credentials{}) {
+		if c, err := run(f.CredsStore, server); err != nil || c != (Credentials{}) {
 			return c, err
 		}
 	}

@@ -50,7 +50,7 @@ func TestResolveCredentials(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return image.ResolveCredentials(r)
+		return image.ResolveCredentials(t.Context(), r)
 	}
 	for ref, want := range map[string]image.Credentials{
 		"plain.example/a":           {Username: "user", Password: "pa:ss"},
@@ -94,5 +94,45 @@ func TestCredentialsAreNotShown(t *testing.T) {
 	fmt.Fprintf(&b, "%v %+v %#v %s %v %+v %#v", c, c, c, c, opts, opts, opts)
 	if s := b.String(); strings.Contains(s, "hunter2") || !strings.Contains(s, "credentials of user") {
 		t.Error(s)
+	}
+}
+
+// TestCredentialsAtHand: what files say is known without running anything.
+func TestCredentialsAtHand(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", home)
+	for _, k := range []string{"HOME", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"} {
+		t.Setenv(k, "")
+	}
+	ran := filepath.Join(home, "ran")
+	t.Setenv("PATH", home+":/usr/bin:/bin")
+	if err := os.WriteFile(filepath.Join(home, "docker-credential-x"), []byte("#!/bin/sh\ntouch "+ran+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		config, ref string
+		want        string
+		known       bool
+	}{
+		{`{"auths":{"plain.example":{"auth":"dXNlcjpwYTpzcw=="}},"credHelpers":{"helper.example":"x"}}`, "plain.example/a", "pa:ss", true},
+		{`{"credHelpers":{"helper.example":"x"}}`, "other.example/a", "", true},
+		{`{"credHelpers":{"helper.example":"x"}}`, "helper.example/a", "", false},
+		{`{"credsStore":"x"}`, "any.example/a", "", false},
+		{`{"credsStore":"x"}`, "oci:/dir", "", true},
+		{`{`, "any.example/a", "", false},
+	} {
+		if err := os.WriteFile(filepath.Join(home, "config.json"), []byte(c.config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ref, err := image.ParseRef(c.ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, known := image.CredentialsAtHand(ref); got.Password != c.want || known != c.known {
+			t.Errorf("%s of %s: %q, %v", c.ref, c.config, got.Password, known)
+		}
+	}
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("a helper was run")
 	}
 }

@@ -20,12 +20,13 @@ const (
 )
 
 // runHelper asks docker-credential-NAME for the credentials of a server.
-func runHelper(name, server string) (Credentials, error) {
+func runHelper(ctx context.Context, name, server string) (Credentials, error) {
 	if strings.ContainsAny(name, "/\x00") {
 		return Credentials{}, fmt.Errorf("credential helper %q: not a name", name)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), helperTime)
+	ctx, cancel := context.WithTimeout(ctx, helperTime)
 	defer cancel()
+	begun := time.Now()
 	cmd := exec.CommandContext(ctx, "docker-credential-"+name, "get")
 	cmd.Stdin = strings.NewReader(server)
 	cmd.WaitDelay = time.Second
@@ -39,6 +40,9 @@ func runHelper(name, server string) (Credentials, error) {
 		// This is how helpers say that they have none; it goes to stdout.
 		if strings.Contains(out.said.String()+errs.said.String(), "credentials not found") {
 			return Credentials{}, nil
+		}
+		if ctx.Err() != nil {
+			err = fmt.Errorf("it was given up after %v", time.Since(begun).Round(time.Second))
 		}
 		return Credentials{}, fmt.Errorf("credential helper docker-credential-%s: %w: %.200q", name, err, errs.said.String())
 	}

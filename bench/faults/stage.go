@@ -133,7 +133,7 @@ func (s *stage) open(ctx context.Context, name string) (*image.Repository, error
 	if err != nil {
 		return nil, err
 	}
-	cred, err := image.ResolveCredentials(ref)
+	cred, err := image.ResolveCredentials(context.Background(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +185,7 @@ func (s *stage) login(dir, host string) (env []string, err error) {
 	if err != nil || host == s.url.Host {
 		return nil, err
 	}
-	cred, err := image.ResolveCredentials(ref)
+	cred, err := image.ResolveCredentials(context.Background(), ref)
 	if err != nil || cred == (image.Credentials{}) {
 		return nil, err
 	}

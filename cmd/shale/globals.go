@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -63,15 +64,36 @@ func (g *globals) source(ref, platform string) (daemon.Source, error) {
 	if _, err := reader.ParseTrust(g.indexTrust); err != nil {
 		return daemon.Source{}, usageError{err}
 	}
-	cred, err := image.ResolveCredentials(r)
-	if err != nil {
-		return daemon.Source{}, err
+	src := daemon.Source{Ref: r.String(), Platform: platform, IndexTrust: g.indexTrust}
+	var atHand bool
+	if src.Credentials, atHand = image.CredentialsAtHand(r); !atHand {
+		src.LookUp = func(ctx context.Context, missing bool) (image.Credentials, error) {
+			return lookUp(ctx, r, missing, helperTime)
+		}
 	}
-	src := daemon.Source{Ref: r.String(), Platform: platform, Credentials: cred, IndexTrust: g.indexTrust}
 	if r.Registry() != "" {
 		src.Environment = image.LookupEnvironment()
 	}
 	return src, nil
+}
+
+// helperTime is how long the start of what is known waits for a credential helper.
+const helperTime = 20 * time.Second
+
+// lookUp asks a credential helper. An image that the node knows starts without its answer:
+// what is here can be read, and for the rest the service has it asked again.
+func lookUp(ctx context.Context, r image.Ref, known bool, most time.Duration) (image.Credentials, error) {
+	if !known {
+		return image.ResolveCredentials(ctx, r)
+	}
+	within, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	c, err := image.ResolveCredentials(within, r)
+	if err != nil && ctx.Err() == nil {
+		fmt.Fprintf(os.Stderr, "shale: the image starts without: %v\n", err)
+		return image.Credentials{}, nil
+	}
+	return c, err
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -101,7 +123,7 @@ func (g *globals) repository(ctx context.Context, ref string) (*image.Repository
 	if err != nil {
 		return nil, err
 	}
-	cred, err := image.ResolveCredentials(r)
+	cred, err := image.ResolveCredentials(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -113,8 +135,8 @@ func (g *globals) repository(ctx context.Context, ref string) (*image.Repository
 		return nil, err
 	}
 	opts := cfg.Options(r, cred, "shale/"+version)
-	opts.Renewal = func(context.Context, image.Credentials) (image.Credentials, error) {
-		return image.ResolveCredentials(r)
+	opts.Renewal = func(ctx context.Context, _ image.Credentials) (image.Credentials, error) {
+		return image.ResolveCredentials(ctx, r)
 	}
 	return image.Open(ctx, r, opts)
 }

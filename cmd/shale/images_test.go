@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -277,6 +278,21 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	host := strings.TrimPrefix(srv.URL, "http://")
 	ts.Setenv(args[0], host)
 	ts.Setenv("LOGIN_"+host, login)
+	registries.Store(host, srv)
+}
+
+var registries sync.Map // the servers, by host
+
+func cmdDown(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: down HOST")
+	}
+	srv, ok := registries.LoadAndDelete(args[0])
+	if !ok {
+		ts.Fatalf("%s is no registry", args[0])
+	}
+	srv.(*httptest.Server).CloseClientConnections()
+	srv.(*httptest.Server).Close()
 }
 
 // authenticated lets nobody in but the USER:PASSWORD it wants.

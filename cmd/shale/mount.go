@@ -33,8 +33,10 @@ chunks: content_bytes in files, missing_bytes stored and not yet on the node.
 When no reader had to wait for 30 s the rest is fetched, too, in the time that readers
 leave, unless --no-complete or the configuration says otherwise.
 
-Credentials are found as Docker's and Podman's are. When the registry refuses them later,
-the service has them looked up again where they were found, by a process of the caller's.
+Credentials are found as Docker's and Podman's are. A credential helper is asked only if
+the registry is, and what the node knows starts without its answer after 20 s. When the
+registry refuses credentials later, the service has them looked up again where they were
+found, by a process of the caller's.
 
 With --face fanotify (root, Linux 6.14, the root directory on ext4, xfs or btrfs) the
 kernel reads the chunk store itself, and asks the service before. When all of the image is

@@ -58,6 +58,7 @@ func testMain(m *testing.M) int {
 //	mkimage REF TAR...       the same anywhere
 //	                         both: -platform P, -config MEDIATYPE before
 //	registry VAR [USER:PW]   a registry in this process, at $VAR
+//	down HOST                ends such a registry: nobody answers there any more
 //	stuck VAR                a registry, at $VAR, that never answers
 //	login HOST USER:PW       what docker login would write
 //	flip FILE OFFSET         change a byte; negative: from the end
@@ -72,7 +73,7 @@ func TestScripts(t *testing.T) {
 		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": cmdCode, "mktar": cmdMktar, "mkoci": cmdMkoci, "mkimage": cmdMkimage, "registry": cmdRegistry, "stuck": cmdStuck,
-			"login": cmdLogin, "flip": cmdFlip, "blobfile": cmdBlobfile, "same": cmdSame,
+			"login": cmdLogin, "down": cmdDown, "flip": cmdFlip, "blobfile": cmdBlobfile, "same": cmdSame,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {

@@ -124,7 +124,7 @@ func open(ctx context.Context, name string) (*image.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	cred, err := image.ResolveCredentials(ref)
+	cred, err := image.ResolveCredentials(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
