@@ -413,17 +413,23 @@ func TestRoundTrips(t *testing.T) {
 		tag   string
 		index bool
 		api   bool // for referrers
+		more  int  // indexes beside it
 		most  int
 	}{
-		"manifest":            {"plain", false, true, 3},
-		"manifest, no API":    {"plain", false, false, 3},
-		"index":               {"plain", true, true, 4},
-		"index, no API":       {"plain", true, false, 4},
-		"converted":           {"shale", false, true, 3},
-		"converted, an index": {"shale", true, true, 4},
+		"manifest":            {"plain", false, true, 0, 3},
+		"manifest, no API":    {"plain", false, false, 0, 3},
+		"index":               {"plain", true, true, 0, 4},
+		"index, no API":       {"plain", true, false, 0, 4},
+		"converted":           {"shale", false, true, 0, 3},
+		"converted, an index": {"shale", true, true, 0, 4},
+		"five indexes":        {"plain", false, true, 4, 3},
+		"five, no API":        {"plain", false, false, 4, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPacksIn(t, strings.TrimSuffix(windowed(t), "shale")+c.tag, c.index, registry.WithReferrersSupport(c.api))
+			for n := range c.more {
+				p.attachAgain(strconv.Itoa(n))
+			}
 			p.push(p.record([]string{"half"}, halves(t)), nil)
 			client := service(t)
 			_, err := client.Status(background) // it runs
@@ -439,6 +445,18 @@ func TestRoundTrips(t *testing.T) {
 			}
 		})
 	}
+}
+
+// attachAgain pushes one more artifact of the image's index.
+func (p *packs) attachAgain(note string) {
+	p.t.Helper()
+	found, err := p.repo.Referrers(background, p.img.ManifestDigest, reader.ArtifactType)
+	must(p.t, err)
+	a, err := p.repo.Artifact(background, found[0].Descriptor, p.img.ManifestDigest)
+	must(p.t, err)
+	subject := image.Descriptor{MediaType: p.img.MediaType, Digest: p.img.ManifestDigest, Size: int64(len(p.img.ManifestBytes))}
+	_, err = p.repo.PushArtifact(background, subject, reader.ArtifactType, a.Layers, map[string]string{"note": note}, nil)
+	must(p.t, err)
 }
 
 // rounds holds requests back until no more come.

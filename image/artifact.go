@@ -46,7 +46,8 @@ type Referrer struct {
 //
 // Where a registry has no API for that, or a layout is read, the list is the
 // index tagged sha256-<hex>; in a layout also any other manifest that is in
-// index.json or in an index there. A mirror counts only if it lists something.
+// index.json or in an index there. So it is where the API fails, if that index
+// lists something. A mirror counts only if it lists something.
 //
 // A list is the registry's word and not bound by any digest: Artifact checks
 // what it leads to. One that is too long is ErrLimit.

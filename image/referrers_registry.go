@@ -23,6 +23,9 @@ const (
 	// settle is how long a change of a list must have been there, and up to
 	// twice that: longer than another pusher takes from reading it to writing.
 	settle = 250 * time.Millisecond
+
+	// apiPatience is how long an API may say nothing when the index is here.
+	apiPatience = 3 * time.Second
 )
 
 // errNoList says that a registry has no API for referrers.
@@ -54,38 +57,48 @@ func (g *registry) referrers(ctx context.Context, subject string, types []string
 // list asks an endpoint's API for the referrers (1 request a page), and for the
 // index with their tag, which counts if there is no API (1 request). It asks for
 // both at once until it is known which of them this registry has: a start waits
-// for the answer.
+// for the answer. Where the API fails, says nothing, or is not for us, what the
+// index lists counts, too, if it lists anything.
 func (g *registry) list(ctx context.Context, e *endpoint, subject string, types []string) ([]entry, error) {
 	type answer struct {
 		list []entry
 		err  error
 	}
 	tagged := make(chan answer, 1)
-	if !e.lists.Load() {
+	actx, giveUp := context.WithCancel(ctx) // the API
+	defer giveUp()
+	had := e.lists.Load()
+	if !had {
 		tctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		go func() {
 			list, err := g.tagged(tctx, e, subject)
+			if len(list) > 0 {
+				time.AfterFunc(apiPatience, giveUp)
+			}
 			tagged <- answer{list, err}
 		}()
 	}
+	failed := errNoList
 	if !e.listless.Load() {
-		list, err := g.pages(ctx, e, subject, types)
-		if err != errNoList {
-			e.lists.Store(err == nil)
-			return list, err
+		var list []entry
+		list, failed = g.pages(actx, e, subject, types)
+		e.lists.Store(failed == nil)
+		if failed == nil {
+			return list, nil
 		}
-		if e.lists.CompareAndSwap(true, false) { // it had an API before
-			return g.tagged(ctx, e, subject)
-		}
-		e.listless.Store(true)
 	}
-	select {
-	case a := <-tagged:
-		return a.list, a.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	var a answer
+	if had {
+		a.list, a.err = g.tagged(ctx, e, subject)
+	} else {
+		e.listless.Store(failed == errNoList)
+		a = <-tagged // it ends with ctx
 	}
+	if failed != errNoList && len(a.list) == 0 {
+		return nil, failed
+	}
+	return a.list, a.err
 }
 
 // tagged gets the index with the tag of the referrers, if there is one.
@@ -258,7 +271,7 @@ func (g *registry) supersede(ctx context.Context, f *referral) error {
 			return m, err
 		})
 	}
-	if err != nil && err != errNoList {
+	if err != nil && err != errNoList && !errors.Is(err, blob.ErrUnauthorized) { // the manifest tells whether we may
 		return err
 	}
 	f.before = slices.DeleteFunc(f.before, func(d Referrer) bool { return d.Digest == f.d.Digest || !f.replaces(d.Descriptor) })

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,6 +71,77 @@ func TestNoAPI(t *testing.T) {
 		if got := referrers(t, repo, someDigest, image.MediaTypeConfig); len(got) != 1 {
 			t.Errorf("%d %s %.40s: %v, expected what the tag lists", c.status, c.kind, c.body, got)
 		}
+	}
+}
+
+// TestBadAPI: where the API is not for us, fails or says nothing, what the tag lists
+// counts, and a pusher who is let to adds to it.
+func TestBadAPI(t *testing.T) {
+	for name, api := range map[string]http.HandlerFunc{
+		"401":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) },
+		"403":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) },
+		"500":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
+		"hangs":   func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"garbage": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Type", image.MediaTypeIndex); io.WriteString(w, "{") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			good := atomic.Bool{} // it answers as if there was no API
+			good.Store(true)
+			repo := open(t, serve(t, answering(func(w http.ResponseWriter, r *http.Request) {
+				if good.Load() {
+					http.NotFound(w, r)
+					return
+				}
+				api(w, r)
+			}))+"/app", image.Options{})
+			subject := pushImage(t, repo, "v1", "amd64")
+			a := pushArtifact(t, repo, subject, typeA, "x", nil)
+			good.Store(false)
+			repo = open(t, repo.Ref().String(), image.Options{})
+			for range 2 {
+				if got := referrers(t, repo, subject.Digest, typeA); !slices.Equal(got, []string{a}) {
+					t.Errorf("%v, expected what the tag lists", got)
+				}
+			}
+			if status, _ := strconv.Atoi(name); status == 401 || status == 403 {
+				b := pushArtifact(t, repo, subject, typeA, "y", func(image.Descriptor) bool { return true })
+				if got := referrers(t, repo, subject.Digest, typeA); !slices.Equal(got, []string{b}) {
+					t.Errorf("%v, expected %s in place of %s", got, b, a)
+				}
+			}
+		})
+	}
+}
+
+// TestAPIEnds: an API that was there and is bad now.
+func TestAPIEnds(t *testing.T) {
+	var api listing
+	var bad atomic.Bool
+	repo := open(t, serve(t, func(next http.Handler) http.Handler {
+		good := api.wrap(next)
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if bad.Load() && strings.Contains(r.URL.Path, "/referrers/") {
+				w.WriteHeader(403)
+				return
+			}
+			good.ServeHTTP(w, r)
+		})
+	})+"/app", image.Options{})
+	subject := pushImage(t, repo, "v1", "amd64")
+	a := pushArtifact(t, repo, subject, typeA, "x", nil)
+	if got := referrers(t, repo, subject.Digest, typeA); !slices.Equal(got, []string{a}) {
+		t.Fatalf("%v", got)
+	}
+	bad.Store(true)
+	if _, err := repo.Referrers(t.Context(), subject.Digest, typeA); !errors.Is(err, blob.ErrUnauthorized) {
+		t.Errorf("nothing lists: %v", err)
+	}
+	d := pushImage(t, repo, "", "arm64")
+	pushManifest(t, repo, image.MediaTypeIndex, strings.Replace(subject.Digest, ":", "-", 1),
+		json.RawMessage(index([]object{{"mediaType": d.MediaType, "digest": d.Digest, "size": d.Size, "artifactType": typeA}})))
+	if got := referrers(t, repo, subject.Digest, typeA); !slices.Equal(got, []string{d.Digest}) {
+		t.Errorf("%v, expected what the tag lists", got)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/fleet"
@@ -34,13 +35,17 @@ const (
 // maxIndex bounds an index as it is stored.
 const maxIndex = 256 << 20
 
-// maxArtifacts is how many of the artifacts beside an image are looked at. Each
-// index that has been pushed may be there, and whatever a hostile list adds.
-const maxArtifacts = 64
+// maxArtifacts is how many of the artifacts beside an image are looked at, and
+// considered at once. Each index that has been pushed may be there, and whatever a
+// hostile list adds.
+const (
+	maxArtifacts = 64
+	considered   = 8
+)
 
 // fetchIndex fetches the index that lies beside an image: of those there are the
-// one that takes the least trust. One that is not what it should be is passed
-// over, and if there is no other it is told what was wrong with it.
+// one that takes the least trust. One that is not what it should be, or cannot be
+// had, is passed over, and if there is no other it is told what was wrong with it.
 func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image.Image, o Options) error {
 	o.Trust = cmp.Or(o.Trust, Repository)
 	none := fmt.Errorf("%s: %w", img.ManifestDigest, ErrNoIndex)
@@ -51,36 +56,20 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 	if o.Start != nil {
 		types = append(types, PackArtifactType, fleet.ArtifactType)
 	}
-	found, err := repo.Referrers(ctx, img.ManifestDigest, types...)
-	if err != nil && useless(err) {
-		return fmt.Errorf("%w: %w", none, err)
-	}
+	found, err := r.list(ctx, repo, img, types...)
 	if err != nil {
 		return err
 	}
 	r.openPack(ctx, repo, found, o) // before all else: it has the index, too
 	found = slices.DeleteFunc(found, func(d image.Referrer) bool { return d.Type != ArtifactType })
-	var candidates []candidate
-	var bad error // the first
-	for _, d := range found[:min(len(found), maxArtifacts)] {
-		c, err := consider(ctx, repo, img, d.Descriptor, o)
-		switch {
-		case err == nil:
-			candidates = append(candidates, c)
-		case errors.Is(err, ErrNoIndex):
-			none = err
-		case !useless(err):
-			return err
-		case bad == nil:
-			bad = err
-		}
+	candidates, unbelieved, bad := considerAll(ctx, repo, img, found[:min(len(found), maxArtifacts)], o)
+	if bad != nil && (!useless(bad) || ctx.Err() != nil) {
+		return bad
 	}
-	slices.SortStableFunc(candidates, func(a, b candidate) int {
-		return cmp.Compare(slices.Index(order, a.trust), slices.Index(order, b.trust))
-	})
+	none = cmp.Or(unbelieved, none)
 	for _, c := range candidates {
 		err := r.fetchArtifact(ctx, repo, c, o)
-		if err == nil || !useless(err) {
+		if err == nil || !useless(err) || ctx.Err() != nil {
 			return err
 		}
 		bad = cmp.Or(bad, err)
@@ -91,10 +80,77 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 	return none
 }
 
-// useless tells the faults of an index from those of the way to it.
+// What lies beside an image is worth waiting for, but not as long as all of the image
+// would take. Tests have less time.
+var (
+	listTime  = 10 * time.Second // for the list, and for the manifests of indexes
+	stallTime = 10 * time.Second // for more of an index to come
+)
+
+// list lists what lies beside an image. Where that cannot be had the error wraps
+// ErrNoIndex, as the image can, and nobody is asked again.
+func (r *Raw) list(ctx context.Context, repo *image.Repository, img *image.Image, types ...string) ([]image.Referrer, error) {
+	if r.unlisted != nil {
+		return nil, r.unlisted
+	}
+	lctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	found, err := repo.Referrers(lctx, img.ManifestDigest, types...)
+	if err != nil && ctx.Err() == nil && useless(err) {
+		err = fmt.Errorf("%s: %w", img.ManifestDigest, unknown{err})
+		r.unlisted = err
+	}
+	return found, err
+}
+
+// unknown is ErrNoIndex where nobody can tell whether there is one.
+type unknown struct{ error }
+
+func (u unknown) Error() string {
+	return "what lies beside the image cannot be had: " + u.error.Error()
+}
+func (u unknown) Unwrap() error        { return u.error }
+func (u unknown) Is(target error) bool { return target == ErrNoIndex }
+
+// useless tells the faults of an index, and of a registry that does not give it, from
+// those of this node.
 func useless(err error) bool {
-	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) ||
-		errors.Is(err, image.ErrNotImage) || errors.Is(err, blob.ErrNotFound) || errors.Is(err, blob.ErrRange) // the list is not bound to anything
+	for _, kind := range []error{
+		index.ErrCorrupt, index.ErrUnsupported, index.ErrLimit, image.ErrNotImage, blob.ErrNotFound, blob.ErrRange, // the list is not bound to anything
+		blob.ErrUnauthorized, blob.ErrUnavailable, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// besideBlob writes a blob that lies beside an image, verified, to w at an offset. It gives
+// up when nothing comes any more.
+func besideBlob(ctx context.Context, repo *image.Repository, d image.Descriptor, w io.WriterAt, at int64) error {
+	sctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	t := time.AfterFunc(stallTime, func() {
+		cancel(fmt.Errorf("blob %s: %w: nothing came for %v", d.Digest, blob.ErrUnavailable, stallTime))
+	})
+	defer t.Stop()
+	_, err := repo.Spool(sctx, d, progress{w, t}, at)
+	if err != nil && ctx.Err() == nil && sctx.Err() != nil {
+		err = context.Cause(sctx)
+	}
+	return err
+}
+
+// progress resets a timer with each byte that comes.
+type progress struct {
+	io.WriterAt
+	timer *time.Timer
+}
+
+func (p progress) WriteAt(b []byte, off int64) (int, error) {
+	p.timer.Reset(stallTime)
+	return p.WriterAt.WriteAt(b, off)
 }
 
 func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, a candidate, o Options) error {
@@ -131,7 +187,7 @@ func (r *Raw) indexFile(ctx context.Context, repo *image.Repository, d image.Des
 	if err != nil {
 		return nil, err
 	}
-	if _, err := repo.Spool(ctx, d, f, 0); err != nil {
+	if err := besideBlob(ctx, repo, d, f, 0); err != nil {
 		f.Close()
 		return nil, err
 	}

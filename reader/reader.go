@@ -91,6 +91,8 @@ type Raw struct {
 	Pack  *Pack     `json:"-"` // that of them which fits the start, on its way; nil if there is none
 
 	Traced bool `json:"-"` // traces lie beside it, too (package fleet)
+
+	unlisted error // why what lies beside it cannot be had
 }
 
 // Options say where an index may come from.
@@ -115,16 +117,14 @@ func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Opti
 	}()
 	boot, ok := Bootstrap(img)
 	if !ok {
+		// What is wrong with one of them says nothing about the others.
 		err := raw.fetchIndex(ctx, repo, img, o)
-		if errors.Is(err, ErrNoIndex) && o.Trust != Local && (o.Trust == Bound || !useless(err)) {
-			for _, fetch := range []func(context.Context, *image.Repository, *image.Image, Options) error{raw.fetchTables, raw.fetchSOCI} {
-				none := fetch(ctx, repo, img, o)
-				if !useless(err) || !errors.Is(none, ErrNoIndex) {
-					err = none
-				}
-				if !errors.Is(none, ErrNoIndex) {
-					break
-				}
+		for _, fetch := range []func(context.Context, *image.Repository, *image.Image, Options) error{raw.fetchTables, raw.fetchSOCI} {
+			if !errors.Is(err, ErrNoIndex) || o.Trust == Local || ctx.Err() != nil {
+				break
+			}
+			if none := fetch(ctx, repo, img, o); !useless(err) || !errors.Is(none, ErrNoIndex) {
+				err = none
 			}
 		}
 		if err != nil {
@@ -139,7 +139,7 @@ func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Opti
 	if o.Start != nil {
 		packs.Go(func() {
 			// What goes wrong with it is no reason not to start the image.
-			found, _ := repo.Referrers(ctx, img.ManifestDigest, PackArtifactType, fleet.ArtifactType)
+			found, _ := raw.list(ctx, repo, img, PackArtifactType, fleet.ArtifactType)
 			raw.openPack(ctx, repo, found, o)
 		})
 	}

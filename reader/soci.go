@@ -56,26 +56,30 @@ func (r *Raw) fetchSOCI(ctx context.Context, repo *image.Repository, img *image.
 			r.Kind, r.Trust, r.Key, r.Name, r.Side, r.TempDir = SOCI, from, "", a.Digest, image.Descriptor{}, o.TempDir
 			return true, nil
 		}
-		if !useless(err) {
+		if !useless(err) || ctx.Err() != nil {
 			return true, err
 		}
 		bad = cmp.Or(bad, err)
 		return false, nil
 	}
 	if d := img.Annotations[BoundSOCI]; d != "" && trust.Allows(Bound) {
-		a, err := repo.BoundArtifact(ctx, d)
+		lctx, cancel := context.WithTimeout(ctx, listTime)
+		a, err := repo.BoundArtifact(lctx, d)
+		cancel()
 		if done, err := try(a, err, SOCIType2, Bound); done {
 			return err
 		}
 	}
 	if trust.Allows(Repository) {
-		found, err := repo.Referrers(ctx, img.ManifestDigest, SOCIType1)
-		if err != nil && !useless(err) {
+		found, err := r.list(ctx, repo, img, SOCIType1)
+		if err != nil && !errors.Is(err, ErrNoIndex) {
 			return err
 		}
 		bad = cmp.Or(bad, err)
 		for _, d := range found[:min(len(found), maxArtifacts)] {
-			a, err := repo.Artifact(ctx, d.Descriptor, img.ManifestDigest)
+			lctx, cancel := context.WithTimeout(ctx, listTime)
+			a, err := repo.Artifact(lctx, d.Descriptor, img.ManifestDigest)
+			cancel()
 			if done, err := try(a, err, SOCIType1, Repository); done {
 				return err
 			}
@@ -115,8 +119,7 @@ func (r *Raw) fetchParts(ctx context.Context, repo *image.Repository, img *image
 	g.SetLimit(tablesAtOnce)
 	for i, d := range from {
 		g.Go(func() error {
-			_, err := repo.Spool(gctx, d, x.file, parts[i].At)
-			return err
+			return besideBlob(gctx, repo, d, x.file, parts[i].At)
 		})
 	}
 	if err := g.Wait(); err != nil {

@@ -1,9 +1,13 @@
 package reader
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
@@ -49,6 +53,39 @@ type candidate struct {
 	*image.Artifact
 	trust Trust  // what it takes
 	key   string // id of the key that has signed it
+}
+
+// considerAll looks at the manifests of artifacts, several at once. It returns those
+// that are indexes to be believed, that which takes the least trust first; of those
+// that are not, why one is not believed, and what is wrong with the first that is
+// wrong.
+func considerAll(ctx context.Context, repo *image.Repository, img *image.Image, found []image.Referrer, o Options) (good []candidate, unbelieved, bad error) {
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	all, errs := make([]candidate, len(found)), make([]error, len(found))
+	var g errgroup.Group
+	g.SetLimit(considered)
+	for i, d := range found {
+		g.Go(func() error {
+			all[i], errs[i] = consider(ctx, repo, img, d.Descriptor, o)
+			return nil
+		})
+	}
+	_ = g.Wait()
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			good = append(good, all[i])
+		case errors.Is(err, ErrNoIndex):
+			unbelieved = err
+		case bad == nil || useless(bad) && !useless(err):
+			bad = err
+		}
+	}
+	slices.SortStableFunc(good, func(a, b candidate) int {
+		return cmp.Compare(slices.Index(order, a.trust), slices.Index(order, b.trust))
+	})
+	return good, unbelieved, bad
 }
 
 // consider looks at the manifest of an artifact. If it is an index that is not

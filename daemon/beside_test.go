@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	"golang.org/x/sys/unix"
+
+	"github.com/shale-image/shale/mount"
+	"github.com/shale-image/shale/reader"
+)
+
+// mountNoting mounts an image and returns what the caller was told meanwhile.
+func mountNoting(t *testing.T, c *Client, ref string) (dir string, notes string) {
+	t.Helper()
+	dir = t.TempDir()
+	m, err := c.Mount(background, Source{Ref: ref, Platform: "linux/amd64"}, Place{Where: dir}, func(p Progress) { notes += p.Note })
+	must(t, err)
+	defer m.FS.Close()
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	must(t, mount.Attach(m.FS, dir))
+	return dir, notes
+}
+
+// TestBesideFails: an image whose manifest and layers are served starts, whatever
+// becomes of requests for what lies beside it, and says why it was read as a whole.
+func TestBesideFails(t *testing.T) {
+	for _, api := range []bool{true, false} {
+		p := newPacksIn(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false, registry.WithReferrersSupport(api))
+		found, err := p.repo.Referrers(background, p.img.ManifestDigest, reader.ArtifactType)
+		must(t, err)
+		a, err := p.repo.Artifact(background, found[0].Descriptor, p.img.ManifestDigest)
+		must(t, err)
+		for what, parts := range map[string][]string{
+			"API": {"/referrers/"}, "tag": {"/manifests/sha256-"}, "API and tag": {"/referrers/", "/manifests/sha256-"},
+			"artifact": {"/manifests/" + a.Digest}, "index": {a.Layers[0].Digest},
+		} {
+			for _, status := range []int{401, 403, 500} {
+				t.Run(fmt.Sprintf("API %v, %d of %s", api, status, what), func(t *testing.T) {
+					p.mu.Lock()
+					p.spoil = func(w http.ResponseWriter, r *http.Request) bool {
+						bad := slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(r.URL.Path, part) })
+						if bad {
+							w.WriteHeader(status)
+						}
+						return bad
+					}
+					p.mu.Unlock()
+					dir, notes := mountNoting(t, service(t), p.ref)
+					wholly(t, dir)
+					lazy := what == "API" || what == "tag" && api // its registry has both
+					if told := strings.Contains(notes, "all of the image is read, once") && strings.Contains(notes, fmt.Sprint(status)); told == lazy {
+						t.Errorf("it notes %q", notes)
+					}
+				})
+			}
+		}
+	}
+}
