@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -23,6 +24,11 @@ const (
 	// packTime is how long a mount waits for the table of a pack, so that the
 	// first reads are not asked for in vain.
 	packTime = 250 * time.Millisecond
+
+	// refusedFor is how long a pack in which something was wrong is not asked for
+	// again: each start would fetch it in vain. Its bytes may have been spoiled on their
+	// way alone, so it is not for ever.
+	refusedFor = 24 * time.Hour
 )
 
 // landing is what comes into a mount before it is asked for: a start pack, or what
@@ -66,8 +72,11 @@ func (s *server) land(u *use, im *fill.Image, start *reader.Start) *landing {
 		if err == nil {
 			err = im.Land(l.ctx, r, tell)
 		}
-		if err == nil {
+		switch {
+		case err == nil:
 			err = s.store.landed(l.ctx, u.ManifestDigest, l.pack.Blob.Digest)
+		case ofNoUse(err):
+			err = errors.Join(err, s.store.refuse(l.ctx, u.ManifestDigest, l.pack.Blob.Digest))
 		}
 		if err != nil && l.ctx.Err() == nil {
 			s.log.Warn("a start pack is of no use, or of less", "digest", l.pack.Blob.Digest, "ref", u.repo.Ref().String(), "err", err)
@@ -145,7 +154,7 @@ func (u *use) openPack(ctx context.Context, start *reader.Start) {
 	if start == nil {
 		return
 	}
-	p := start.Choose(u.Packs)
+	p := start.Choose(slices.DeleteFunc(slices.Clone(u.Packs), func(p reader.PackRef) bool { return time.Now().Before(u.Refused[p.Blob.Digest]) }))
 	u.packed = p != nil
 	if p != nil && u.pack == nil && !slices.Contains(u.Landed, p.Blob.Digest) {
 		u.pack = reader.OpenPack(context.WithoutCancel(ctx), u.repo, *p, u.ManifestDigest)
@@ -154,6 +163,24 @@ func (u *use) openPack(ctx context.Context, start *reader.Start) {
 
 // landed notes that all of a start pack has come.
 func (s *store) landed(ctx context.Context, manifest, pack string) error {
+	return s.notePack(ctx, manifest, func(rec *record) {
+		if !slices.Contains(rec.Landed, pack) {
+			rec.Landed = append(rec.Landed, pack)
+		}
+	})
+}
+
+// refuse notes that something is wrong with a start pack.
+func (s *store) refuse(ctx context.Context, manifest, pack string) error {
+	return s.notePack(ctx, manifest, func(rec *record) {
+		if rec.Refused == nil {
+			rec.Refused = map[string]time.Time{}
+		}
+		rec.Refused[pack] = time.Now().Add(refusedFor).UTC().Truncate(time.Second)
+	})
+}
+
+func (s *store) notePack(ctx context.Context, manifest string, note func(*record)) error {
 	unlock, err := s.lock(ctx, manifest)
 	if err != nil {
 		return err
@@ -163,9 +190,6 @@ func (s *store) landed(ctx context.Context, manifest, pack string) error {
 	if err != nil {
 		return err
 	}
-	if slices.Contains(rec.Landed, pack) {
-		return nil
-	}
-	rec.Landed = append(rec.Landed, pack)
+	note(rec)
 	return s.saveRecord(rec)
 }

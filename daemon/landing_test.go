@@ -11,7 +11,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -339,70 +338,6 @@ func TestPackLater(t *testing.T) {
 	}
 	if s := statusOf(t, c, mounted.ID).Fill; s.Stalls > 0 {
 		t.Errorf("%+v", s)
-	}
-}
-
-// TestMaliciousPack: whatever lies beside an image as its pack, what is read of the
-// image is right.
-func TestMaliciousPack(t *testing.T) {
-	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
-	recorded := p.record([]string{"half"}, halves(t))
-	other := newPacks(t, strings.TrimSuffix(layoutOf(t, tarOf(t, "else", bytes.Repeat([]byte("other "), 50_000))), "shale")+"plain", false)
-	elsewhere, err := reader.MakePack(background, other.repo, other.img, reader.Options{TempDir: t.TempDir()}, other.record([]string{"half"}, func(dir string) {
-		_, err := os.ReadFile(filepath.Join(dir, "else"))
-		must(t, err)
-	}), 0)
-	must(t, err)
-	for name, c := range map[string]struct {
-		pack  func(*reader.MadePack)
-		spoil func(w http.ResponseWriter, r *http.Request) bool
-	}{
-		"cut off":             {pack: func(m *reader.MadePack) { m.Bytes = m.Bytes[:len(m.Bytes)-700] }},
-		"cut in the index":    {pack: func(m *reader.MadePack) { m.Bytes = m.Bytes[:100] }},
-		"no pack at all":      {pack: func(m *reader.MadePack) { m.Bytes = []byte("<html>") }},
-		"another index":       {pack: func(m *reader.MadePack) { m.Bytes[70] ^= 1 }},
-		"a bit of its end":    {pack: func(m *reader.MadePack) { m.Bytes[len(m.Bytes)-400] ^= 1 }},
-		"of another image":    {pack: func(m *reader.MadePack) { m.Bytes = elsewhere.Bytes }},
-		"index of another":    {pack: func(m *reader.MadePack) { *m = *elsewhere }},
-		"100 GB":              {pack: func(m *reader.MadePack) { copy(m.Bytes[24:], "\xff\xff\xff\xff\x17") }},
-		"its blob is missing": {spoil: func(w http.ResponseWriter, r *http.Request) bool { return false }},
-	} {
-		t.Run(name, func(t *testing.T) {
-			m := p.push(recorded, c.pack)
-			if c.spoil != nil {
-				p.mu.Lock()
-				p.spoil = func(w http.ResponseWriter, r *http.Request) bool {
-					if strings.Contains(r.URL.Path, m.Blob.Digest) {
-						http.NotFound(w, r)
-						return true
-					}
-					return false
-				}
-				p.mu.Unlock()
-				defer func() {
-					p.mu.Lock()
-					p.spoil = nil
-					p.mu.Unlock()
-				}()
-			}
-			dir, _ := attachAs(t, service(t), p.ref, Place{Command: []string{"half"}})
-			halves(t)(dir)
-			wholly(t, dir)
-		})
-	}
-}
-
-// TestReorderedPack: a pack in another order than that of reading is as right, and
-// so is one of the whole image.
-func TestReorderedPack(t *testing.T) {
-	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
-	for name, run := range map[string]func(dir string){"half": halves(t), "all": func(dir string) { wholly(t, dir) }} {
-		recorded := p.record([]string{name}, run)
-		slices.Reverse(recorded.Blocks)
-		p.push(recorded, nil)
-		dir, _ := attachAs(t, service(t), p.ref, Place{Command: []string{name}})
-		halves(t)(dir)
-		wholly(t, dir)
 	}
 }
 

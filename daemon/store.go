@@ -77,8 +77,11 @@ type record struct {
 	// last, Landed the digests of those whose content has come.
 	Packs  []reader.PackRef `json:"packs,omitempty"`
 	Landed []string         `json:"landed,omitempty"`
-	traced bool             // traces lie beside it, too; known only when it has just been asked for
-	config json.RawMessage
+	// Refused are packs in which something was wrong, and until when they are not
+	// asked for again.
+	Refused map[string]time.Time `json:"refused,omitempty"`
+	traced  bool                 // traces lie beside it, too; known only when it has just been asked for
+	config  json.RawMessage
 }
 
 // believed tells whether its index is one of those that trust lets through. A

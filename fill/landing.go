@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/pack"
 	"github.com/shale-image/shale/pool"
 )
@@ -48,8 +49,9 @@ type place struct {
 // does. known, if not nil, is called once what the pack has is known, or it is
 // known to be of no use: from then on readers wait for what is due. The pack need
 // not be trusted: each block is proved against the digest of a chunk that the
-// image has, and others are passed over. An error says why the rest of the pack
-// was not used. The caller sees to it that Land has returned before Close.
+// image has, and others are passed over; a pack most of which is no content of the
+// image is refused. An error says why the rest of the pack was not used; what is wrong
+// with the pack wraps index.ErrCorrupt, ErrLimit or ErrUnsupported. The caller sees to it that Land has returned before Close.
 func (im *Image) Land(ctx context.Context, p *pack.Reader, known func()) (err error) {
 	l := &landing{im: im, pack: p}
 	missing, err := l.open()
@@ -71,17 +73,17 @@ func (im *Image) Land(ctx context.Context, p *pack.Reader, known func()) (err er
 		if err := l.yield(ctx); err != nil {
 			return err
 		}
-		run, data, err := p.Next()
+		n, data, err := p.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		if err := l.store(run, data); err != nil {
+		if err := l.store(l.table.Runs[n], data); err != nil {
 			return err
 		}
-		l.move(func() { l.pos++ })
+		l.move(func() { l.pos = n + 1 })
 	}
 	return nil
 }
@@ -105,20 +107,27 @@ func (l *landing) open() (missing int, err error) {
 	}
 	l.due = map[int64]int{}
 	l.offset = make([]int64, len(t.Runs))
-	var at int64
+	var all, content int64 // bytes, and those that are content of the image
+	wants, until := make([]bool, len(t.Chunks)), 0
 	for n, r := range t.Runs {
-		l.offset[n] = at
-		at += t.Bytes(r)
+		l.offset[n] = all
+		all += t.Bytes(r)
 		p := l.places[r.Chunk]
 		if p.segment == nil {
 			continue
 		}
+		content += t.Bytes(r)
 		for k := int64(r.First); k < int64(r.First+r.Count); k++ {
 			if off := k * chunk.Block; !p.segment.pool.Present(p.at.off+off, 1) {
 				l.due[p.flat+off] = n
+				wants[r.Chunk], until = true, n+1
 			}
 		}
 	}
+	if content < all/2 {
+		return 0, fmt.Errorf("%w: a start pack of which %d bytes of %d are content of the image", index.ErrCorrupt, content, all)
+	}
+	l.pack.Want(wants, until)
 	return len(l.due), nil
 }
 

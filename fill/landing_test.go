@@ -272,3 +272,57 @@ func TestLandNoSpace(t *testing.T) {
 	}
 	x.all(t)
 }
+
+// TestLandRefuses: a pack that is of something else is not used.
+func TestLandRefuses(t *testing.T) {
+	n := newNode(t, Options{})
+	b := newBuilder(chunk.Zstd)
+	b.blob()
+	b.files(300_000)
+	x := n.image(b)
+	p := n.packOf(x, x.blocks()[:1], []byte("of another image"), bytes.Repeat([]byte("or"), chunk.Block))
+	if err := x.Land(t.Context(), reading(t, bytes.NewReader(p)), nil); !errors.Is(err, index.ErrCorrupt) {
+		t.Errorf("%v, want ErrCorrupt", err)
+	}
+	if s := x.Stats(); s.PackBytes != 0 || x.led() {
+		t.Errorf("%+v of a pack that was refused", s)
+	}
+	x.all(t)
+}
+
+// counted counts what is read.
+type counted struct {
+	r io.Reader
+	n int
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += n
+	return n, err
+}
+
+// TestLandEnds: what stands behind all that is missing is not read.
+func TestLandEnds(t *testing.T) {
+	n := newNode(t, Options{})
+	b := newBuilder(chunk.Zstd)
+	b.blob()
+	b.files(4 << 20)
+	x := n.image(b)
+	all := x.blocks()
+	for _, f := range all[len(all)/4:] {
+		must(t, x.read(t.Context(), t, f, chunk.Block))
+	}
+	p := n.packOf(x, all)
+	read := &counted{r: bytes.NewReader(p)}
+	must(t, x.Land(t.Context(), reading(t, read), nil))
+	if read.n > len(p)/2 {
+		t.Errorf("%d bytes of %d were read for the first quarter", read.n, len(p))
+	}
+	x.settle()
+	n.asked()
+	x.all(t)
+	if asked := n.asked(); len(asked) > 0 {
+		t.Errorf("%d requests for what was here", len(asked))
+	}
+}

@@ -42,6 +42,7 @@ func Build(ctx context.Context, w io.Writer, metadata []byte, blocks []Block, o 
 	if o.Limit > 0 {
 		limit = min(limit, o.Limit)
 	}
+	t.fit()
 	var table, content []byte
 	kept := map[int][]byte{}
 	get := func(ctx context.Context, n int) ([]byte, error) {
@@ -117,6 +118,17 @@ func plan(blocks []Block) (*Table, error) {
 		t.Runs = append(t.Runs, r)
 	}
 	return t, nil
+}
+
+// fit leaves the runs whose sums may be read.
+func (t *Table) fit() {
+	sums := 0
+	for i, n := range t.proofs() {
+		if sums += n * len(chunk.BlockSum{}); sums > maxSums {
+			t.cut(i)
+			return
+		}
+	}
 }
 
 // cut leaves the first n runs.

@@ -42,6 +42,10 @@ const (
 	maxTable  = 32 << 20 // bytes, decoded
 	maxChunks = 1 << 18
 	maxRuns   = 1 << 20
+
+	// maxSums bounds all sums of blocks of a pack, in bytes: a reader keeps those of
+	// the chunks that it wants. Those of 2^18 chunks that were cut here are half of it.
+	maxSums = 64 << 20
 )
 
 // Chunk is a chunk that a pack has blocks of.

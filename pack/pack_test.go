@@ -92,13 +92,14 @@ func read(r io.Reader) (g got, err error) {
 		return g, err
 	}
 	for {
-		run, data, err := p.Next()
+		n, data, err := p.Next()
 		if err == io.EOF {
 			return g, nil
 		}
 		if err != nil {
 			return g, err
 		}
+		run := t.Runs[n]
 		g.runs = append(g.runs, run)
 		for i := run.First; len(data) > 0; i++ {
 			n := min(len(data), chunk.Block)
@@ -273,4 +274,94 @@ func FuzzTable(f *testing.F) {
 			t.Errorf("it does not come back: %v", err)
 		}
 	})
+}
+
+// TestTwice: nothing comes twice, and what a reader keeps to prove blocks is bounded,
+// or a small pack could take any amount of memory.
+func TestTwice(t *testing.T) {
+	digest := func(n int) (d chunk.Digest) {
+		d = chunk.Digest{Algorithm: chunk.BLAKE3}
+		d.Sum[0], d.Sum[1] = byte(n), byte(n>>8)
+		return d
+	}
+	many := &Table{}
+	for n := range maxSums/(32*maxBlocks) + 1 {
+		many.Chunks = append(many.Chunks, Chunk{digest(n), chunk.MaxSize})
+		many.Runs = append(many.Runs, Run{n, 0, 1})
+	}
+	most := &Table{many.Chunks[1:], many.Runs[:len(many.Runs)-1]}
+	again := &Table{append(slices.Clone(most.Chunks[:9]), most.Chunks[3]), most.Runs[:10]}
+	other := &Table{slices.Clone(again.Chunks), again.Runs}
+	other.Chunks[9] = Chunk{chunk.Digest{Algorithm: chunk.SHA256, Sum: other.Chunks[3].Digest.Sum}, 5}
+	for name, c := range map[string]struct {
+		table *Table
+		want  error
+	}{
+		"as many sums as may be": {most, nil},
+		"more sums":              {many, index.ErrLimit},
+		"a chunk again":          {again, index.ErrCorrupt},
+		"a digest again":         {other, index.ErrCorrupt},
+		"a block again":          {&Table{most.Chunks[:2], []Run{{0, 5, 3}, {1, 6, 1}, {0, 7, 1}}}, index.ErrCorrupt},
+		"a block behind another": {&Table{most.Chunks[:2], []Run{{0, 5, 3}, {1, 6, 1}, {0, 8, 1}}}, nil},
+	} {
+		if _, err := decodeTable(c.table.encode(), "pack"); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}
+
+// TestSumsFit: a pack that would need more sums than may be is made as long as it is
+// readable.
+func TestSumsFit(t *testing.T) {
+	var blocks []Block
+	for n := range maxSums/(32*maxBlocks) + 1 {
+		c := Chunk{chunk.Digest{Algorithm: chunk.BLAKE3}, chunk.MaxSize}
+		c.Digest.Sum[0], c.Digest.Sum[1] = byte(n), byte(n>>8)
+		blocks = append(blocks, Block{c, 0})
+	}
+	table, err := plan(blocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.fit()
+	if _, err := decodeTable(table.encode(), "pack"); err != nil || len(table.Runs) != len(blocks)-1 {
+		t.Errorf("%d runs of %d: %v", len(table.Runs), len(blocks), err)
+	}
+}
+
+// TestWant: what nobody wants is not looked at, and what follows it not read.
+func TestWant(t *testing.T) {
+	s, blocks := sample()
+	p := build(t, s, nil, blocks, 0)
+	r, err := NewReader(iotest.OneByteReader(bytes.NewReader(p)), "pack")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	table, err := r.Table()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wanted := make([]bool, len(table.Chunks))
+	wanted[2] = true // runs 2 and 6
+	wanted[3] = true // run 4
+	r.Want(wanted, 5)
+	var got []int
+	for {
+		n, data, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		run := table.Runs[n]
+		if want := s[table.Chunks[run.Chunk].Digest][run.First*chunk.Block:]; !bytes.Equal(data, want[:len(data)]) {
+			t.Errorf("run %d is wrong", n)
+		}
+		got = append(got, n)
+	}
+	if !slices.Equal(got, []int{2, 4}) || len(r.sums) != 1 {
+		t.Errorf("runs %v with sums of %d chunks, want 2 and 4 with those of one", got, len(r.sums))
+	}
 }

@@ -21,7 +21,9 @@ type Reader struct {
 	header header
 	table  *Table
 	proofs []int
-	next   int // run
+	wanted []bool // by chunk; nil: all
+	until  int    // so many runs are read
+	next   int    // run
 	zstd   *zstd.Decoder
 	sums   map[int][]chunk.BlockSum // by chunk, of which parts came
 	buf    []byte
@@ -130,59 +132,74 @@ func (r *Reader) readTable() (*Table, error) {
 	if n := t.contentSize(); n != r.header.content {
 		return nil, r.corrupt("%d bytes of content, the table makes %d", r.header.content, n)
 	}
-	r.proofs = t.proofs()
+	r.proofs, r.until = t.proofs(), len(t.Runs)
 	return t, nil
 }
 
-// Next returns the next run and its bytes, which have been compared with the
-// digest of their chunk and are valid until the next call.
-func (r *Reader) Next() (Run, []byte, error) {
+// Want has Next pass over the runs of chunks that are not wanted, whatever they are,
+// and end behind the first so many runs of the table. Call it before Next, or not at
+// all: then all are wanted.
+func (r *Reader) Want(chunks []bool, runs int) { r.wanted, r.until = chunks, runs }
+
+// Next returns the next run, its position in the table and its bytes, which have been
+// compared with the digest of their chunk and are valid until the next call.
+func (r *Reader) Next() (n int, p []byte, err error) {
 	if _, err := r.Table(); err != nil {
-		return Run{}, nil, err
+		return 0, nil, err
 	}
-	run, p, err := r.readRun()
+	for p == nil && err == nil {
+		if n = r.next; n >= r.until {
+			err = io.EOF // what follows is nobody's
+			break
+		}
+		p, err = r.readRun(n)
+		r.next++
+	}
 	r.err = err
-	return run, p, err
+	return n, p, err
 }
 
-func (r *Reader) readRun() (run Run, p []byte, err error) {
-	if r.next == len(r.table.Runs) {
-		return run, nil, io.EOF // what follows is nobody's
-	}
+// readRun reads run n, which is next; it is nil if nobody wants it.
+func (r *Reader) readRun(n int) (p []byte, err error) {
 	if r.zstd == nil {
 		r.zstd, err = zstd.NewReader(r.source, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(Window), zstd.WithDecoderMaxMemory(MaxSize))
 		if err != nil {
-			return run, nil, r.short(err)
+			return nil, r.short(err)
 		}
 	}
-	run = r.table.Runs[r.next]
-	c := r.table.Chunks[run.Chunk]
-	if n := r.proofs[r.next]; n > 0 {
+	run := r.table.Runs[n]
+	c, size := r.table.Chunks[run.Chunk], r.table.Bytes(run)
+	if r.wanted != nil && !r.wanted[run.Chunk] {
+		size += int64(r.proofs[n]) * int64(len(chunk.BlockSum{}))
+		if _, err := io.CopyN(io.Discard, r.zstd, size); err != nil {
+			return nil, r.short(err)
+		}
+		return nil, nil
+	}
+	if n := r.proofs[n]; n > 0 {
 		sums := make([]chunk.BlockSum, n)
 		for i := range sums {
 			if _, err := io.ReadFull(r.zstd, sums[i][:]); err != nil {
-				return run, nil, r.short(err)
+				return nil, r.short(err)
 			}
 		}
 		if err := c.Digest.VerifySums(sums); err != nil {
-			return run, nil, r.corrupt("chunk %s: %w", c.Digest, err)
+			return nil, r.corrupt("chunk %s: %w", c.Digest, err)
 		}
 		r.sums[run.Chunk] = sums
 	}
-	r.next++
-	size := r.table.Bytes(run)
 	if int64(cap(r.buf)) < size {
 		r.buf = make([]byte, size)
 	}
 	p = r.buf[:size]
 	if _, err := io.ReadFull(r.zstd, p); err != nil {
-		return run, nil, r.short(err)
+		return nil, r.short(err)
 	}
 	if err := r.verify(run, c, p); err != nil {
-		return run, nil, r.corrupt("%w", err)
+		return nil, r.corrupt("%w", err)
 	}
-	return run, p, nil
+	return p, nil
 }
 
 func (r *Reader) verify(run Run, c Chunk, p []byte) error {

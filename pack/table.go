@@ -1,7 +1,10 @@
 package pack
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
+	"slices"
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
@@ -41,8 +44,8 @@ func (t *Table) encode() []byte {
 	return b
 }
 
-// decodeTable reads a table and checks that its runs make sense: no block comes
-// twice, chunks are in order, and one that has no proof of its parts comes whole.
+// decodeTable reads a table and checks that its runs make sense: no chunk and no block
+// comes twice, chunks are in order, and one that has no proof of its parts comes whole.
 func decodeTable(b []byte, name string) (*Table, error) {
 	d := decoder{b: b, name: name}
 	chunks, runs := d.uvarint(maxChunks), d.uvarint(maxRuns)
@@ -70,7 +73,6 @@ func decodeTable(b []byte, name string) (*Table, error) {
 	for i := range t.Chunks {
 		copy(t.Chunks[i].Digest.Sum[:], d.bytes(32))
 	}
-	had := make([][]bool, chunks) // blocks
 	at, known := 0, 0
 	for i := range t.Runs {
 		r := &t.Runs[i]
@@ -85,19 +87,10 @@ func decodeTable(b []byte, name string) (*Table, error) {
 		}
 		c := t.Chunks[r.Chunk]
 		n := chunk.Blocks(c.Size)
-		if r.Chunk == known {
-			known++
-			had[r.Chunk] = make([]bool, n)
-		}
+		known = max(known, r.Chunk+1)
 		if r.Count == 0 || r.First+r.Count > n || r.Count < n && c.Digest.Algorithm != chunk.BLAKE3 {
 			d.fail("run %d has %d blocks from %d on of the %d of chunk %s", i, r.Count, r.First, n, c.Digest)
 			break
-		}
-		for k := r.First; k < r.First+r.Count; k++ {
-			if had[r.Chunk][k] {
-				d.fail("run %d has block %d of chunk %s again", i, k, c.Digest)
-			}
-			had[r.Chunk][k] = true
 		}
 	}
 	if d.err == nil && known != chunks {
@@ -109,7 +102,35 @@ func decodeTable(b []byte, name string) (*Table, error) {
 	if d.err != nil {
 		return nil, d.err
 	}
+	if n := t.sumsSize(); n > maxSums {
+		return nil, index.Errorf(index.ErrLimit, name, -1, "%d bytes of sums, at most %d are read", n, maxSums)
+	}
+	if err := t.once(name); err != nil {
+		return nil, err
+	}
 	return t, nil
+}
+
+// once looks for what comes twice.
+func (t *Table) once(name string) error {
+	chunks := make([]int32, len(t.Chunks))
+	for i := range chunks {
+		chunks[i] = int32(i)
+	}
+	slices.SortFunc(chunks, func(a, b int32) int { return bytes.Compare(t.Chunks[a].Digest.Sum[:], t.Chunks[b].Digest.Sum[:]) })
+	for i := 1; i < len(chunks); i++ {
+		if a, b := t.Chunks[chunks[i-1]].Digest, t.Chunks[chunks[i]].Digest; a.Sum == b.Sum {
+			return index.Errorf(index.ErrCorrupt, name+": table", -1, "chunk %s is there again, as %s", a, b)
+		}
+	}
+	runs := slices.Clone(t.Runs)
+	slices.SortFunc(runs, func(a, b Run) int { return cmp.Or(a.Chunk-b.Chunk, a.First-b.First) })
+	for i := 1; i < len(runs); i++ {
+		if a, b := runs[i-1], runs[i]; a.Chunk == b.Chunk && a.First+a.Count > b.First {
+			return index.Errorf(index.ErrCorrupt, name+": table", -1, "block %d of chunk %s is there again", b.First, t.Chunks[b.Chunk].Digest)
+		}
+	}
+	return nil
 }
 
 const maxBlocks = chunk.MaxSize / chunk.Block
@@ -176,10 +197,19 @@ func (t *Table) proofs() []int {
 	return out
 }
 
+// sumsSize is the bytes of all sums in the content.
+func (t *Table) sumsSize() (n int64) {
+	for _, sums := range t.proofs() {
+		n += int64(sums) * int64(len(chunk.BlockSum{}))
+	}
+	return n
+}
+
 // contentSize is what the content decodes to.
-func (t *Table) contentSize() (n int64) {
-	for i, sums := range t.proofs() {
-		n += int64(sums)*int64(len(chunk.BlockSum{})) + t.Bytes(t.Runs[i])
+func (t *Table) contentSize() int64 {
+	n := t.sumsSize()
+	for _, r := range t.Runs {
+		n += t.Bytes(r)
 	}
 	return n
 }
