@@ -86,7 +86,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 	if raw, err := s.localIndex(img.ManifestDigest, img.Layers); err == nil {
 		defer raw.Close()
 		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
-			return &record{Index: reader.Local, Kind: raw.Kind}, nil, err
+			return &record{Index: reader.Local, Kind: raw.Kind, IndexBytes: raw.Size}, nil, err
 		}
 		if err := s.removeIndex(dir); err != nil {
 			return nil, nil, err
@@ -115,7 +115,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		defer func() { err = errors.Join(err, raw.Close()) }()
 	}
 	if err == nil && none == nil && !ranges {
-		none = fmt.Errorf("the registry does not serve parts of objects")
+		none = errNoRanges
 	}
 	if err == nil && none == nil {
 		err = errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
@@ -124,7 +124,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		if err == nil || raw.Kind == reader.Nydus || !ofNoUse(err) || ctx.Err() != nil {
 			pack := raw.Pack
 			raw.Pack = nil
-			return &record{Index: raw.Trust, Kind: raw.Kind, Key: raw.Key, Packs: raw.Packs, traced: raw.Traced}, pack, err
+			return &record{Index: raw.Trust, Kind: raw.Kind, IndexBytes: raw.Stored, Key: raw.Key, Packs: raw.Packs, traced: raw.Traced}, pack, err
 		}
 		none, err = err, nil // the image can be read without it
 	}
@@ -137,13 +137,15 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		return nil, nil, err
 	}
 	defer own.Close()
-	return &record{Index: own.Trust, Kind: own.Kind}, nil, s.linkRaw(ctx, own, linked)
+	return &record{Index: own.Trust, Kind: own.Kind, IndexBytes: own.Size}, nil, s.linkRaw(ctx, own, linked)
 }
 
 // ofNoUse tells what is wrong with an index from what is wrong with this node.
 func ofNoUse(err error) bool {
 	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) || errors.Is(err, reader.ErrNoIndex)
 }
+
+var errNoRanges = errors.New("the registry does not serve parts of objects")
 
 // hasRanges tells whether a registry serves parts of an image's layers. It is
 // believed to unless it says otherwise.

@@ -65,6 +65,8 @@ type record struct {
 	Index reader.Trust `json:"index,omitempty"`
 	// Kind is that of the index; "" in records of old.
 	Kind reader.Kind `json:"kind,omitempty"`
+	// IndexBytes is how large it is, stored; 0 in records of old.
+	IndexBytes int64 `json:"index_bytes,omitempty"`
 	// Key is the id of the key that has signed the index, if one has.
 	Key string `json:"key,omitempty"`
 	// Doubted says that the index turned out to be wrong, and why. The node has

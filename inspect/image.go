@@ -57,6 +57,16 @@ func Open(ctx context.Context, repo *image.Repository, m *image.Image, o reader.
 	return im, nil
 }
 
+// Spare tells whether the image starts in spite of its Damage: by its layers, all of
+// which are read then. A Nydus image has none.
+func (im *Image) Spare() bool {
+	if im.Manifest == nil {
+		return false
+	}
+	_, converted := reader.Bootstrap(im.Manifest)
+	return !converted
+}
+
 // Close releases what the image was opened from. Readers become invalid.
 func (im *Image) Close() error {
 	if im.Release == nil {

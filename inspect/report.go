@@ -16,6 +16,7 @@ type Report struct {
 	Platform       string   `json:"platform,omitempty"`
 	Converted      bool     `json:"converted"`
 	Lazy           bool     `json:"lazy"`                  // it starts before its data is here
+	Reason         string   `json:"reason,omitempty"`      // why it does not
 	Format         string   `json:"format"`                // "rafs-v6" or "oci"
 	Index          string   `json:"index,omitempty"`       // kind of the index that tells what is where
 	IndexTrust     string   `json:"index_trust,omitempty"` // what it takes to believe it
@@ -45,6 +46,9 @@ type Blob struct {
 	UsedChunks int    `json:"used_chunks"`      // that files of this image have
 	UsedStored int64  `json:"used_stored"`      // of UsedChunks, as stored
 	UsedBytes  int64  `json:"used_bytes"`       // of UsedChunks, decoded
+	ReadBytes  int64  `json:"read_bytes"`       // stored, that the read of one chunk waits for at most: index.Cost
+	Pieces     int    `json:"pieces"`           // that have used chunks and come whole; 0 if any part can be had
+	OneFrame   bool   `json:"one_frame"`        // it is one zstd frame: whatever is read, all comes
 }
 
 // Content is what the files of an image are and share.
@@ -78,7 +82,9 @@ func Inspect(im *Image) *Report {
 	if im.Tree != nil {
 		r.Lazy, r.Content = true, &Content{}
 		r.Index, r.IndexTrust, r.IndexBytes = string(im.Kind), string(im.Trust), im.Metadata
-		r.count(im.Tree)
+		r.count(im)
+	} else if im.Damage != nil {
+		r.Reason = im.Damage.Error()
 	}
 	if im.RAFS != nil {
 		r.Converted, r.Format = true, "rafs-v6"
@@ -118,7 +124,8 @@ func (r *Report) manifest(m *image.Image) {
 }
 
 // count adds up the tree.
-func (r *Report) count(t *index.Tree) {
+func (r *Report) count(im *Image) {
+	t := im.Tree
 	for _, b := range t.Blobs {
 		if b.Data == nil { // which are last
 			r.Blobs = append(r.Blobs, Blob{Digest: b.Digest, Size: b.Size})
@@ -154,10 +161,14 @@ func (r *Report) count(t *index.Tree) {
 		return nil
 	})
 	distinct := map[chunk.Digest]bool{}
+	reads := index.Reads{Local: func(blob uint32) bool { // a SOCI index has the windows
+		return im.Kind == reader.SOCI && int(blob) >= len(im.Manifest.Layers)
+	}}
 	for i, ok := range used {
 		if !ok {
 			continue
 		}
+		reads.Chunks = append(reads.Chunks, uint32(i))
 		ch := &t.Chunks[i]
 		b := &r.Blobs[ch.Blob]
 		b.UsedChunks++
@@ -170,5 +181,10 @@ func (r *Report) count(t *index.Tree) {
 			c.Unique += int64(ch.Size)
 			c.Stored += stored
 		}
+	}
+	costs := t.Costs(reads)
+	for i := range r.Blobs {
+		b := &r.Blobs[i]
+		b.ReadBytes, b.Pieces, b.OneFrame = costs[i].Read, costs[i].Pieces, costs[i].OneFrame
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/reader"
 )
 
@@ -30,12 +31,30 @@ func TestReport(t *testing.T) {
 		Ref: "built", ManifestDigest: "sha256:m", Platform: "linux/arm64", Lazy: true, Format: "oci", LayerBytes: 7,
 		Index: "index", IndexTrust: "t", IndexBytes: 99,
 		Layers: []Layer{{b.tree.Blobs[0].Digest, "t", 3, "layer"}, {"sha256:other", "", 4, "layer"}},
-		Blobs:  []Blob{{Digest: b.tree.Blobs[0].Digest, Size: int64(b.data.Len()), UsedChunks: 3, UsedStored: 10000, UsedBytes: 10000}},
+		Blobs:  []Blob{{Digest: b.tree.Blobs[0].Digest, Size: int64(b.data.Len()), UsedChunks: 3, UsedStored: 10000, UsedBytes: 10000, ReadBytes: 4096}},
 		Content: &Content{Files: 2, Directories: 2, HardLinks: 1, FileBytes: 20000, HoleBytes: 4096, References: 5, Referenced: 15904,
 			Chunks: 3, Unique: 10000, Stored: 10000},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
+	}
+}
+
+// What has no index of use starts by its layers, if it has any, and says why.
+func TestSpare(t *testing.T) {
+	plain := &image.Image{Layers: []image.Descriptor{{Digest: "sha256:l", Size: 4}}}
+	nydus := &image.Image{Layers: []image.Descriptor{{Annotations: map[string]string{reader.NydusBootstrap: "true"}}}}
+	for _, c := range []struct {
+		manifest *image.Image
+		want     bool
+	}{{plain, true}, {nydus, false}, {nil, false}} {
+		im := &Image{Manifest: c.manifest, Damage: index.Errorf(index.ErrCorrupt, "an index", 7, "it lies")}
+		if im.Spare() != c.want {
+			t.Errorf("%+v: %v", c.manifest, im.Spare())
+		}
+		if r := Inspect(im); r.Lazy || r.Reason != "an index: at offset 7: corrupt data: it lies" {
+			t.Errorf("%+v: %+v", c.manifest, r)
+		}
 	}
 }
 

@@ -220,6 +220,34 @@ func (im *Image) Span(i int) (index.Span, int) {
 	return s, blob
 }
 
+// Layout returns what the map has as a tree without files: Chunks by number of their
+// records, Blobs with their spans.
+func (im *Image) Layout() *index.Tree {
+	t := &index.Tree{Chunks: make([]index.Chunk, im.Chunks()), Blobs: make([]index.Blob, len(im.Blobs))}
+	for i, b := range im.Blobs {
+		t.Blobs[i] = index.Blob{Digest: b.Digest, Size: b.Size}
+	}
+	for i := range im.Spans() {
+		s, blob := im.Span(i)
+		t.Blobs[blob].Spans = append(t.Blobs[blob].Spans, s)
+	}
+	for i := range t.Chunks {
+		c := im.Chunk(i)
+		t.Chunks[i] = index.Chunk{Digest: c.Digest, Size: c.Size, Blob: uint32(c.Blob), Offset: c.Offset}
+	}
+	return t
+}
+
+// Segment returns the segment that a flat address is in, and the offset in it. Each
+// chunk of the map is in one.
+func (im *Image) Segment(flat int64) (s Segment, off int64) {
+	i := sort.Search(len(im.Segments), func(i int) bool { return im.Segments[i].Flat+im.Segments[i].Size > flat })
+	if i < len(im.Segments) && im.Segments[i].Flat <= flat {
+		s, off = im.Segments[i], flat-im.Segments[i].Flat
+	}
+	return s, off
+}
+
 // Stored are the stored bytes of a blob that some chunks are decoded from.
 type Stored struct {
 	Blob           int

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/klauspost/compress/zstd"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/shale-image/shale/image"
@@ -140,6 +141,7 @@ func random(n int, seed byte) []byte {
 type imageOptions struct {
 	platform   string // default: this machine's
 	configType string // default: an image's
+	compress   string // "zstd": layers that are one frame; default: gzip
 	cred       image.Credentials
 }
 
@@ -168,18 +170,11 @@ func pushImage(ctx context.Context, ref string, tars [][]byte, o imageOptions) e
 	os, arch, _ := strings.Cut(o.platform, "/")
 	layers, diffIDs := []image.Descriptor{}, []string{}
 	for _, t := range tars {
-		var z bytes.Buffer
-		zw, err := gzip.NewWriterLevel(&z, gzip.BestSpeed)
+		mediaType, p, err := compress(o.compress, t)
 		if err != nil {
 			return err
 		}
-		if _, err := zw.Write(t); err != nil {
-			return err
-		}
-		if err := zw.Close(); err != nil {
-			return err
-		}
-		d, err := push("application/vnd.oci.image.layer.v1.tar+gzip", z.Bytes())
+		d, err := push(mediaType, p)
 		if err != nil {
 			return err
 		}
@@ -203,6 +198,27 @@ func pushImage(ctx context.Context, ref string, tars [][]byte, o imageOptions) e
 	}
 	_, err = repo.PushManifest(ctx, image.MediaTypeManifest, js, r.Tag())
 	return err
+}
+
+// compress makes a layer of an archive.
+func compress(as string, archive []byte) (mediaType string, layer []byte, err error) {
+	if as == "zstd" {
+		e, err := zstd.NewWriter(nil)
+		if err != nil {
+			return "", nil, err
+		}
+		return "application/vnd.oci.image.layer.v1.tar+zstd", e.EncodeAll(archive, nil), nil
+	}
+	var z bytes.Buffer
+	w, err := gzip.NewWriterLevel(&z, gzip.BestSpeed)
+	if err != nil {
+		return "", nil, err
+	}
+	if _, err := w.Write(archive); err != nil {
+		return "", nil, err
+	}
+	err = w.Close()
+	return "application/vnd.oci.image.layer.v1.tar+gzip", z.Bytes(), err
 }
 
 func digestOf(p []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(p)) }
@@ -236,13 +252,15 @@ func cmdMkimage(ts *testscript.TestScript, neg bool, args []string) {
 			o.platform = args[1]
 		case "-config":
 			o.configType = args[1]
+		case "-compress":
+			o.compress = args[1]
 		default:
 			ts.Fatalf("mkimage: flag %s", args[0])
 		}
 		args = args[2:]
 	}
 	if neg || len(args) < 1 {
-		ts.Fatalf("usage: mkimage [-platform P] [-config MEDIATYPE] REF TAR...")
+		ts.Fatalf("usage: mkimage [-platform P] [-config MEDIATYPE] [-compress zstd] REF TAR...")
 	}
 	host, _, _ := strings.Cut(args[0], "/")
 	if login := ts.Getenv("LOGIN_" + host); login != "" {

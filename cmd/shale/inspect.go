@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -24,10 +23,13 @@ are fetched.
   ref, manifest_digest, platform, layer_bytes
   converted  whether it brings its index along;  format  "rafs-v6" or "oci"
   lazy       whether it starts before its data is here, by which index
-             (nydus, index, toc, soci), of index_bytes, at what index_trust
+             (nydus, index, toc, soci), of index_bytes, at what index_trust;
+             reason  why it does not
   layers[]   digest, media_type, size, role ("layer", "blob", "bootstrap")
   blobs[]    digest, size, compressor, digester, chunk_size, chunks (in the
-             blob), used_chunks (by files), used_stored, used_bytes
+             blob), used_chunks (by files), used_stored, used_bytes; read_bytes
+             (stored, that one read waits for at most), pieces (that come whole;
+             0: any part can be had), one_frame (all of it is one zstd frame)
   content    files, directories, symlinks, others, hard_links; file_bytes,
              hole_bytes, references (of files to chunks), referenced_bytes;
              chunks (different ones), unique_bytes, stored_bytes`,
@@ -41,7 +43,7 @@ are fetched.
 				return err
 			}
 			defer im.Close()
-			if im.Damage != nil && !errors.Is(im.Damage, reader.ErrNoIndex) {
+			if im.Damage != nil && !im.Spare() {
 				return im.Damage
 			}
 			r := inspect.Inspect(im)
@@ -66,7 +68,7 @@ func starts(r *inspect.Report) string {
 	case r.Lazy:
 		return fmt.Sprintf("lazily, as it is, by an index of %s (--index-trust %s)", size(r.IndexBytes), r.IndexTrust)
 	}
-	return "when all of it has been read, once; shale index --push or shale convert make it start lazily"
+	return readWhole + r.Reason
 }
 
 func printReport(w io.Writer, r *inspect.Report) error {
@@ -104,11 +106,11 @@ func printReport(w io.Writer, r *inspect.Report) error {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", l.Digest, l.Role, size(l.Size), quote(l.MediaType))
 	}
 	if len(r.Blobs) > 0 {
-		fmt.Fprintf(tw, "\nBLOB\tSIZE\tCHUNKS\tUSED\tSTORED\tCONTENT\tFORM\n")
+		fmt.Fprintf(tw, "\nBLOB\tSIZE\tCHUNKS\tUSED\tSTORED\tCONTENT\tFORM\tONE READ BRINGS AT MOST\n")
 	}
 	for _, b := range r.Blobs {
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", quote(b.Digest), size(b.Size), b.Chunks, b.UsedChunks,
-			size(b.UsedStored), size(b.UsedBytes), form(b))
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", quote(b.Digest), size(b.Size), b.Chunks, b.UsedChunks,
+			size(b.UsedStored), size(b.UsedBytes), form(b), oneRead(b.ReadBytes, b.Pieces, b.OneFrame))
 	}
 	return tw.Flush()
 }

@@ -56,7 +56,7 @@ func testMain(m *testing.M) int {
 //	mktar OUT SPEC           an archive; SPEC see mktar
 //	mkoci DIR TAG TAR...     an image in a layout, a layer for each archive
 //	mkimage REF TAR...       the same anywhere
-//	                         both: -platform P, -config MEDIATYPE before
+//	                         both: -platform P, -config MEDIATYPE, -compress zstd before
 //	registry VAR [USER:PW]   a registry in this process, at $VAR
 //	down HOST                ends such a registry: nobody answers there any more
 //	stuck VAR                a registry, at $VAR, that never answers
