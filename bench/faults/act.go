@@ -20,9 +20,10 @@ type act struct {
 	name   string // of the script
 	script *script.Script
 	image  string
+	face   string // how it is mounted: device, fanotify
 	// healthy says that the node has another source, the registry itself, which is well;
-	// the script is played from the beginning. Else it is played when the image is
-	// mounted.
+	// the script is played from the beginning, unless the disk is to fail. Else it is
+	// played when the image is mounted.
 	healthy bool
 	// command is run in a container too, where there is a healthy source: what it prints
 	// must be what it prints without faults.
@@ -30,20 +31,27 @@ type act struct {
 }
 
 func (a *act) String() string {
-	source := "alone"
-	if a.healthy {
-		source = "beside a healthy source"
+	words := []string{a.name, a.image}
+	switch {
+	case a.healthy:
+		words = append(words, "beside a healthy source")
+	case a.script.Network():
+		words = append(words, "alone")
 	}
 	if a.script.Disk() {
-		source = "on a disk of its own"
+		words = append(words, "on a disk of its own")
 	}
-	return fmt.Sprintf("%s, %s, %s", a.name, a.image, source)
+	if a.face != device {
+		words = append(words, a.face)
+	}
+	return strings.Join(words, ", ")
 }
 
 // outcome is what became of an act.
 type outcome struct {
 	took          time.Duration
 	during, after *reads
+	refused       bool     // the mount was, for want of room; it is one of the face device then
 	met           []int    // of each fault
 	why           []string // reads failed, as the service tells
 	errs          []error  // what is not as it must be
@@ -56,7 +64,7 @@ var errNothingLeft = errors.New("all of the image was read to mount it, and noth
 // err is what is wrong, nil if nothing is; skipped, that this could not be found out here.
 func (o *outcome) err() (err error, skipped bool) {
 	err = errors.Join(o.errs...)
-	return err, errors.Is(err, disk.ErrUnsupported) || errors.Is(err, errNothingLeft)
+	return err, errors.Is(err, disk.ErrUnsupported) || errors.Is(err, errNothingLeft) || errors.Is(err, errNoFace)
 }
 
 func (o *outcome) fail(format string, args ...any) {
@@ -78,7 +86,9 @@ const (
 //   - with a healthy source, no read fails either;
 //   - without one, reads fail with EIO at worst, and when the faults have gone all are
 //     right, with nothing mounted or started anew;
-//   - what the script expects.
+//   - what the script expects;
+//
+// but for what may fail since the disk does, and with it the face (face.go).
 func (s *stage) play(ctx context.Context, a *act) *outcome {
 	began := time.Now()
 	o := &outcome{}
@@ -127,14 +137,25 @@ func (s *stage) playTo(ctx context.Context, a *act, o *outcome) (err error) {
 			player.Play(a.script, d)
 		}
 	}
-	if a.healthy {
+	early := a.healthy && d == nil
+	if early {
 		begin()
 	}
-	mnt, err := n.mount(ctx, s.ref(a, proxy))
+	mnt, err := n.mount(ctx, a.face, s.ref(a, proxy))
+	if a.refused(err) {
+		if room := a.room(); room >= 2*s.truth.bytes {
+			return fmt.Errorf("there is room for %d bytes, the image has %d: %w", room, s.truth.bytes, err)
+		}
+		o.refused = true
+		other := *a
+		other.face = device
+		a = &other
+		mnt, err = n.mount(ctx, a.face, s.ref(a, proxy))
+	}
 	if err != nil {
 		return err
 	}
-	if !a.healthy {
+	if !early {
 		if whole, err := n.whole(ctx); err != nil {
 			return err
 		} else if whole {
@@ -148,12 +169,12 @@ func (s *stage) playTo(ctx context.Context, a *act, o *outcome) (err error) {
 		return err
 	}
 	o.judge(a)
-	if o.after, err = s.afterwards(ctx, mnt); err != nil {
+	if o.after, err = s.afterwards(ctx, a, mnt); err != nil {
 		return err
 	}
 	if count, why, err := n.failures(ctx); err != nil {
 		return err
-	} else if o.why = why; count > 0 && (a.healthy || a.script.Expect == script.Right) {
+	} else if o.why = why; count > 0 && a.mustNotFail() {
 		o.fail("the service counts %d fetches that failed", count)
 	}
 	if a.healthy && len(a.command) > 0 {
@@ -174,7 +195,7 @@ func (s *stage) container(ctx context.Context, a *act, proxy *netmodel.Proxy) er
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, n.close()) }()
-		return n.run(ctx, append([]string{"run", "--rm", s.url.Host + "/" + a.image}, a.command...)...)
+		return n.run(ctx, append([]string{"run", "--rm", "--face", a.face, s.url.Host + "/" + a.image}, a.command...)...)
 	}
 	got, err := run(proxy.Host())
 	if err != nil {
@@ -213,9 +234,9 @@ func (o *outcome) judge(a *act) {
 		o.fail("wrong: %s", strings.Join(o.during.Wrong, "; "))
 	}
 	switch failed := len(o.during.Failed); {
-	case failed > 0 && a.healthy:
+	case failed > 0 && a.mustNotFail() && a.healthy:
 		o.fail("%d reads failed, with a healthy source", failed)
-	case failed > 0 && a.script.Expect == script.Right:
+	case failed > 0 && a.mustNotFail():
 		o.fail("%d reads failed, none is expected to", failed)
 	case failed == 0 && !a.healthy && a.script.Expect == script.Fails:
 		o.fail("no read failed, some are expected to")
@@ -225,8 +246,9 @@ func (o *outcome) judge(a *act) {
 	}
 }
 
-// afterwards reads all again, and again what fails, until all is right.
-func (s *stage) afterwards(ctx context.Context, mnt string) (*reads, error) {
+// afterwards reads all again, and again what fails, until all is right; on a dead disk
+// once, since there is no until.
+func (s *stage) afterwards(ctx context.Context, a *act, mnt string) (*reads, error) {
 	forget(mnt, s.truth.files)
 	left := s.truth.files
 	for end := time.Now().Add(patience); ; {
@@ -234,7 +256,7 @@ func (s *stage) afterwards(ctx context.Context, mnt string) (*reads, error) {
 		switch {
 		case len(r.Wrong) > 0:
 			return r, fmt.Errorf("afterwards, wrong: %s", strings.Join(r.Wrong, "; "))
-		case len(r.Failed) == 0:
+		case len(r.Failed) == 0 || a.dead():
 			return r, nil
 		case ctx.Err() != nil:
 			return r, ctx.Err()
@@ -255,7 +277,7 @@ func (s *stage) anew(ctx context.Context, a *act, o *outcome, n *node, d *disk.D
 	if err := d.Remount(ctx); err != nil {
 		return err
 	}
-	mnt, err := n.mount(ctx, s.ref(a, proxy))
+	mnt, err := n.mount(ctx, a.face, s.ref(a, proxy))
 	if err != nil {
 		return fmt.Errorf("on the disk, mounted anew: %w", err)
 	}

@@ -75,8 +75,8 @@ func setup(t *testing.T) *stage {
 	return world.stage
 }
 
-// TestFaults plays each script once, with a healthy source or without, and some by
-// chance: SHALE_FAULTS_SEED is the first of these. make faults plays them all, in all ways.
+// TestFaults plays each script once, with a healthy source or without, those of the disk
+// and some others with the face fanotify, too, and some by chance: SHALE_FAULTS_SEED is the first of these. make faults plays them all, in all ways.
 func TestFaults(t *testing.T) {
 	s := setup(t)
 	all, err := s.all()
@@ -93,7 +93,14 @@ func TestFaults(t *testing.T) {
 	}
 	var acts []*act
 	for i, name := range names {
-		acts = append(acts, ways[name][(i+i/4)%len(ways[name])])
+		ways := ways[name]
+		if last := len(ways) - 1; ways[last].face == fanotify {
+			if ways[last].script.Disk() || i%4 == 0 {
+				acts = append(acts, ways[last])
+			}
+			ways = ways[:last]
+		}
+		acts = append(acts, ways[(i+i/4)%len(ways)])
 	}
 	seed := uint64(time.Now().UnixNano() % 1e6)
 	if env := os.Getenv("SHALE_FAULTS_SEED"); env != "" {
@@ -102,8 +109,11 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	for i := range uint64(5) {
-		ways := s.acts(fmt.Sprintf("seed %d", seed+i), script.Random(seed+i, 3))
-		acts = append(acts, ways[0], ways[3]) // with another source, and without
+		ways := s.acts(fmt.Sprintf("seed %d", seed+i), script.Random(seed+i, 3), int(i))
+		acts = append(acts, ways[0], ways[3%len(ways)]) // with another source, if the network fails, and without
+		if last := ways[len(ways)-1]; i < 2 && last.face == fanotify {
+			acts = append(acts, last)
+		}
 	}
 	s.playAll(t.Context(), acts, 8, func(a *act, o *outcome) {
 		var b strings.Builder
@@ -164,7 +174,7 @@ func TestTells(t *testing.T) {
 		if s.truth = right; strings.Contains(want, "wrong byte") {
 			s.truth = &lie
 		}
-		o := s.play(t.Context(), &act{name: what, script: parse(what), image: s.images[0]})
+		o := s.play(t.Context(), &act{name: what, script: parse(what), image: s.images[0], face: device})
 		if err := errors.Join(o.errs...); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", what, err, want)
 		}
@@ -187,7 +197,8 @@ func TestOwnConverted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		acts := own.acts("cut", sc)
+		own.face = device
+		acts := own.acts("cut", sc, 0)
 		if len(acts) != 2 {
 			t.Errorf("%d acts, want one beside a healthy source and one alone", len(acts))
 		}
@@ -198,6 +209,32 @@ func TestOwnConverted(t *testing.T) {
 		}
 		if err := own.close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestRefused: without room for all of an image a mount of the face fanotify is refused,
+// and one of device made. With room that is told.
+func TestRefused(t *testing.T) {
+	s := setup(t)
+	if s.able != nil {
+		t.Skip(s.able)
+	}
+	right := s.truth
+	defer func() { s.truth = right }()
+	small := *s.truth
+	small.bytes = 1e6
+	sc, err := script.Parse(strings.NewReader("quota 4MB\nexpect right"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, truth := range map[string]*truth{"": right, "there is room": &small} {
+		s.truth = truth
+		o := s.play(t.Context(), &act{name: "quota", script: sc, image: s.images[1], face: fanotify})
+		if err, skipped := o.err(); skipped {
+			t.Skip(err)
+		} else if o.refused != (want == "") || (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("refused %v, %v, want %q", o.refused, err, want)
 		}
 	}
 }
@@ -218,8 +255,8 @@ func TestNothingLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	acts := []*act{
-		{name: "drop", script: sc, image: "faults/bare:plain", healthy: true},
-		{name: "drop", script: sc, image: "faults/bare:plain"},
+		{name: "drop", script: sc, image: "faults/bare:plain", face: device, healthy: true},
+		{name: "drop", script: sc, image: "faults/bare:plain", face: device},
 	}
 	bad := s.playAll(t.Context(), acts, 2, func(a *act, o *outcome) {
 		if err, skipped := o.err(); skipped == a.healthy || a.healthy && err != nil {

@@ -36,11 +36,11 @@ func (s *stage) hanging(ctx context.Context) (err error) {
 		}
 		err = errors.Join(err, n.close())
 	}()
-	hung, err := n.mount(ctx, proxy.Host()+"/"+s.images[0])
+	hung, err := n.mount(ctx, device, proxy.Host()+"/"+s.images[0])
 	if err != nil {
 		return err
 	}
-	well, err := n.mount(ctx, proxy.Host()+"/"+s.other)
+	well, err := n.mount(ctx, device, proxy.Host()+"/"+s.other)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -43,7 +44,8 @@ func main() {
 	flag.StringVar(&f.plain, "plain", "", "`REPOSITORY:TAG` there of which the image was made, if it was converted")
 	flag.StringVar(&f.script, "script", "", "file of a script, instead of all there are")
 	flag.IntVar(&f.random, "random", 100, "so many more scripts of three faults by chance, if no script is named")
-	flag.Uint64Var(&f.seed, "seed", uint64(time.Now().Unix()), "of the first script by chance")
+	flag.Uint64Var(&f.seed, "seed", 0, "of the first script by chance, and no other scripts; by default it is the time, and all others are played first")
+	flag.StringVar(&f.face, "face", "", "how images are mounted: device or fanotify; by default device, and each script once with fanotify where that can be")
 	flag.IntVar(&f.jobs, "jobs", 4, "scripts at a time")
 	flag.DurationVar(&f.timeout, "read-timeout", 2*time.Second, "how long reads wait")
 	flag.BoolVar(&f.verbose, "v", false, "tell more of those that went well")
@@ -61,11 +63,11 @@ func main() {
 }
 
 type faults struct {
-	shale, registry, plain, script string
-	random, jobs                   int
-	seed                           uint64
-	timeout                        time.Duration
-	verbose                        bool
+	shale, registry, plain, script, face string
+	random, jobs                         int
+	seed                                 uint64
+	timeout                              time.Duration
+	verbose                              bool
 }
 
 func (f *faults) run(ctx context.Context, args []string) (err error) {
@@ -85,26 +87,41 @@ func (f *faults) run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	s.timeout = f.timeout
+	s.timeout, s.face = f.timeout, f.face
+	switch {
+	case f.face != "" && f.face != device && f.face != fanotify:
+		return fmt.Errorf("-face %q: want %s or %s", f.face, device, fanotify)
+	case f.face != device && s.able != nil:
+		if f.face == fanotify {
+			return s.able
+		}
+		fmt.Println("skip", s.able)
+	}
 	var acts []*act
 	if f.script != "" {
 		sc, err := readScript(f.script)
 		if err != nil {
 			return err
 		}
-		acts = s.acts(filepath.Base(f.script), sc)
+		acts = s.acts(filepath.Base(f.script), sc, 0)
 	} else {
-		if s.other != "" {
+		first := f.seed
+		if first == 0 {
+			first = uint64(time.Now().Unix())
+		}
+		if f.seed == 0 && s.other != "" {
 			if err := s.hanging(ctx); err != nil {
 				return err
 			}
 			fmt.Println("ok   64 reads of an image hang: another one is read")
 		}
-		if acts, err = s.all(); err != nil {
-			return err
+		if f.seed == 0 {
+			if acts, err = s.all(); err != nil {
+				return err
+			}
 		}
-		for seed := f.seed; seed < f.seed+uint64(f.random); seed++ {
-			acts = append(acts, s.acts(fmt.Sprintf("seed %d", seed), script.Random(seed, 3))...)
+		for seed := first; seed < first+uint64(f.random); seed++ {
+			acts = append(acts, s.acts(fmt.Sprintf("seed %d", seed), script.Random(seed, 3), int(seed%1000))...)
 		}
 	}
 	if len(args) > 1 {
@@ -135,14 +152,20 @@ func readScript(file string) (*script.Script, error) {
 	return sc, nil
 }
 
-// acts are the ways in which a script is played: with another source and without, of
-// each form of the image.
-func (s *stage) acts(name string, sc *script.Script) (all []*act) {
+// acts are the ways in which a script is played: with another source, if the network is
+// to fail, and without, of each form of the image; and the last of them with the other
+// face, once, in the n-th of these ways.
+func (s *stage) acts(name string, sc *script.Script, n int) (all []*act) {
 	for _, image := range s.images {
-		if !sc.Disk() {
-			all = append(all, &act{name: name, script: sc, image: image, healthy: true})
+		if sc.Network() {
+			all = append(all, &act{name: name, script: sc, image: image, face: cmp.Or(s.face, device), healthy: true})
 		}
-		all = append(all, &act{name: name, script: sc, image: image})
+		all = append(all, &act{name: name, script: sc, image: image, face: cmp.Or(s.face, device)})
+	}
+	if s.face == "" && s.able == nil {
+		once := *all[n%len(all)]
+		once.face = fanotify
+		all = append(all, &once)
 	}
 	return all
 }
@@ -153,7 +176,7 @@ func (s *stage) all() (all []*act, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range files {
+	for n, e := range files {
 		b, err := embedded.ReadFile("scripts/" + e.Name())
 		if err != nil {
 			return nil, err
@@ -162,7 +185,7 @@ func (s *stage) all() (all []*act, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Name(), err)
 		}
-		all = append(all, s.acts(strings.TrimSuffix(e.Name(), ".txt"), sc)...)
+		all = append(all, s.acts(strings.TrimSuffix(e.Name(), ".txt"), sc, n)...)
 	}
 	return all, nil
 }
@@ -209,6 +232,9 @@ func report(w io.Writer, a *act, o *outcome, verbose bool) {
 		state = "BAD "
 	}
 	fmt.Fprintf(w, "%s %v: %.1f s", state, a, o.took.Seconds())
+	if o.refused {
+		fmt.Fprintf(w, ", %s refused for want of room", a.face)
+	}
 	if o.during != nil {
 		fmt.Fprintf(w, ", %d files right, %d failed; faults met: %d", o.during.Files, len(o.during.Failed), o.met)
 	}

@@ -95,8 +95,8 @@ func (n *node) start(ctx context.Context) error {
 	}
 }
 
-// mount mounts an image, and returns where. It starts the service if need be.
-func (n *node) mount(ctx context.Context, ref string) (string, error) {
+// mount mounts an image with a face, and returns where. It starts the service if need be.
+func (n *node) mount(ctx context.Context, face, ref string) (string, error) {
 	if err := n.start(ctx); err != nil {
 		return "", err
 	}
@@ -104,7 +104,7 @@ func (n *node) mount(ctx context.Context, ref string) (string, error) {
 	if err := os.MkdirAll(mnt, 0o755); err != nil {
 		return "", err
 	}
-	if _, err := n.run(ctx, "mount", "--face", "device", ref, mnt); err != nil {
+	if _, err := n.run(ctx, "mount", "--face", face, ref, mnt); err != nil {
 		return "", err
 	}
 	n.mnts = append(n.mnts, mnt)

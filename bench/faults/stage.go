@@ -31,6 +31,9 @@ type stage struct {
 	truth  *truth   // of all images but the other
 	also   *truth   // of that one
 
+	face string // how images are mounted; "": device, and each script once fanotify, if usable
+	able error  // why fanotify cannot be used here
+
 	// bandwidth is that of a faulty source, in bits a second: faults begin while it is
 	// being read from.
 	bandwidth float64
@@ -110,7 +113,10 @@ func newStage(shale string) (*stage, error) {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "shale-faults-")
-	return &stage{shale: path, dir: dir, bandwidth: 100e6, timeout: 2 * time.Second}, err
+	if err != nil {
+		return nil, err
+	}
+	return &stage{shale: path, dir: dir, bandwidth: 100e6, timeout: 2 * time.Second, able: usable(dir)}, nil
 }
 
 func (s *stage) close() error {

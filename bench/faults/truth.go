@@ -25,6 +25,7 @@ import (
 type truth struct {
 	dir   string
 	files []string // regular ones that are not empty, below dir
+	bytes int64    // in them
 }
 
 // errConverted is that an image has no layers that tar could extract.
@@ -60,7 +61,7 @@ func extract(ctx context.Context, repo *image.Repository, dir string) (*truth, e
 		}
 		st, err := e.Info()
 		if err == nil && st.Size() > 0 {
-			t.files = append(t.files, name[len(dir):])
+			t.files, t.bytes = append(t.files, name[len(dir):]), t.bytes+st.Size()
 		}
 		return err
 	})

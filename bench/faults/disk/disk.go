@@ -99,7 +99,10 @@ func (d *Disk) Remount(ctx context.Context) error {
 	if err := d.unmount(); err != nil {
 		return err
 	}
-	return d.mount(ctx)
+	if err := d.mount(ctx); err != nil {
+		return err
+	}
+	return d.fill(false)
 }
 
 // unmount waits for those who have just ended.
@@ -154,7 +157,7 @@ func (d *Disk) Close() error {
 
 // Fault begins or ends a fault:
 //
-//	disk full          no byte is free for users
+//	disk full          no byte is free for users, if the disk takes anything at all
 //	disk read errors   what the kernel has not in memory is EIO
 //	disk write errors  what it writes back is EIO; after that of its journal the file system is read-only
 //	disk hangs         neither is answered
@@ -200,14 +203,24 @@ func (d *Disk) forget() error {
 	})
 }
 
-// fill takes all room that there is, or gives it back.
+// fails tells whether an error is what another fault of the disk brings about.
+func fails(err error) bool { return errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS) }
+
+// fill takes all room that there is, or gives it back; what a disk that fails otherwise
+// does not give back comes with Remount.
 func (d *Disk) fill(on bool) error {
 	name := filepath.Join(d.Dir, "ballast")
 	if !on {
-		return os.RemoveAll(name)
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) && !fails(err) {
+			return err
+		}
+		return nil
 	}
 	f, err := os.Create(name)
 	if err != nil {
+		if fails(err) {
+			return nil
+		}
 		return err
 	}
 	defer f.Close()
@@ -218,6 +231,8 @@ func (d *Disk) fill(on bool) error {
 			end += step
 		case errors.Is(err, unix.ENOSPC):
 			step /= 2
+		case fails(err):
+			return nil
 		case !errors.Is(err, unix.EINTR):
 			return fmt.Errorf("fallocate: %w", err)
 		}

@@ -125,6 +125,9 @@ func TestWriteErrors(t *testing.T) {
 			t.Errorf("%s: %v", kind, err)
 		}
 		d.fault(t, kind, false)
+		// It cannot be filled either; what it was filled with comes back with Remount.
+		d.fault(t, "disk full", true)
+		d.fault(t, "disk full", false)
 		if p, err := read(d, "a"); err != nil || !bytes.Equal(p, some) {
 			t.Errorf("%s: what was there: %d bytes, %v", kind, len(p), err)
 		}
@@ -137,6 +140,30 @@ func TestWriteErrors(t *testing.T) {
 		if p, err := read(d, "b"); err != nil || !bytes.Equal(p, some) {
 			t.Errorf("%s, mounted anew: %d bytes, %v", kind, len(p), err)
 		}
+	}
+}
+
+// TestFullAndDead: what fills a disk that dies then is gone when it is mounted anew.
+func TestFullAndDead(t *testing.T) {
+	d := newDisk(t)
+	d.fault(t, "disk full", true)
+	f, err := os.Open(d.Dir) // or the ballast would be gone as it came
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	for range 2 { // a dead one may die again
+		d.fault(t, "disk read-only", true)
+	}
+	d.fault(t, "disk full", false)
+	if err := d.Remount(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(d, "a", some); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -32,10 +32,11 @@ type Player struct {
 type part struct {
 	Fault
 	start time.Time
-	seen  int       // requests that it is about
-	begun time.Time // zero: not yet
-	first int       // seen before it began
-	met   int       // requests that have met it, or times that it has begun
+	seen  int           // requests that it is about
+	begun time.Time     // zero: not yet
+	first int           // seen before it began
+	met   int           // requests that have met it, or times that it has begun
+	done  chan struct{} // closed when what was last done to the disk is done; nil: nothing was
 }
 
 // NewPlayer has a proxy ask the player about each request from now on. Nothing goes
@@ -49,6 +50,27 @@ func NewPlayer(p *netmodel.Proxy) *Player {
 // Play begins a script. disk may be nil if the script has no faults of it.
 func (p *Player) Play(s *Script, disk Disk) {
 	p.Stop()
+	wait(p.start(s, disk))
+}
+
+// wait waits for what is done to the disk.
+func wait(done []chan struct{}) {
+	for _, done := range done {
+		<-done
+	}
+}
+
+// doing is what is being done to the disk. The lock is held.
+func (p *Player) doing() (done []chan struct{}) {
+	for _, a := range p.parts {
+		if a.done != nil {
+			done = append(done, a.done)
+		}
+	}
+	return done
+}
+
+func (p *Player) start(s *Script, disk Disk) (doing []chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.disk, p.err = disk, nil
@@ -63,11 +85,19 @@ func (p *Player) Play(s *Script, disk Disk) {
 			p.begin(a)
 		}
 	}
+	return p.doing()
 }
 
 // Stop ends all faults, and returns what could not be done of the script. Requests
 // that hang go on hanging; tokens and signed URLs that were given are good.
 func (p *Player) Stop() error {
+	wait(p.end())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
+func (p *Player) end() (doing []chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, t := range p.timers {
@@ -78,8 +108,9 @@ func (p *Player) Stop() error {
 			p.last(a, false)
 		}
 	}
+	doing = p.doing()
 	p.parts, p.timers = nil, nil
-	return p.err
+	return doing
 }
 
 // Met returns how often each fault of the script has happened.
@@ -118,15 +149,30 @@ func (p *Player) begin(a *part) {
 
 // last begins or ends what lasts. The lock is held.
 func (p *Player) last(a *part, on bool) {
-	var err error
 	switch {
 	case a.Kind == "refuse":
-		err = p.proxy.Refuse(on)
+		p.note(p.proxy.Refuse(on))
 	case a.Kind == "quota": // is the node's from the beginning
 	case kinds[a.Kind].disk && p.disk != nil:
-		err = p.disk.Fault(a.Kind, on)
+		// One that hangs holds up who fills it: not us, who are to end that.
+		disk, before, done := p.disk, a.done, make(chan struct{})
+		a.done = done
+		go func() {
+			defer close(done)
+			if before != nil {
+				<-before
+			}
+			err := disk.Fault(a.Kind, on)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.note(err)
+		}()
 	}
-	if err != nil && p.err == nil {
+}
+
+// note keeps the first error. The lock is held.
+func (p *Player) note(err error) {
+	if p.err == nil {
 		p.err = err
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -224,6 +225,45 @@ func TestDisk(t *testing.T) {
 	p.Play(s, &d)
 	if err := p.Stop(); err == nil || !slices.Equal(d, fakeDisk{"disk full true", "disk full false"}) {
 		t.Errorf("%v, %q", err, d)
+	}
+}
+
+// hungDisk lets nobody fill it while it hangs.
+type hungDisk struct {
+	hangs chan struct{}
+	end   sync.Once
+}
+
+func (d *hungDisk) Fault(kind string, on bool) error {
+	if kind == "disk hangs" && !on {
+		d.end.Do(func() { close(d.hangs) })
+	} else if kind == "disk full" {
+		<-d.hangs
+	}
+	return nil
+}
+
+// TestDiskHangs: that a disk hangs ends, and requests are answered meanwhile, whatever
+// else is to be done to it.
+func TestDiskHangs(t *testing.T) {
+	p, url := play(t, "")
+	s, err := Parse(strings.NewReader("disk hangs for 300ms\ndisk full after 1ms\nstatus 404"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &hungDisk{hangs: make(chan struct{})}
+	p.Play(s, d)
+	time.Sleep(20 * time.Millisecond)
+	if g := get(t, url+blobPath); g.StatusCode != 404 {
+		t.Errorf("%d, want 404", g.StatusCode)
+	}
+	select {
+	case <-d.hangs:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it hangs for ever")
+	}
+	if err := p.Stop(); err != nil {
+		t.Error(err)
 	}
 }
 

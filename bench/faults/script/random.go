@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// Random makes a script of n faults of the network, each of another kind, that begin
-// and end at any moment of the first seconds. What one seed makes is always the same.
+// Random makes a script of n faults, of the network and of the disk, each of another
+// kind, that begin in the first second, if not at once, and end within three, if they do; a disk that hangs does not
+// do so for ever, as whoever reads would. What one seed makes is always the same.
 func Random(seed uint64, n int) *Script {
 	r := rand.New(rand.NewPCG(seed, 0))
 	s := &Script{}
@@ -19,19 +20,22 @@ func Random(seed uint64, n int) *Script {
 				f.Args[k] = c.args[k][r.IntN(len(c.args[k]))]
 			}
 		}
-		span := func(requests int) Span {
-			if r.IntN(2) == 0 && !kinds[c.kind].lasts {
-				return Span{Requests: 1 + r.IntN(requests)}
+		lasts := kinds[c.kind].lasts || kinds[c.kind].disk
+		span := func(tenths int) Span {
+			if r.IntN(2) == 0 && !lasts {
+				return Span{Requests: 1 + r.IntN(20)}
 			}
-			return Span{Time: time.Duration(1+r.IntN(30)) * 100 * time.Millisecond}
+			return Span{Time: time.Duration(1+r.IntN(tenths)) * 100 * time.Millisecond}
 		}
-		if r.IntN(2) == 0 {
-			f.After = span(20)
+		if c.kind != "quota" { // the node has it from the beginning
+			if r.IntN(2) == 0 {
+				f.After = span(10)
+			}
+			if r.IntN(4) > 0 || c.kind == "disk hangs" {
+				f.For = span(30)
+			}
 		}
-		if r.IntN(4) > 0 {
-			f.For = span(20)
-		}
-		if !kinds[c.kind].lasts {
+		if !lasts {
 			if r.IntN(3) == 0 {
 				f.Every = 2 + r.IntN(4)
 			}
@@ -68,4 +72,10 @@ var chances = []struct {
 	{kind: "encoded"},
 	{"tokens", [2][]int64{{int64(100 * time.Millisecond), int64(time.Second)}, {401, 403}}},
 	{"signed", [2][]int64{{int64(100 * time.Millisecond), int64(time.Second)}, {400, 403, 404}}},
+	{kind: "disk full"},
+	{kind: "disk read errors"},
+	{kind: "disk write errors"},
+	{kind: "disk hangs"},
+	{kind: "disk read-only"},
+	{"quota", [2][]int64{{1e6, 4e6, 10e6, 100e6}}},
 }

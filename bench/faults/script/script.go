@@ -24,6 +24,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -119,12 +120,17 @@ func (s *Script) String() string {
 
 // Disk tells whether it takes a disk that can fail.
 func (s *Script) Disk() bool {
-	for _, f := range s.Faults {
-		if kinds[f.Kind].disk {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.Faults, func(f Fault) bool { return kinds[f.Kind].disk })
+}
+
+// Network tells whether something is wrong between node and registry, too.
+func (s *Script) Network() bool {
+	return slices.ContainsFunc(s.Faults, func(f Fault) bool { return !kinds[f.Kind].disk })
+}
+
+// Has tells whether one of its faults is of one of the kinds.
+func (s *Script) Has(kinds ...string) bool {
+	return slices.ContainsFunc(s.Faults, func(f Fault) bool { return slices.Contains(kinds, f.Kind) })
 }
 
 // Quota returns what the pool may take, in bytes; 0 if nothing is said.

@@ -37,8 +37,8 @@ expect EIO
 	if d := cmp.Diff(want, s); d != "" {
 		t.Error(d)
 	}
-	if !s.Disk() || s.Quota() != 4e6 {
-		t.Errorf("disk %v, quota %d", s.Disk(), s.Quota())
+	if !s.Disk() || !s.Network() || !s.Has("quota", "disk hangs") || s.Has("disk hangs") || s.Quota() != 4e6 {
+		t.Errorf("disk %v, network %v, quota %d", s.Disk(), s.Network(), s.Quota())
 	}
 	again, err := Parse(strings.NewReader(s.String()))
 	if d := cmp.Diff(s, again); err != nil || d != "" {
@@ -85,7 +85,7 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestRandom(t *testing.T) {
-	seen := map[string]bool{}
+	seen, disk := map[string]bool{}, false
 	for seed := range uint64(500) {
 		s := Random(seed, 3)
 		text := s.String()
@@ -98,10 +98,17 @@ func TestRandom(t *testing.T) {
 		}
 		for _, f := range s.Faults {
 			seen[f.Kind] = true
+			if f.Kind == "disk hangs" && f.For.Time == 0 {
+				t.Errorf("seed %d: the disk hangs for ever", seed)
+			}
 		}
+		disk = disk || s.Disk() && s.Network()
 	}
-	for name, k := range kinds {
-		if !k.disk && !seen[name] {
+	if !disk {
+		t.Error("faults of disk and network never come together")
+	}
+	for name := range kinds {
+		if !seen[name] {
 			t.Errorf("%s never comes by chance", name)
 		}
 	}
