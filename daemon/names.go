@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -28,10 +29,13 @@ func (s *store) loadNames() error {
 		s.names = map[string]string{}
 		return os.Rename(s.refs, s.refs+badSuffix)
 	}
-	maps.DeleteFunc(s.names, func(key, digest string) bool {
-		_, _, ok := splitKey(key)
-		return !ok || !reDigest.MatchString(digest)
-	})
+	read := s.names
+	s.names = map[string]string{}
+	for _, key := range slices.Backward(slices.Sorted(maps.Keys(read))) { // "" counts most
+		if ref, platform, ok := splitKey(key); ok && reDigest.MatchString(read[key]) {
+			s.names[nameKey(ref, platform)] = read[key]
+		}
+	}
 	return nil
 }
 
@@ -39,8 +43,15 @@ const badSuffix = ".bad"
 
 var reDigest = regexp.MustCompile("^sha256:[0-9a-f]{64}$")
 
-// nameKey is a reference as refs.json has it.
-func nameKey(ref image.Ref, platform string) string { return ref.String() + " " + platform }
+// nameKey is a reference as refs.json has it. This node's own platform is "", also if it
+// was written out.
+func nameKey(ref, platform string) string {
+	p, err := image.ParsePlatform(platform)
+	if own := (image.Platform{}).Canonical(); err != nil || p.Canonical() == own {
+		return ref + " "
+	}
+	return ref + " " + p.Canonical()
+}
 
 // splitKey undoes nameKey; a directory may have a blank in its name.
 func splitKey(key string) (ref, platform string, ok bool) {
@@ -62,4 +73,75 @@ func (s *store) saveNames() error {
 		return err
 	}
 	return renameio.WriteFile(s.refs, append(js, '\n'), 0o600)
+}
+
+// byDigest finds an image on the node by the digest in a reference, which is that of its
+// manifest or of an index that led to it; "" if there is none. What lies in another
+// repository counts if nothing needs to be asked of this one.
+func (s *store) byDigest(ref image.Ref, want image.Platform) string {
+	if ref.Digest() == "" {
+		return ""
+	}
+	all, err := s.digests()
+	if err != nil {
+		return ""
+	}
+	for _, digest := range all {
+		rec, err := s.loadRecord(digest)
+		if err != nil {
+			continue
+		}
+		p, err := image.ParsePlatform(rec.Platform)
+		fits, exactly := p.Fits(want)
+		if err == nil && (fits && digest == ref.Digest() || exactly && slices.Contains(rec.Within, ref.Digest())) &&
+			(s.namedIn(ref, digest) || s.isComplete(rec)) {
+			return digest
+		}
+	}
+	return ""
+}
+
+// maxWithin is how many indexes that led to an image are kept, the last ones.
+const maxWithin = 16
+
+// noteIndexes notes which indexes have led to an image. The caller holds its lock.
+func (s *store) noteIndexes(rec *record, img *image.Image) error {
+	all := rec.Within
+	for _, d := range img.Within {
+		if !slices.Contains(all, d) {
+			all = append(all, d)
+		}
+	}
+	if len(all) == len(rec.Within) {
+		return nil
+	}
+	rec.Within = all[max(0, len(all)-maxWithin):]
+	return s.saveRecord(rec)
+}
+
+// namedIn tells whether an image has a name in the repository of ref.
+func (s *store) namedIn(ref image.Ref, digest string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, d := range s.names {
+		if d != digest {
+			continue
+		}
+		name, _, _ := splitKey(key)
+		if r, err := image.ParseRef(name); err == nil && r.Registry() == ref.Registry() && r.Repository() == ref.Repository() && r.Dir() == ref.Dir() {
+			return true
+		}
+	}
+	return false
+}
+
+// isComplete tells whether all of an image is here.
+func (s *store) isComplete(rec *record) bool {
+	l, err := s.link(rec)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	here, all, err := s.present(l)
+	return err == nil && here == all
 }

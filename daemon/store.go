@@ -75,6 +75,8 @@ type record struct {
 	// Wrong says how the index, or the image's config, differs from what the
 	// layers are. Nobody mounts the image by that index any more.
 	Wrong string `json:"wrong,omitempty"`
+	// Within are the digests of indexes that have led to it: it is found by these, too.
+	Within []string `json:"within,omitempty"`
 	// Packs are the start packs that lay beside the image when it was asked for
 	// last, Landed the digests of those whose content has come.
 	Packs  []reader.PackRef `json:"packs,omitempty"`
@@ -191,9 +193,9 @@ func (s *store) pull(ctx context.Context, src Source, start *reader.Start, progr
 	if err != nil {
 		return nil, err
 	}
-	key := nameKey(ref, src.Platform)
+	key := nameKey(ref.String(), src.Platform)
 	if !src.Refresh {
-		if u, err := s.known(key, repo); err == nil {
+		if u, err := s.known(key, ref, platform, repo); err == nil {
 			if s.believed(u.record, trust) && (u.Doubted == "" || u.Wrong == "" && !s.alone(u.ManifestDigest)) {
 				u.open = open
 				return u, nil
@@ -215,24 +217,46 @@ func (s *store) pull(ctx context.Context, src Source, start *reader.Start, progr
 	return u, nil
 }
 
-// known begins the use of an image that the node has under a name; if there is
-// none the error wraps os.ErrNotExist.
-func (s *store) known(key string, repo *image.Repository) (*use, error) {
+// known begins the use of an image that the node has under a name, or by its digest; if
+// there is none the error wraps os.ErrNotExist.
+func (s *store) known(key string, ref image.Ref, platform image.Platform, repo *image.Repository) (*use, error) {
 	s.mu.Lock()
-	digest, ok := s.names[key]
-	if ok {
+	digest, named := s.names[key]
+	if named {
 		s.uses[digest]++ // so that it stays while it is looked at
 	}
 	s.mu.Unlock()
-	if !ok {
-		return nil, os.ErrNotExist
+	if !named {
+		if digest = s.byDigest(ref, platform); digest == "" {
+			return nil, os.ErrNotExist
+		}
+		s.mu.Lock()
+		s.uses[digest]++
+		s.mu.Unlock()
 	}
 	rec, err := s.load(digest)
 	if err != nil {
 		s.endUse(digest)
 		return nil, err
 	}
+	if !named {
+		if err := s.name(key, digest); err != nil {
+			s.log.Warn("a name is not kept", "ref", ref.String(), "err", err)
+		}
+	}
 	return s.newUse(rec, repo), nil
+}
+
+// name gives an image that is in use a name.
+func (s *store) name(key, digest string) error {
+	s.mu.Lock()
+	news := s.names[key] != digest
+	s.names[key] = digest
+	s.mu.Unlock()
+	if !news {
+		return nil
+	}
+	return s.saveNames()
 }
 
 // newUse makes a use that is counted already.
@@ -267,18 +291,14 @@ func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, w
 		return nil, err
 	}
 	s.mu.Lock()
-	news := s.names[key] != rec.ManifestDigest
-	s.names[key] = rec.ManifestDigest
 	s.uses[rec.ManifestDigest]++
 	s.mu.Unlock()
-	if news {
-		if err := s.saveNames(); err != nil {
-			s.endUse(rec.ManifestDigest)
-			if pack != nil {
-				_ = pack.Close()
-			}
-			return nil, err
+	if err := errors.Join(s.name(key, rec.ManifestDigest), s.noteIndexes(rec, img)); err != nil {
+		s.endUse(rec.ManifestDigest)
+		if pack != nil {
+			_ = pack.Close()
 		}
+		return nil, err
 	}
 	u := s.newUse(rec, repo)
 	u.pack = pack

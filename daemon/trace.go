@@ -143,7 +143,7 @@ func (s *store) named(reference, platform string) (string, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if d, ok := s.names[nameKey(ref, platform)]; ok {
+	if d, ok := s.names[nameKey(ref.String(), platform)]; ok {
 		return d, nil
 	}
 	if platform == "" {

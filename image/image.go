@@ -21,6 +21,7 @@ type Image struct {
 	Annotations    map[string]string // of the manifest
 	Layers         []Descriptor      // lowest first
 	ConfigBlob     Descriptor
+	Within         []string // digests of the indexes that lead to it, the outermost first
 
 	// Set by Resolve and LoadConfig, not by ResolveManifest.
 	ConfigBytes []byte
@@ -162,6 +163,9 @@ func (s *search) visit(ctx context.Context, name string, m Manifest, from *entry
 		img, err := s.visit(ctx, e.Digest, child, &e, depth-1)
 		if _, wrong := err.(*PlatformError); wrong && len(doc.Manifests) > 1 {
 			continue
+		}
+		if img != nil {
+			img.Within = append([]string{m.Digest}, img.Within...)
 		}
 		return img, err
 	}

@@ -73,6 +73,19 @@ func (p Platform) normal() Platform {
 	return p
 }
 
+// Canonical is the one way to write what p means, defaults filled in: "linux/arm64/v8".
+func (p Platform) Canonical() string { return p.normal().String() }
+
+// Fits tells whether an image for p runs on want, and whether there can be none that fits
+// better.
+func (p Platform) Fits(want Platform) (fits, exactly bool) {
+	r := p.rank(want)
+	return r > 0, r == exact
+}
+
+// exact is the rank of what is for just that platform.
+const exact = 1000
+
 // rank tells how well an image for p runs on want: 0 not at all, else more is
 // better. A machine runs its own variant and, of amd64, arm and arm64, also
 // those before it ("v6" on "v7").
@@ -81,7 +94,6 @@ func (p Platform) rank(want Platform) int {
 	if p.OS != want.OS || p.Architecture != want.Architecture {
 		return 0
 	}
-	const exact = 1000
 	if p.Variant == want.Variant {
 		return exact
 	}

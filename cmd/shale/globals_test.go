@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/image"
 )
 
@@ -40,5 +43,22 @@ func TestLookUp(t *testing.T) {
 	write("docker-credential-x", "#!/bin/sh\necho '{\"Username\": \"me\", \"Secret\": \"s\"}'\n")
 	if c, err := lookUp(t.Context(), ref, true, time.Minute); err != nil || c.Password != "s" {
 		t.Errorf("%v, %v", c, err)
+	}
+}
+
+// TestFindImage: what is waited for is named by a reference, a digest or a mount.
+func TestFindImage(t *testing.T) {
+	a, b := "sha256:"+strings.Repeat("a", 64), "sha256:"+strings.Repeat("b", 64)
+	st := &daemon.Status{
+		Mounts: []daemon.MountStatus{{ID: "1234", ManifestDigest: b}},
+		Images: []daemon.ImageStatus{{Refs: []string{"r.example/app:1"}, ManifestDigest: a}, {ManifestDigest: b}},
+	}
+	for name, want := range map[string]string{"r.example/app:1": a, "r.example/other@" + b: b, "1234": b} {
+		if got, err := findImage(st, name); err != nil || got != want {
+			t.Errorf("%s: %s, %v", name, got, err)
+		}
+	}
+	if _, err := findImage(st, "r.example/app:2"); !errors.Is(err, blob.ErrNotFound) {
+		t.Error(err)
 	}
 }

@@ -68,7 +68,7 @@ func findImage(st *daemon.Status, name string) (string, error) {
 		return "", err
 	}
 	for _, im := range st.Images {
-		if slices.Contains(im.Refs, ref.String()) {
+		if slices.Contains(im.Refs, ref.String()) || im.ManifestDigest == ref.Digest() {
 			return im.ManifestDigest, nil
 		}
 	}
