@@ -116,7 +116,7 @@ func (s *server) lose(k *keeper.Mount, why error) {
 		}
 	}
 	var fs *mount.Mounted
-	if err == nil && len(k.Files) == ownFiles {
+	if len(k.Files) == ownFiles {
 		fs, err = mount.ResumeFanotify(j.from(k.Files, show.Dev), image, mount.Options{Options: fusedev.Options{Logger: s.log}})
 	}
 	if fs == nil {

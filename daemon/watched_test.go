@@ -249,11 +249,36 @@ func TestWatchedBothKilled(t *testing.T) {
 // TestWatchedLost: a mount whose image is gone gives EIO for what is not here, never
 // zeros; others in the same segment go on.
 func TestWatchedLost(t *testing.T) {
+	t.Run("no metadata", func(t *testing.T) {
+		testWatchedLost(t, func(c *Client, digest string) error {
+			return os.Remove(filepath.Join(c.Root, "images", digest, "linked", "meta"))
+		})
+	})
+	// The pool sets the segment aside, and knows it no more.
+	t.Run("damaged segment", func(t *testing.T) {
+		testWatchedLost(t, func(c *Client, _ string) error {
+			segments, err := filepath.Glob(filepath.Join(c.Root, "pool", "segments", "*", "data"))
+			for _, data := range segments {
+				if st, serr := os.Stat(data); serr == nil && st.Size() > 4<<20 {
+					f, oerr := os.OpenFile(filepath.Join(filepath.Dir(data), "table"), os.O_WRONLY, 0)
+					if oerr != nil {
+						return oerr
+					}
+					_, werr := f.WriteAt([]byte("ruin"), 4096)
+					return errors.Join(werr, f.Close())
+				}
+			}
+			return fmt.Errorf("no large segment: %v", err)
+		})
+	})
+}
+
+func testWatchedLost(t *testing.T, ruin func(c *Client, digest string) error) {
 	c := service(t)
 	good, bad := layout(t), bigLayout(t, 0, 4)
 	lost, m := attachWatched(t, c, bad, Place{NoComplete: true})
 	dir, _ := attachWatched(t, c, good, Place{NoComplete: true})
-	if err := os.Remove(filepath.Join(c.Root, "images", strings.TrimPrefix(m.ManifestDigest, "sha256:"), "linked", "meta")); err != nil {
+	if err := ruin(c, strings.TrimPrefix(m.ManifestDigest, "sha256:")); err != nil {
 		t.Fatal(err)
 	}
 	killWorker(t, c)

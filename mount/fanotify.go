@@ -126,10 +126,11 @@ func (m *Mounted) Watching() Watching {
 }
 
 // ResumeFanotify goes on with a mount that a process made which is dead now. It takes
-// the files. im is the same image, with nil as Content if nobody knows it any more: then
-// what is not there is EIO, as well as it can be told from what other mounts have in the
-// same segments. Nothing is answered before ServeFanotify is called, which is after the
-// last mount was resumed.
+// the files. im is the same image. If that fails, or nobody knows the image any more, it is
+// to be called with nil as Content, and the segments that are still known: then what is not
+// there is EIO, as well as it can be told from what other mounts have in the same segments,
+// also where that is an error. Nothing is answered before ServeFanotify is called, which is
+// after the last mount was resumed.
 func ResumeFanotify(from Watching, im Image, o Options) (*Mounted, error) {
 	f, _ := im.Content.(Filler)
 	if len(im.Flat) != len(im.Segments) {
@@ -137,22 +138,22 @@ func ResumeFanotify(from Watching, im Image, o Options) (*Mounted, error) {
 	}
 	w := newWatched(f, o)
 	w.id = from.ID
-	first := false
-	err := watches.begin(w, im, func() (*fanotify.Group, error) {
-		first = true
+	err := watches.enter(w, im, func() (*fanotify.Group, error) {
 		return fanotify.Take(from.Group, from.Journal, o.logger())
 	})
+	if err == nil {
+		watches.closeOther(from)
+	}
+	var gone <-chan struct{}
+	if err == nil {
+		gone, err = watches.ends.again(from.Ends, from.ID)
+	}
 	if err != nil {
-		w.cancel()
+		if f != nil { // it is lost, which the next call says
+			w.cancel()
+			watches.leave(w)
+		}
 		return nil, err
-	}
-	if !first {
-		_ = from.Group.Close()
-		_ = from.Journal.Close()
-	}
-	gone, err := watches.ends.again(from.Ends, from.ID)
-	if err != nil {
-		return nil, err // nobody would see its end; readers wait
 	}
 	watches.taken = append(watches.taken, func() { go watches.wait(w, gone) })
 	return &Mounted{dev: from.Dev, bdi: from.BDI, done: w.done, watched: w}, nil

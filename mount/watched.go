@@ -86,7 +86,7 @@ func (s *watchSet) enter(w *watched, im Image, make func() (*fanotify.Group, err
 	s.live[w] = true
 	w.needs.Store(true)
 	for i, path := range im.Segments {
-		if err := s.mark(w, path, im.Flat[i]); err != nil {
+		if err := s.mark(w, path, im.Flat[i]); err != nil && w.fill != nil {
 			return err
 		}
 	}
@@ -147,6 +147,49 @@ func (s *watchSet) drop(w *watched) {
 	}
 }
 
+// leave lets go of a mount without a word to the kernel: its segments stay marked.
+func (s *watchSet) leave(w *watched) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.live, w)
+	w.needs.Store(false)
+	for _, id := range w.files {
+		x := s.files[id]
+		if delete(x.by, w); len(x.by) == 0 {
+			_ = x.file.Close()
+			delete(s.files, id)
+		}
+	}
+	w.files = nil
+}
+
+// closeOther closes the files of a group that is had already.
+func (s *watchSet) closeOther(from Watching) {
+	s.mu.RLock()
+	group, journal := s.group.Files()
+	s.mu.RUnlock()
+	if group != from.Group {
+		_ = from.Group.Close()
+	}
+	if journal != from.Journal {
+		_ = from.Journal.Close()
+	}
+}
+
+// unknown tells whether an event may be about a file of a mount that is lost, whose
+// segments are not all in files. mu is held.
+func (s *watchSet) unknown(e fanotify.Event) bool {
+	if s.files[e.File] != nil {
+		return false
+	}
+	for w := range s.live {
+		if w.fill == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // wait ends a mount when its super block is gone.
 func (s *watchSet) wait(w *watched, gone <-chan struct{}) {
 	<-gone
@@ -172,10 +215,13 @@ func (s *watchSet) of(e fanotify.Event) []*watchedFile {
 }
 
 // Here tells whether what an event is about is in its segment. What is not marked any
-// more is.
+// more is, unless it may be a lost mount's.
 func (s *watchSet) Here(e fanotify.Event) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	if s.unknown(e) {
+		return false
+	}
 	for _, x := range s.of(e) {
 		if !x.here(e) {
 			return false
@@ -203,6 +249,10 @@ func (s *watchSet) Bring(e fanotify.Event) error {
 		flat int64
 	}
 	s.mu.RLock()
+	if s.unknown(e) {
+		s.mu.RUnlock()
+		return errLost
+	}
 	var parts []part
 	for _, x := range s.of(e) {
 		for w, flat := range x.by {
