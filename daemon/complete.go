@@ -33,14 +33,27 @@ type completion struct {
 func (s *server) complete(m *mounted) *completion {
 	c := &completion{cancel: func() {}, again: make(chan struct{}, 1)}
 	opt := s.cfg.Registries.Cache
-	if m.asked.NoComplete || opt.Complete == config.CompleteOff || !m.fs.Served() {
+	off := m.asked.NoComplete || opt.Complete == config.CompleteOff
+	if !m.fs.Served() || off && m.face != fanotifyFace {
 		return c
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
 	c.done.Go(func() {
+		if off && !s.untilAlone(ctx) {
+			return
+		}
 		pause := completePause
 		for {
+			if s.isAlone() && m.face == fanotifyFace {
+				if err := s.completeAlone(ctx, m); err == nil || ctx.Err() != nil {
+					return
+				}
+				if !sleep(ctx, aloneAgain) {
+					return
+				}
+				continue
+			}
 			after := time.Duration(opt.CompleteAfter)
 			if after == 0 {
 				after = config.CompleteAfter
@@ -50,12 +63,14 @@ func (s *server) complete(m *mounted) *completion {
 				last = miss
 			}
 			if wait := time.Until(last.Add(after)); wait > 0 {
-				if !sleep(ctx, wait) {
+				if !s.sleep(ctx, wait) {
 					return
 				}
 				continue
 			}
-			err := s.completeNow(ctx, m, int64(opt.CompleteRate))
+			try, end := s.whileKept(ctx)
+			err := s.completeNow(try, m, int64(opt.CompleteRate))
+			end()
 			if err == nil {
 				s.detach(m)
 				s.log.Info("all of an image is here", "id", m.id, "ref", m.ref)
@@ -70,13 +85,71 @@ func (s *server) complete(m *mounted) *completion {
 				return
 			}
 			s.log.Info("an image is not complete yet", "id", m.id, "ref", m.ref, "err", err)
-			if !sleep(ctx, pause) {
+			if !s.sleep(ctx, pause) {
 				return
 			}
 			pause = min(2*pause, maxCompletePause)
 		}
 	})
 	return c
+}
+
+// When the keeper is dead, readers of a mount of the face fanotify would see zeros as soon
+// as this process dies, too. So all of its image is fetched at once, also where it was to
+// be left as it is, and then it needs nobody.
+
+const aloneAgain = time.Second
+
+func (s *server) completeAlone(ctx context.Context, m *mounted) error {
+	s.log.Warn("all of an image is fetched, so that its mount needs no process", "id", m.id, "ref", m.ref)
+	err := m.image.Complete(ctx, nil)
+	if err == nil && m.image.Missing().Chunks > 0 {
+		err = errOthers
+	}
+	if err == nil {
+		s.detach(m)
+	} else if ctx.Err() == nil {
+		s.log.Error("an image is not complete, and nobody holds its mount if this process dies", "id", m.id, "ref", m.ref, "err", err)
+	}
+	return err
+}
+
+// isAlone tells whether the keeper is dead.
+func (s *server) isAlone() bool {
+	select {
+	case <-s.alone:
+		return true
+	default:
+		return false
+	}
+}
+
+// untilAlone waits for that. It returns false if ctx ends first.
+func (s *server) untilAlone(ctx context.Context) bool {
+	select {
+	case <-s.alone:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// whileKept returns a context that also ends when the keeper dies.
+func (s *server) whileKept(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		s.untilAlone(ctx)
+	}()
+	return ctx, cancel
+}
+
+// sleep returns earlier when the keeper dies, and false if ctx ends first.
+func (s *server) sleep(ctx context.Context, d time.Duration) bool {
+	kept, end := s.whileKept(ctx)
+	defer end()
+	sleep(kept, d)
+	return ctx.Err() == nil
 }
 
 var errOthers = errors.New("others are still fetching parts of it")

@@ -116,6 +116,7 @@ type server struct {
 	telling    sync.Mutex     // held by keepCounts
 	aside      aside
 	completing chan struct{} // has one if an image is being completed
+	alone      chan struct{} // closed when the keeper is dead
 
 	mu     sync.Mutex
 	mounts map[string]*mounted
@@ -131,7 +132,7 @@ type server struct {
 
 // work is the worker's part of Run.
 func work(ctx context.Context, cfg Config, w *keeper.Worker) error {
-	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1)}
+	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1), alone: make(chan struct{})}
 	w.Check = s.check
 	kept, err := w.Hello(cfg.Version)
 	if err != nil {
@@ -305,7 +306,7 @@ func (s *server) close() error {
 func (s *server) keepHouse(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	synced := time.Now()
+	synced, failed := time.Now(), ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -313,9 +314,7 @@ func (s *server) keepHouse(ctx context.Context) {
 		case <-tick.C:
 		}
 		if time.Since(synced) >= syncEvery {
-			if err := s.pool.Sync(); err != nil {
-				s.log.Error("sync the pool", "err", err)
-			}
+			failed = s.tellOnce("sync the pool", s.pool.Sync(), failed)
 			s.engine.StoreHeld()
 			s.keepCounts()
 			synced = time.Now()
@@ -337,6 +336,20 @@ func (s *server) keepHouse(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// tellOnce logs an error that is not what was told before, and returns what was told now.
+func (s *server) tellOnce(what string, err error, before string) string {
+	switch {
+	case err == nil && before != "":
+		s.log.Info(what + ": that goes again")
+	case err != nil && err.Error() != before:
+		s.log.Error(what, "err", err)
+	}
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // idle tells whether the service has been of no use for long enough. Then no

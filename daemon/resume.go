@@ -212,6 +212,7 @@ func (s *server) obey() {
 		}
 	}
 	s.log.Error("the keeper is dead: nobody will take over if this process dies, too")
+	close(s.alone)
 }
 
 // leave makes this process exit, and leave the mounts to another worker. Without a

@@ -302,6 +302,41 @@ func testWatchedLost(t *testing.T, ruin func(c *Client, digest string) error) {
 	eventually(t, "it can end", func() bool { return c.Stop(background) == nil })
 }
 
+// TestWatchedAlone: when the keeper is dead an image whose mount would show zeros after the
+// death of the worker, too, is fetched, also if it was to be left as it is.
+func TestWatchedAlone(t *testing.T) {
+	c := service(t)
+	ref := bigLayout(t, 0, 4)
+	dir, m := attachWatched(t, c, ref, Place{NoComplete: true})
+	readBig(t, dir, 0, 1)
+	keeper, worker := processes(t, c)
+	if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all of it is here, and the mount detached", func() bool {
+		st, err := c.Status(background)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range st.Mounts {
+			if s.ID == m.ID {
+				return s.Detached
+			}
+		}
+		return false
+	})
+	if err := syscall.Kill(worker, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the service is dead", func() bool {
+		_, err := (&Client{Root: c.Root}).Status(background)
+		return errors.Is(err, ErrNotRunning)
+	})
+	readBig(t, dir, 0, 4)
+	dir, _ = attach(t, c, ref) // by another service, which the test can end
+	readBig(t, dir, 0, 4)
+}
+
 // TestWatchedRefused: where there is no room for all of it, or no such events, or no
 // keeper, there is no mount, and it says why.
 func TestWatchedRefused(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/link"
+	"github.com/shale-image/shale/pool"
 )
 
 // flight is a chunk that is being fetched. After done is closed, err says
@@ -182,12 +183,16 @@ func (e *Engine) StoreHeld() {
 		e.mu.Lock()
 		f := e.flights[at]
 		e.mu.Unlock()
-		s, ok := e.pool.Segment(at.segment)
-		if f == nil || f.data == nil || !ok {
+		if f == nil || f.data == nil {
 			continue
 		}
-		if e.store(s, at.off, f.data) != nil {
-			return
+		if s, ok := e.pool.Segment(at.segment); ok { // else nobody wants it any more
+			switch err := e.store(s, at.off, f.data); {
+			case errors.Is(err, pool.ErrSealed):
+				continue
+			case err != nil:
+				return
+			}
 		}
 		e.mu.Lock()
 		if e.flights[at] == f {

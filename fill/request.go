@@ -274,6 +274,7 @@ func (r *request) fail(err error, n int) {
 func (e *Engine) store(s *pool.Segment, off int64, data []byte) error {
 	err := s.Store(off, data)
 	switch {
+	case errors.Is(err, pool.ErrSealed): // there may be room for others
 	case err != nil && !e.full.Swap(true):
 		what := "the pool cannot be written; serving from memory"
 		if errors.Is(err, pool.ErrNoSpace) {

@@ -121,7 +121,7 @@ func (k *keeper) untilFree(ctx context.Context) context.Context {
 func (k *keeper) holds() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return !k.store.lasts() && slices.ContainsFunc(k.kept, func(m *Mount) bool { return m.Held })
+	return slices.ContainsFunc(k.kept, func(m *Mount) bool { return m.Held && !k.store.has(m) })
 }
 
 // failure is an error as Options.Ready wants it, if the worker has not said more.

@@ -32,6 +32,13 @@ type store struct {
 	log      *slog.Logger
 	journals map[string]*os.File            // by id
 	shared   map[string]map[string]*os.File // by name: who has the file, by id. Of what is Held alone
+	unsent   map[string][]part              // by id: what the manager could not be given
+}
+
+// part is a file of a mount, or its journal.
+type part struct {
+	name string
+	file *os.File
 }
 
 const (
@@ -67,7 +74,7 @@ func openStore(log *slog.Logger) (*store, []*Mount, error) {
 }
 
 func newStore(log *slog.Logger) *store {
-	return &store{log: log, journals: map[string]*os.File{}, shared: map[string]map[string]*os.File{}}
+	return &store{log: log, journals: map[string]*os.File{}, shared: map[string]map[string]*os.File{}, unsent: map[string][]part{}}
 }
 
 // restore makes mounts of what was in the store. What cannot be one is let go, but for
@@ -201,7 +208,11 @@ func (s *store) known(f *os.File) string {
 // lasts tells whether what is kept outlives the keeper.
 func (s *store) lasts() bool { return s.to != "" }
 
-// put stores a mount, or its journal anew.
+// has tells whether a mount does. Others may have some of its files to give.
+func (s *store) has(m *Mount) bool { return s.lasts() && s.journals[m.ID] != nil && len(s.unsent) == 0 }
+
+// put stores a mount, or its journal anew. What the manager cannot be given is tried again
+// the next time.
 func (s *store) put(m *Mount) {
 	if s.to == "" {
 		return
@@ -228,14 +239,20 @@ func (s *store) put(m *Mount) {
 		s.log.Error("a mount would not outlive the keeper", "id", m.ID, "err", err)
 		return
 	}
-	if s.journals[m.ID] != nil {
-		return // the manager has this very file
+	unsent := s.unsent[m.ID]
+	if s.journals[m.ID] == nil { // else the manager has this very file
+		s.journals[m.ID] = f
+		for _, i := range news {
+			unsent = append(unsent, part{m.part(i), m.Files[i]})
+		}
+		unsent = append(unsent, part{m.journalName(), f})
 	}
-	s.journals[m.ID] = f
-	for _, i := range news {
-		s.notify("FDSTORE=1\nFDNAME="+m.part(i), m.Files[i])
+	for len(unsent) > 0 && s.notify("FDSTORE=1\nFDNAME="+unsent[0].name, unsent[0].file) {
+		unsent = unsent[1:]
 	}
-	s.notify("FDSTORE=1\nFDNAME="+m.journalName(), f)
+	if s.unsent[m.ID] = unsent; len(unsent) == 0 {
+		delete(s.unsent, m.ID)
+	}
 }
 
 func (m *Mount) journalName() string {
@@ -266,9 +283,17 @@ func (s *store) remove(m *Mount) {
 	}
 	f.Close()
 	delete(s.journals, m.ID)
+	unsent := s.unsent[m.ID]
+	delete(s.unsent, m.ID)
 	for i := range max(len(m.Files), 1) {
 		name := m.part(i)
 		delete(s.shared[name], m.ID)
+		for id, f := range s.shared[name] {
+			if slices.ContainsFunc(unsent, func(p part) bool { return p.name == name }) {
+				s.unsent[id] = append(s.unsent[id], part{name, f})
+			}
+			break
+		}
 		if len(s.shared[name]) > 0 {
 			continue // others have it
 		}
@@ -278,10 +303,10 @@ func (s *store) remove(m *Mount) {
 	s.notify("FDSTOREREMOVE=1\nFDNAME=" + m.journalName())
 }
 
-// notify tells the manager something.
-func (s *store) notify(state string, files ...*os.File) {
+// notify tells the manager something, and whether it could.
+func (s *store) notify(state string, files ...*os.File) bool {
 	if s.to == "" {
-		return
+		return true
 	}
 	err := func() error {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -296,7 +321,7 @@ func (s *store) notify(state string, files ...*os.File) {
 			}
 		}
 		// The manager's queue may be full for a moment.
-		for range 100 {
+		for range 10 { // nobody is answered meanwhile
 			err = unix.Sendmsg(fd, []byte(state), oob, &unix.SockaddrUnix{Name: s.to}, 0)
 			if err != unix.EAGAIN && err != unix.EINTR {
 				break
@@ -309,4 +334,5 @@ func (s *store) notify(state string, files ...*os.File) {
 		line, _, _ := strings.Cut(state, "\n")
 		s.log.Error("tell the service manager", "what", line, "err", err)
 	}
+	return err == nil
 }

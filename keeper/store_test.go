@@ -134,6 +134,35 @@ func TestRestart(t *testing.T) {
 	eventually(t, "nobody holds the mount", closed)
 }
 
+// TestUnsent: what the manager could not be given it gets with what is told next.
+func TestUnsent(t *testing.T) {
+	m, dir := newManager(t), t.TempDir()
+	w := m.start(dir)
+	w.status()
+	files, _, _ := pipe(t)
+	if err := os.Rename(m.name, m.name+".away"); err != nil {
+		t.Fatal(err)
+	}
+	w.tell(mountOf("a", files...))
+	closeAll(files)
+	w.status()
+	m.hear()
+	if got := m.names(); len(got) != 0 {
+		t.Fatalf("stored %q by a manager that does not hear", got)
+	}
+	if err := os.Rename(m.name+".away", m.name); err != nil {
+		t.Fatal(err)
+	}
+	w.tell(mountOf("a"))
+	w.status()
+	m.hear()
+	if got := m.names(); !slices.Equal(got, []string{"a.0", "a.1", "a.journal"}) {
+		t.Errorf("stored %q", got)
+	}
+	w.tell(Mount{ID: "a"})
+	w.status()
+}
+
 // TestRestartShared: mounts that share files, of which the manager takes each once, get
 // all of theirs after a restart, whichever of them has ended; and one whose journal is
 // damaged keeps its own.

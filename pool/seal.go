@@ -67,11 +67,11 @@ func (s *Segment) Complete() bool { return s.presence.count() == s.Size/chunk.Bl
 // CanSeal tells whether the segment's file system can seal files.
 func (s *Segment) CanSeal() bool { return canVerify(s.data.Load()) }
 
-// refuse is the error of a store in a sealed segment. Readers are served from memory until
-// it is unsealed, as if the disk was full.
-func (s *Segment) refuse() error {
-	return fmt.Errorf("pool: segment %08x is sealed and lacks this, it has to be written anew: %w", s.ID, ErrNoSpace)
-}
+// ErrSealed is an ErrNoSpace of a store in a sealed segment. Readers are served from memory
+// until it is unsealed, as if the disk was full.
+var ErrSealed = fmt.Errorf("the segment is sealed, and has to be written anew: %w", ErrNoSpace)
+
+func (s *Segment) refuse() error { return fmt.Errorf("pool: segment %08x: %w", s.ID, ErrSealed) }
 
 // OnRot has fn told of chunks that a sealed segment's file system would not read, and which
 // are not here any more. It may be called by any reader.

@@ -330,6 +330,7 @@ func (s *Segment) sync() error {
 		// from its cache as if they had been written.
 		s.stores.Lock()
 		err = errors.Join(err, s.presence.distrust())
+		s.epoch.Add(1)
 		s.stores.Unlock()
 	}
 	if err != nil {
