@@ -11,6 +11,7 @@
 //	  "index_trust": "signed",
 //	  "index_keys": ["/etc/shale/keys/team.pub"],
 //	  "traces": "share",
+//	  "indexes": "share",
 //	  "cache": {"quota": "20G", "complete": "on", "complete_after": "30s", "complete_rate": "10M", "scrub": "720h"},
 //	  "read_timeout": "1m",
 //	  "worker_timeout": "30s"
@@ -56,6 +57,11 @@ type Config struct {
 	// are kept on this node (TracesOn, the default), also pushed beside the
 	// images (TracesShare), or forgotten (TracesOff).
 	Traces string `json:"traces"`
+
+	// Indexes is what becomes of the index that this node makes of an image that has
+	// none: it is kept (IndexesKeep, the default), or also pushed beside the image with
+	// the credentials of who asked for the image, for other nodes (IndexesShare).
+	Indexes string `json:"indexes"`
 
 	Cache Cache `json:"cache"`
 
@@ -133,6 +139,12 @@ const (
 	TracesOn    = "on"
 	TracesShare = "share"
 	TracesOff   = "off"
+)
+
+// What Config.Indexes may be, besides "".
+const (
+	IndexesKeep  = "keep"
+	IndexesShare = "share"
 )
 
 // Keys are the public keys whose word on an index counts, as Read has read them;
@@ -232,6 +244,11 @@ func (c *Config) check(path string) error {
 	}
 	if c.IndexTrust == "signed" && len(c.IndexKeys) == 0 {
 		return fmt.Errorf("%s: index_trust is signed, but index_keys has no key that could have", path)
+	}
+	switch c.Indexes {
+	case "", IndexesKeep, IndexesShare:
+	default:
+		return fmt.Errorf("%s: indexes %q: want %s or %s", path, c.Indexes, IndexesKeep, IndexesShare)
 	}
 	switch c.Cache.Complete {
 	case "", CompleteOn, CompleteOff:

@@ -75,6 +75,7 @@ func TestBad(t *testing.T) {
 		`{"read_timeout": "off"}`:                             "at least 1s",
 		`{"worker_timeout": "10ms"}`:                          "at least 1s",
 		`{"cache": {"scrub": "monthly"}}`:                     "at least 1s",
+		`{"indexes": "maybe"}`:                                "want keep or share",
 		`{"traces": "maybe"}`:                                 "want on, share or off",
 		`{}{}`:                                                "more than one",
 		`{`:                                                   "offset",

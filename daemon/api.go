@@ -36,6 +36,9 @@ type Source struct {
 	// IndexTrust is whose index of the image is believed (package reader);
 	// default what the node's configuration says.
 	IndexTrust string `json:"index_trust,omitempty"`
+	// ShareIndex permits the node to push the index that it makes of the image, if it has
+	// to, beside the image, with these Credentials.
+	ShareIndex bool `json:"share_index,omitempty"`
 
 	// Unasked says that there are no Credentials since LookUp has not been called.
 	Unasked bool `json:"unasked,omitempty"`

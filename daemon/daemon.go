@@ -112,7 +112,9 @@ type server struct {
 
 	opened     atomic.Bool    // open has returned
 	sealing    atomic.Bool    // a segment is being sealed or unsealed
-	background sync.WaitGroup // comparisons, verification and seals of the pool
+	pushing    atomic.Int32   // indexes that are to be pushed
+	pushOne    sync.Mutex     // held while one is
+	background sync.WaitGroup // comparisons, verification and seals of the pool, pushes of indexes
 	telling    sync.Mutex     // held by keepCounts
 	aside      aside
 	completing chan struct{} // has one if an image is being completed
@@ -357,7 +359,7 @@ func (s *server) tellOnce(what string, err error, before string) string {
 func (s *server) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.calls > 0 || s.served() > 0 || s.traces.busy() || s.sharing.busy() || s.store.compares() || s.sealing.Load() {
+	if s.calls > 0 || s.served() > 0 || s.traces.busy() || s.sharing.busy() || s.pushing.Load() > 0 || s.store.compares() || s.sealing.Load() {
 		s.last = time.Now()
 	}
 	if s.cfg.Idle > 0 && time.Since(s.last) >= s.cfg.Idle {

@@ -70,6 +70,7 @@ func (s *server) pullImage(ctx context.Context, src Source, start *reader.Start,
 			if missing { // else nobody is asked for anything
 				u.openPack(ctx, start)
 			}
+			s.shareIndex(u, src)
 			return u, im, nil
 		}
 		u.Close()

@@ -44,7 +44,12 @@ func newLayered(t *testing.T, layer, archive []byte, annotations map[string]stri
 		h.ServeHTTP(w, r)
 	}))
 	t.Cleanup(s.Close)
-	x := &layered{src: Source{Ref: strings.TrimPrefix(s.URL, "http://") + "/app:1", Platform: "linux/amd64"}, size: int64(len(layer))}
+	return newLayeredAt(t, strings.TrimPrefix(s.URL, "http://")+"/app:1", layer, archive, annotations)
+}
+
+func newLayeredAt(t *testing.T, ref string, layer, archive []byte, annotations map[string]string) *layered {
+	t.Helper()
+	x := &layered{src: Source{Ref: ref, Platform: "linux/amd64"}, size: int64(len(layer))}
 	x.repo = openRef(t, x.src.Ref)
 	push := func(mediaType string, p []byte) image.Descriptor {
 		d := image.Descriptor{MediaType: mediaType, Digest: sha(p), Size: int64(len(p))}

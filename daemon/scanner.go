@@ -247,7 +247,10 @@ func (s *store) removeIndex(dir string) error {
 
 // localIndex opens the index that this node has made of an image.
 func (s *store) localIndex(manifest string, layers []image.Descriptor) (*reader.Raw, error) {
-	dir := s.path(manifest)
+	return localIndex(s.path(manifest), manifest, layers)
+}
+
+func localIndex(dir, manifest string, layers []image.Descriptor) (*reader.Raw, error) {
 	f, err := os.Open(filepath.Join(dir, indexFile))
 	if err != nil {
 		return nil, err

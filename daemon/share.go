@@ -60,26 +60,33 @@ func (s *server) shareTraces(ctx context.Context, all []*recording) error {
 }
 
 func (s *server) share(ctx context.Context, r *recording, previous string) (digest string, err error) {
-	ref, err := image.ParseRef(r.share.Ref)
-	if err != nil {
-		return "", err
+	js, err := s.pushBeside(ctx, *r.share, shareOrder{
+		Manifest: r.manifest, Previous: previous, Trace: filepath.Join(s.store.path(r.manifest), traceFile),
+	})
+	if err == nil {
+		err = json.Unmarshal(js, &digest)
 	}
-	as := s.store.options(ref, *r.share)
+	return digest, err
+}
+
+// pushBeside has a process of its own push beside an image, as who asked for the image.
+// It returns what that says.
+func (s *server) pushBeside(ctx context.Context, src Source, o shareOrder) ([]byte, error) {
+	ref, err := image.ParseRef(src.Ref)
+	if err != nil {
+		return nil, err
+	}
+	as := s.store.options(ref, src)
+	o.Ref, o.Registries, o.Agent = ref.String(), s.cfg.Registries, s.store.agent
 	for {
-		js, err := ask(ctx, "shale-sharer", shareOrder{
-			Ref: ref.String(), Credentials: as.Credentials, Manifest: r.manifest, Previous: previous,
-			Trace:      filepath.Join(s.store.path(r.manifest), traceFile),
-			Registries: s.cfg.Registries, Agent: s.store.agent,
-		})
-		if err == nil {
-			return digest, json.Unmarshal(js, &digest)
-		}
+		o.Credentials = as.Credentials
+		js, err := ask(ctx, "shale-sharer", o)
 		if !errors.Is(err, blob.ErrUnauthorized) || as.Renewal == nil {
-			return "", err
+			return js, err
 		}
 		other, rerr := as.Renewal(ctx, as.Credentials)
 		if rerr != nil || other == as.Credentials {
-			return "", err
+			return nil, err
 		}
 		as.Credentials, as.Renewal = other, nil
 	}
@@ -90,14 +97,15 @@ type shareOrder struct {
 	Ref         string            `json:"ref"`
 	Credentials image.Credentials `json:"credentials"`
 	Manifest    string            `json:"manifest"` // digest of the image's
-	Trace       string            `json:"trace"`    // file
+	Trace       string            `json:"trace"`    // file; "": the index
 	Previous    string            `json:"previous"` // fleet.Push
+	Dir         string            `json:"dir"`      // of the image; for its index
 	Registries  *config.Config    `json:"registries"`
 	Agent       string            `json:"agent"`
 }
 
 // sharer is the process that pushes a trace: it may have to read what others
-// have pushed.
+// have pushed. Or an index, which it reads.
 func sharer() error {
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10)
 	var o shareOrder
@@ -106,15 +114,6 @@ func sharer() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	f, err := os.Open(o.Trace)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	t, err := trace.Decode(f, o.Trace)
-	if err != nil {
-		return err
-	}
 	ref, err := image.ParseRef(o.Ref)
 	if err != nil {
 		return err
@@ -125,6 +124,22 @@ func sharer() error {
 	}
 	defer repo.Close()
 	img, err := repo.At(o.Manifest).ResolveManifest(ctx, image.Platform{})
+	if err != nil {
+		return err
+	}
+	if o.Trace == "" {
+		out, err := o.pushIndex(ctx, repo, img)
+		if err != nil {
+			return fmt.Errorf("share the index of %s: %w", ref, err)
+		}
+		return json.NewEncoder(os.Stdout).Encode(out)
+	}
+	f, err := os.Open(o.Trace)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	t, err := trace.Decode(f, o.Trace)
 	if err != nil {
 		return err
 	}

@@ -245,20 +245,24 @@ func (r *Raw) artifact() (*index.Tree, error) {
 func Push(ctx context.Context, repo *image.Repository, img *image.Image, m *Made, signers ...*trust.Signer) (string, error) {
 	d := image.Descriptor{MediaType: IndexMediaType, Digest: IndexDigest(m.Encoded), Size: int64(len(m.Encoded))}
 	layers := []image.Descriptor{d}
-	err := repo.PushBlob(ctx, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(m.Encoded)), nil })
-	if err != nil {
-		return "", err
-	}
 	if m.Side.Size > 0 {
-		if err := repo.PushBlob(ctx, m.Side, m.OpenSide); err != nil {
-			return "", err
-		}
 		layers = append(layers, m.Side)
 	}
 	signatures, err := sign(statement(img.ManifestDigest, layers), signers)
 	if err != nil {
 		return "", err
 	}
+	return pushIndex(ctx, repo, img, layers, []io.ReaderAt{bytes.NewReader(m.Encoded), m.side}, signatures, true)
+}
+
+// pushIndex pushes an artifact, and before that its layers, from files.
+func pushIndex(ctx context.Context, repo *image.Repository, img *image.Image, layers []image.Descriptor, files []io.ReaderAt, signatures map[string]string, replaces bool) (string, error) {
+	for i, d := range layers {
+		err := repo.PushBlob(ctx, d, func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(files[i], 0, d.Size)), nil })
+		if err != nil {
+			return "", err
+		}
+	}
 	subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
-	return repo.PushArtifact(ctx, subject, ArtifactType, layers, signatures, func(image.Descriptor) bool { return true })
+	return repo.PushArtifact(ctx, subject, ArtifactType, layers, signatures, func(image.Descriptor) bool { return replaces })
 }

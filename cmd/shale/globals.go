@@ -27,6 +27,7 @@ type globals struct {
 	json bool
 
 	indexTrust string
+	shareIndex bool
 }
 
 func (g *globals) flags(cmd *cobra.Command) {
@@ -47,6 +48,11 @@ func (g *globals) trustFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&g.indexTrust, "index-trust", "", "whose index of an unconverted image is believed: "+reader.TrustKinds+" (default: the node's configuration, or repository)")
 }
 
+// shareIndexFlag adds --share-index to a verb that may make the index of an image.
+func (g *globals) shareIndexFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&g.shareIndex, "share-index", false, "if the image has no index, so that all of it is read: push the one that is made, for other nodes")
+}
+
 func (g *globals) client() *daemon.Client { return &daemon.Client{Root: g.root, Start: true} }
 
 // source says which image a verb means, with the caller's credentials for it, and where
@@ -64,7 +70,7 @@ func (g *globals) source(ref, platform string) (daemon.Source, error) {
 	if _, err := reader.ParseTrust(g.indexTrust); err != nil {
 		return daemon.Source{}, usageError{err}
 	}
-	src := daemon.Source{Ref: r.String(), Platform: platform, IndexTrust: g.indexTrust}
+	src := daemon.Source{Ref: r.String(), Platform: platform, IndexTrust: g.indexTrust, ShareIndex: g.shareIndex}
 	var atHand bool
 	if src.Credentials, atHand = image.CredentialsAtHand(r); !atHand {
 		src.LookUp = func(ctx context.Context, missing bool) (image.Credentials, error) {

@@ -82,6 +82,7 @@ for all of the image, which is then set aside.`,
 	}
 	cmd.Flags().StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
 	g.trustFlag(cmd)
+	g.shareIndexFlag(cmd)
 	faceFlag(cmd, &face)
 	completeFlag(cmd, &noComplete)
 	g.jsonFlag(cmd)

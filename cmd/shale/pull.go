@@ -58,6 +58,7 @@ missing_bytes stored and not yet on the node.`,
 	f := cmd.Flags()
 	f.StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
 	g.trustFlag(cmd)
+	g.shareIndexFlag(cmd)
 	f.BoolVar(&complete, "complete", false, "fetch all data too")
 	f.BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	g.jsonFlag(cmd)

@@ -122,6 +122,7 @@ func (r *runFlags) addFlags(g *globals, cmd *cobra.Command) {
 	f.BoolVar(&r.readOnly, "read-only", false, "no writes to the root file system")
 	f.StringVar(&r.platform, "platform", "", "platform of the image (default: this node's)")
 	g.trustFlag(cmd)
+	g.shareIndexFlag(cmd)
 	faceFlag(cmd, &r.face)
 	completeFlag(cmd, &r.place.NoComplete)
 	f.StringVar(&r.runtime, "runtime", "", "OCI runtime (default: crun, else runc)")
