@@ -106,6 +106,21 @@ func Parse(s string) (Digest, error) {
 	return d, nil
 }
 
+// ParseName is Parse, also of an Origin: for lists of what there is, where nothing
+// is believed for its name.
+func ParseName(s string) (Digest, error) {
+	sum, ok := strings.CutPrefix(s, "origin:")
+	if !ok {
+		return Parse(s)
+	}
+	d, err := Parse("blake3:" + sum)
+	if err != nil {
+		return Digest{}, fmt.Errorf("origin %q: want origin:<64 hex>", s)
+	}
+	d.Algorithm = Origin
+	return d, nil
+}
+
 // String returns "blake3:<64 hex digits>".
 func (d Digest) String() string {
 	return d.Algorithm.String() + ":" + hex.EncodeToString(d.Sum[:])

@@ -19,6 +19,9 @@ func TestDigest(t *testing.T) {
 		if d.String() != want {
 			t.Errorf("%v: %s, want %s", alg, d, want)
 		}
+		if back, err := ParseName(want); err != nil || back != d {
+			t.Errorf("ParseName(%s): %v, %v", want, back, err)
+		}
 		if back, err := Parse(want); err != nil || back != d {
 			t.Errorf("Parse(%s): %v, %v", want, back, err)
 		}

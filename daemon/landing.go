@@ -8,9 +8,6 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/fill"
-	"github.com/shale-image/shale/fleet"
-	"github.com/shale-image/shale/image"
-	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
 )
 
@@ -125,27 +122,14 @@ func (m *mounted) awaitStart() {
 // prefetch fetches what other nodes have read of an image at such a start, where
 // there is no pack that says it better.
 func (s *server) prefetch(ctx context.Context, u *use, im *fill.Image, start *reader.Start) {
-	t, err := fleet.Traces(ctx, u.repo, &image.Image{ManifestDigest: u.ManifestDigest})
+	wanted, err := s.shared(ctx, u, start)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.log.Warn("shared traces are of no use", "ref", u.repo.Ref().String(), "err", err)
 		}
 		return
 	}
-	best := 1
-	for _, r := range t.Runs {
-		best = max(best, start.Fit(r.Command))
-	}
-	var wanted []pool.Entry
-	for _, b := range t.Blocks {
-		for i, r := range t.Runs {
-			if b.By.Has(i) && start.Fit(r.Command) == best {
-				wanted = append(wanted, pool.Entry{Digest: b.Chunk, Size: b.Size})
-				break
-			}
-		}
-	}
-	im.FetchInOrder(ctx, slices.Compact(wanted))
+	im.FetchInOrder(ctx, wanted)
 }
 
 // openPack begins to fetch the start pack that fits, of an image whose packs the

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/fleet"
@@ -443,6 +444,15 @@ func TestPrefetch(t *testing.T) {
 	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
 	recorded := p.record([]string{"half"}, halves(t))
 	_, err := fleet.Push(background, p.repo, p.img, recorded, "")
+	must(t, err)
+	// Another would take all memory if it were read at once.
+	z, err := zstd.NewWriter(nil)
+	must(t, err)
+	bomb := z.EncodeAll([]byte(`{"format":"shale-trace","version":1,"touches":[`+strings.Repeat("{},", 10<<20)+"{}]}"), nil)
+	d := image.Descriptor{MediaType: fleet.MediaType, Digest: sha(bomb), Size: int64(len(bomb))}
+	must(t, p.repo.PushBlob(background, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(bomb)), nil }))
+	subject := image.Descriptor{MediaType: p.img.MediaType, Digest: p.img.ManifestDigest, Size: int64(len(p.img.ManifestBytes))}
+	_, err = p.repo.PushArtifact(background, subject, fleet.ArtifactType, []image.Descriptor{d}, nil, nil)
 	must(t, err)
 	c := service(t)
 	p.requests()

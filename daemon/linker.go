@@ -36,6 +36,7 @@ var children = map[string]func() error{
 	"shale-planner": planner,
 	"shale-tracer":  tracer,
 	"shale-sharer":  sharer,
+	"shale-lister":  lister,
 	looker:          lookUp,
 	"shale-sealer":  sealer,
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/trace"
 )
@@ -27,6 +29,9 @@ import (
 // traceFile is, in the directory of an image, what its runs on this node have
 // read: docs/formats/trace.md.
 const traceFile = "trace"
+
+// badFile is one that could not be read.
+const badFile = "trace.bad"
 
 // defaultReadAhead is the kernel's.
 const defaultReadAhead = 128
@@ -227,12 +232,12 @@ func (o *traceOrder) merge() (*trace.Trace, error) {
 	defer l.Close()
 	var all []*trace.Trace
 	if o.Kept {
-		if f, err := os.Open(filepath.Join(o.Dir, traceFile)); err == nil {
-			t, err := trace.Decode(f, f.Name())
-			f.Close()
-			if err == nil && t.Manifest == o.Manifest { // else begin anew
-				all = append(all, t)
-			}
+		t, err := o.kept()
+		if err != nil {
+			return nil, err
+		}
+		if t != nil {
+			all = append(all, t)
 		}
 	}
 	for _, r := range o.Recordings {
@@ -249,6 +254,37 @@ func (o *traceOrder) merge() (*trace.Trace, error) {
 		return &trace.Trace{Manifest: o.Manifest}, nil
 	}
 	return trace.Merge(all...)
+}
+
+// kept is what is kept of the image, nil if that is nothing. A file that cannot be read
+// is set aside before another takes its place.
+func (o *traceOrder) kept() (*trace.Trace, error) {
+	name := filepath.Join(o.Dir, traceFile)
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	t, err := trace.Decode(f, name)
+	if err == nil && t.Manifest != o.Manifest {
+		err = index.Errorf(index.ErrCorrupt, name, -1, "it is a trace of %.100q, want %s", t.Manifest, o.Manifest)
+	}
+	switch {
+	case err == nil:
+		return t, nil
+	case !errors.Is(err, index.ErrCorrupt) && !errors.Is(err, index.ErrUnsupported) && !errors.Is(err, index.ErrLimit):
+		return nil, err // perhaps it can be read another time
+	case o.Keep:
+		bad := filepath.Join(o.Dir, badFile)
+		if rerr := os.Rename(name, bad); rerr != nil {
+			return nil, errors.Join(err, rerr)
+		}
+		slog.New(slog.NewTextHandler(os.Stderr, nil)).Warn("a trace cannot be read and is set aside: another is begun", "as", bad, "err", err)
+	}
+	return nil, nil
 }
 
 // cpuModel is the processor's name, "" if it is not told.

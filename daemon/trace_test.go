@@ -150,7 +150,7 @@ func TestTrace(t *testing.T) {
 	check("not recorded", imageTrace(t, c, ref), 2, both)
 	unmount(t, c, dir)
 	check("not recorded", imageTrace(t, c, ref), 2, both)
-	// A damaged one is begun anew, and a service that is told to end keeps all.
+	// A damaged one is set aside, and a service that is told to end keeps all.
 	if err := os.WriteFile(traceOf(c, m), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -162,6 +162,11 @@ func TestTrace(t *testing.T) {
 	}
 	end(t, c)
 	check("after the end", kept(t, c, m, 1), 1, []string{"text/1"})
+	bad, err := os.ReadFile(filepath.Join(filepath.Dir(traceOf(c, m)), badFile))
+	log, lerr := os.ReadFile(filepath.Join(c.Root, logName))
+	if err != nil || string(bad) != "{" || lerr != nil || !strings.Contains(string(log), "set aside") {
+		t.Errorf("the damaged one is %q, %v, %v; the log says\n%s", bad, err, lerr, log)
+	}
 	if _, err := c.Remove(background, ref); err != nil {
 		t.Fatal(err)
 	}

@@ -194,6 +194,12 @@ func TestSOCI(t *testing.T) {
 					t.Errorf("%d requests for what is here", after-before)
 				}
 				n.shale(0, "umount", n.mnt)
+				// Both runs are recorded, chunks without a digest, too.
+				n.stop()
+				if js := n.shale(0, "trace", "show", "--json", ref); strings.Count(js, `{"id":`) != 2 || !strings.Contains(js, `"chunk":"origin:`) {
+					t.Errorf("the trace is\n%s", js)
+				}
+				n.shale(0, "accessed", ref)
 				n.shale(0, "pull", "--complete", "--index-trust", trust, ref)
 				n.shale(0, "mount", "--face", face, "--index-trust", trust, ref, n.mnt)
 				compare(t, g.truth, n.mnt)

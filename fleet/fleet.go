@@ -10,6 +10,10 @@
 // Whoever may push to the repository may push a trace, and what it says is no
 // more than a hint: nothing is believed for it.
 //
+//	fleet.go  what lies there, and how a trace looks
+//	fetch.go  from anybody, so bounded: all of them together
+//	push.go   into a list that others change too
+//
 // It knows repositories and traces; it knows no node.
 package fleet
 
@@ -19,7 +23,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/klauspost/compress/zstd"
@@ -46,8 +49,8 @@ const (
 	// that an image's index is no longer found in it.
 	maxListed = 64
 
-	maxStored = 8 << 20 // bytes of one, compressed
-	maxAll    = 1 << 20 // blocks that are merged at a time; more than a trace has
+	maxStored = 8 << 20   // bytes of one, compressed
+	maxPlain  = 128 << 20 // bytes of JSON that are read of all of them
 )
 
 // Traces fetches the traces that lie beside an image and merges them. If there is
@@ -58,35 +61,74 @@ func Traces(ctx context.Context, repo *image.Repository, img *image.Image) (*tra
 	if err != nil {
 		return nil, err
 	}
-	all, err := fetch(ctx, repo, img, found)
+	s := sum{manifest: img.ManifestDigest}
+	if err := each(ctx, repo, img, found, s.add); err != nil {
+		return nil, err
+	}
+	return s.trace()
+}
+
+// Stored is Traces for who leaves it to another to look into them: Merge does so.
+// What is more than limit bytes is left out.
+func Stored(ctx context.Context, repo *image.Repository, img *image.Image, limit int) (all [][]byte, err error) {
+	found, err := list(ctx, repo, img)
 	if err != nil {
 		return nil, err
 	}
-	var sum *trace.Trace
-	var bad error
-	for _, f := range all {
-		if f.err != nil {
-			bad = cmp.Or(bad, f.err)
-			continue
+	err = stored(ctx, repo, img, found, func(_ string, p []byte, err error) error {
+		if err == nil && len(p) <= limit {
+			limit -= len(p)
+			all = append(all, p)
 		}
-		if sum, err = add(sum, f.trace); err != nil {
-			return nil, err
-		}
-	}
-	switch {
-	case sum != nil:
-		return sum, nil
-	case bad != nil:
-		return nil, fmt.Errorf("no trace of %s: %w: %w", img.ManifestDigest, blob.ErrNotFound, bad)
-	}
-	return nil, fmt.Errorf("no trace lies beside %s: %w", img.ManifestDigest, blob.ErrNotFound)
+		return nil
+	})
+	return all, err
 }
 
-func add(sum, t *trace.Trace) (*trace.Trace, error) {
-	if sum == nil {
-		return t, nil
+// Merge merges what Stored has returned, of the image with a manifest.
+func Merge(manifest string, all [][]byte) (*trace.Trace, error) {
+	s, left := sum{manifest: manifest}, int64(maxPlain)
+	for i, p := range all {
+		name := fmt.Sprintf("trace %d", i)
+		t, err := decode(p, manifest, name, &left)
+		if err := s.add(name, t, err); err != nil {
+			return nil, err
+		}
+		if left < 0 {
+			break
+		}
 	}
-	return trace.Merge(sum, t)
+	return s.trace()
+}
+
+// sum is a merged trace that grows.
+type sum struct {
+	manifest string
+	all      *trace.Trace
+	bad      error // what is wrong with the first that is of no use
+}
+
+func (s *sum) add(_ string, t *trace.Trace, err error) error {
+	switch {
+	case err != nil:
+		s.bad = cmp.Or(s.bad, err)
+		return nil
+	case s.all == nil:
+		s.all = t
+		return nil
+	}
+	s.all, err = trace.Merge(s.all, t)
+	return err
+}
+
+func (s *sum) trace() (*trace.Trace, error) {
+	switch {
+	case s.all != nil:
+		return s.all, nil
+	case s.bad != nil:
+		return nil, fmt.Errorf("no trace of %s: %w: %w", s.manifest, blob.ErrNotFound, s.bad)
+	}
+	return nil, fmt.Errorf("no trace lies beside %s: %w", s.manifest, blob.ErrNotFound)
 }
 
 // list lists the traces of an image, maxListed at most, in order of their digests.
@@ -99,95 +141,13 @@ func list(ctx context.Context, repo *image.Repository, img *image.Image) ([]imag
 	return found[:min(len(found), maxListed)], nil
 }
 
-// fetched is one of those listed.
-type fetched struct {
-	digest string // of the artifact
-	trace  *trace.Trace
-	err    error // why it is of no use
-}
-
-// fetch fetches what was listed. It fails if the repository cannot be read.
-func fetch(ctx context.Context, repo *image.Repository, img *image.Image, found []image.Referrer) ([]fetched, error) {
-	var out []fetched
-	blocks := 0
-	for _, d := range found {
-		t, err := fetchOne(ctx, repo, img, d.Descriptor)
-		if err != nil && !useless(err) {
-			return nil, err
-		}
-		if err == nil {
-			if blocks += len(t.Blocks); blocks > maxAll {
-				break // the rest another time
-			}
-		}
-		out = append(out, fetched{d.Digest, t, err})
-	}
-	return out, nil
-}
-
 // useless tells the faults of a trace from those of the way to it.
 func useless(err error) bool {
 	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) ||
 		errors.Is(err, image.ErrNotImage) || errors.Is(err, blob.ErrNotFound) || errors.Is(err, blob.ErrRange)
 }
 
-func fetchOne(ctx context.Context, repo *image.Repository, img *image.Image, d image.Descriptor) (*trace.Trace, error) {
-	a, err := repo.Artifact(ctx, d, img.ManifestDigest)
-	if err != nil {
-		return nil, err
-	}
-	name := "trace " + a.Digest
-	if a.Type != ArtifactType || len(a.Layers) != 1 || a.Layers[0].MediaType != MediaType {
-		return nil, index.Errorf(index.ErrUnsupported, name, -1, "an artifact of type %.100q with %d layers, want %s and one of %s", a.Type, len(a.Layers), ArtifactType, MediaType)
-	}
-	if a.Layers[0].Size > maxStored {
-		return nil, index.Errorf(index.ErrLimit, name, -1, "%d bytes, at most %d are read", a.Layers[0].Size, maxStored)
-	}
-	rc, err := repo.Blob(ctx, a.Layers[0])
-	if err != nil {
-		return nil, err
-	}
-	defer rc.Close()
-	stored, err := io.ReadAll(rc)
-	if err != nil {
-		return nil, err
-	}
-	t, err := decode(stored, name)
-	if err == nil && t.Manifest != img.ManifestDigest {
-		err = index.Errorf(index.ErrCorrupt, name, -1, "it is a trace of %.100q, want %s", t.Manifest, img.ManifestDigest)
-	}
-	return t, err
-}
-
-// decode reads what encode made.
-func decode(stored []byte, name string) (*trace.Trace, error) {
-	z, err := zstd.NewReader(bytes.NewReader(stored), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
-	if err != nil {
-		return nil, err
-	}
-	defer z.Close()
-	plain := &source{r: z}
-	t, err := trace.Decode(plain, name)
-	if plain.err != nil {
-		return nil, index.Errorf(index.ErrCorrupt, name, -1, "zstd: %v", plain.err)
-	}
-	return t, err
-}
-
-// source keeps the error of a reader.
-type source struct {
-	r   io.Reader
-	err error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	if err != nil && err != io.EOF {
-		s.err = err
-	}
-	return n, err
-}
-
+// encode compresses a trace: as much of it as may be pushed.
 func encode(t *trace.Trace) ([]byte, error) {
 	var b bytes.Buffer
 	z, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(4<<20))
@@ -197,8 +157,11 @@ func encode(t *trace.Trace) ([]byte, error) {
 	if err := errors.Join(t.Encode(z), z.Close()); err != nil {
 		return nil, err
 	}
-	if b.Len() > maxStored {
+	switch {
+	case b.Len() <= maxStored:
+		return b.Bytes(), nil
+	case len(t.Blocks) == 0:
 		return nil, index.Errorf(index.ErrLimit, "trace", -1, "%d bytes compressed, at most %d are pushed", b.Len(), maxStored)
 	}
-	return b.Bytes(), nil
+	return encode(t.First(len(t.Blocks) * 3 / 4))
 }

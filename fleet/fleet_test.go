@@ -10,6 +10,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -298,10 +299,18 @@ func TestHostile(t *testing.T) {
 	artifact(MediaType, packed(make([]byte, trace.MaxEncoded+1))) // a bomb
 	artifact(MediaType, make([]byte, maxStored+1))
 	artifact(MediaType, foreign)
+	// As large as may be, of nothing but what a decoder has to make something of.
+	artifact(MediaType, packed([]byte(`{"format":"shale-trace","version":1,"touches":[`+strings.Repeat("{},", 21<<20)+"{}]}")))
+	artifact(MediaType, packed([]byte(`{"format":"shale-trace","version":1,"runs":[`+strings.Repeat("{},", 21<<20)+"{}]}")))
 	artifact(MediaType, packed([]byte(`{"format":"shale-trace","version":2}`)))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
 	_, err = Traces(t.Context(), repo, img)
 	if !errors.Is(err, blob.ErrNotFound) || !strings.Contains(err.Error(), "sha256:") {
 		t.Errorf("none of use: %v", err)
+	}
+	if runtime.ReadMemStats(&after); after.TotalAlloc-before.TotalAlloc > 300<<20 { // a window of 8 MiB for each
+		t.Errorf("%d MB were allocated", (after.TotalAlloc-before.TotalAlloc)>>20)
 	}
 	artifact(MediaType, good)
 	got, err := Traces(t.Context(), repo, img)
@@ -326,6 +335,63 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// What is read of all traces together is bounded.
+func TestTooMuch(t *testing.T) {
+	repo := open(t, places(t)["layout"])
+	img := pushImage(t, repo)
+	subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
+	z, _ := zstd.NewWriter(nil)
+	for n := range 4 {
+		tr := run(img, n)
+		for i := range 240 {
+			tr.Blocks = append(tr.Blocks, trace.Block{Chunk: chunk.Sum(chunk.BLAKE3, fmt.Append(nil, i)), Size: 100, Path: "f", Runs: 1, By: 1})
+		}
+		var b bytes.Buffer
+		if err := tr.Encode(&b); err != nil {
+			t.Fatal(err)
+		}
+		long := strings.ReplaceAll(b.String(), "\n", strings.Repeat(" ", 200<<10)) // 48 MB
+		d := pushBlob(t, repo, MediaType, z.EncodeAll([]byte(long), nil))
+		if _, err := repo.PushArtifact(t.Context(), subject, ArtifactType, []image.Descriptor{d}, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := Traces(t.Context(), repo, img)
+	if err != nil || len(got.Runs) != 3 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	all, err := Stored(t.Context(), repo, img, 1<<20)
+	if err != nil || len(all) != 4 {
+		t.Errorf("%d, %v", len(all), err)
+	}
+	if apart, err := Merge(img.ManifestDigest, all); err != nil || !cmp.Equal(apart, got) {
+		t.Errorf("%v, %v", apart, err)
+	}
+	if some, err := Stored(t.Context(), repo, img, len(all[0])+len(all[1])+10); err != nil || len(some) != 2 {
+		t.Errorf("%d, %v", len(some), err)
+	}
+}
+
+// A trace that is too large to be pushed is pushed in part.
+func TestPushPart(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compresses 70 MB, twice")
+	}
+	repo := open(t, places(t)["layout"])
+	img := pushImage(t, repo)
+	tr := run(img, 1)
+	for i := range trace.MaxBlocks - 2 {
+		tr.Blocks = append(tr.Blocks, trace.Block{Chunk: chunk.Sum(chunk.BLAKE3, fmt.Append(nil, i)), Size: 100, Path: "f", Runs: 1, By: 1})
+	}
+	if _, err := Push(t.Context(), repo, img, tr, ""); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Traces(t.Context(), repo, img)
+	if err != nil || !got.Runs[0].Lost || len(got.Blocks) < trace.MaxBlocks/2 || len(got.Blocks) == trace.MaxBlocks {
+		t.Errorf("%d blocks, %v", len(got.Blocks), err)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	good, err := encode(run(&image.Image{ManifestDigest: "sha256:x"}, 1))
 	if err != nil {
@@ -333,7 +399,8 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(good)
 	f.Fuzz(func(t *testing.T, p []byte) {
-		_, err := decode(p, "x")
+		var left int64
+		_, err := decode(p, "sha256:x", "x", &left)
 		if err != nil && !useless(err) {
 			t.Fatal(err)
 		}

@@ -56,22 +56,22 @@ func Push(ctx context.Context, repo *image.Repository, img *image.Image, t *trac
 // merge merges a trace with all that lie beside the image, and notes which the
 // result takes the place of.
 func merge(ctx context.Context, repo *image.Repository, img *image.Image, t *trace.Trace, found []image.Referrer, replaced map[string]bool) (*trace.Trace, error) {
-	all, err := fetch(ctx, repo, img, found)
+	left := len(found)
+	err := each(ctx, repo, img, found, func(digest string, other *trace.Trace, err error) error {
+		switch {
+		case err == nil:
+			if t, err = trace.Merge(t, other); err != nil {
+				return err
+			}
+		case errors.Is(err, index.ErrUnsupported): // of a later program, which knows what it is for
+			return nil
+		}
+		replaced[digest] = true
+		left--
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	left := len(found)
-	for _, f := range all {
-		switch {
-		case f.err == nil:
-			if t, err = trace.Merge(t, f.trace); err != nil {
-				return nil, err
-			}
-		case errors.Is(f.err, index.ErrUnsupported): // of a later program, which knows what it is for
-			continue
-		}
-		replaced[f.digest] = true
-		left--
 	}
 	if left >= Max {
 		return nil, index.Errorf(index.ErrLimit, "push trace", -1, "%d that cannot be merged lie beside %s", left, img.ManifestDigest)

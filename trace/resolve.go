@@ -3,6 +3,7 @@ package trace
 import (
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -127,13 +128,22 @@ func (w *walker) dir(nid uint64, at string, depth int) error {
 		case unix.S_IFDIR:
 			err = w.dir(n.NID, name, depth+1)
 		case unix.S_IFREG:
-			err = w.file(st, name)
+			err = w.file(st, told(name))
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// told is a name as a trace can have it: it need not be UTF-8, nor short.
+func told(name string) string {
+	name = strings.ToValidUTF8(name, "\uFFFD")
+	if len(name) <= maxPath {
+		return name
+	}
+	return "…" + strings.ToValidUTF8(name[len(name)-maxPath+len("…"):], "")
 }
 
 func (w *walker) file(st erofs.Node, name string) error {

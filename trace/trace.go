@@ -3,6 +3,7 @@
 //
 //	trace.go    the model, and how traces merge
 //	encode.go   JSON: docs/formats/trace.md
+//	decode.go   and back, from anybody
 //	files.go    what was read of each file
 //	resolve.go  from what a mount has recorded to chunks and files
 //	svg.go      a picture of it
@@ -121,17 +122,23 @@ func Merge(all ...*Trace) (*Trace, error) {
 	slices.SortStableFunc(places, func(a, b *place) int {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.trace, b.trace))
 	})
-	for i, p := range places {
-		if i < MaxBlocks {
-			p.Runs = bits.OnesCount64(uint64(p.By))
-			out.Blocks = append(out.Blocks, p.Block)
-			continue
-		}
+	for _, p := range places {
+		p.Runs = bits.OnesCount64(uint64(p.By))
+		out.Blocks = append(out.Blocks, p.Block)
+	}
+	return out.First(MaxBlocks), nil
+}
+
+// First is the trace without what is behind its first n blocks, which the runs that
+// have read it have then lost.
+func (t *Trace) First(n int) *Trace {
+	out := &Trace{Manifest: t.Manifest, Runs: slices.Clone(t.Runs), Blocks: t.Blocks[:min(n, len(t.Blocks))]}
+	for _, b := range t.Blocks[len(out.Blocks):] {
 		for r := range out.Runs {
-			out.Runs[r].Lost = out.Runs[r].Lost || p.By.Has(r)
+			out.Runs[r].Lost = out.Runs[r].Lost || b.By.Has(r)
 		}
 	}
-	return out, nil
+	return out
 }
 
 // order puts the runs in order, each once, and forgets the earliest if there are

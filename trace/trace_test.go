@@ -5,10 +5,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -235,16 +238,53 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// What does not fit is left out, and who has read it is told.
 func TestEncodeTooMuch(t *testing.T) {
-	tr := &Trace{Manifest: manifest}
-	long := strings.Repeat("d/", 1500) + "f"
-	for i := range MaxEncoded/len(long) + 1 {
-		tr.Blocks = append(tr.Blocks, Block{Chunk: digest(fmt.Sprint(i)), Size: 1, Path: long})
+	for what, path := range map[string]string{
+		"bytes": strings.Repeat("\x01", maxPath-10), // six times as long in JSON
+		"names": strings.Repeat("d", maxPath-10),
+	} {
+		tr := &Trace{Manifest: manifest, Runs: []Run{run(1), run(2)}}
+		for i := range MaxEncoded / maxPath {
+			tr.Blocks = append(tr.Blocks, Block{Chunk: digest(fmt.Sprint(i)), Size: 1, Path: path + fmt.Sprintf("%08d", i), Runs: 1, By: 1})
+		}
+		tr.Blocks[len(tr.Blocks)-1].By = 2
+		got := recode(t, tr)
+		if n := len(got.Blocks); n == 0 || n >= len(tr.Blocks) || !cmp.Equal(got.Blocks, tr.Blocks[:n]) {
+			t.Errorf("%s: %d blocks of %d, or others", what, n, len(tr.Blocks))
+		}
+		if !got.Runs[0].Lost || !got.Runs[1].Lost || tr.Runs[0].Lost {
+			t.Errorf("%s: runs %+v", what, got.Runs)
+		}
 	}
-	var b bytes.Buffer
-	if err := tr.Encode(&b); !errors.Is(err, index.ErrLimit) || b.Len() > 0 {
-		t.Errorf("%d bytes, %v", b.Len(), err)
+	// As many touches as there may be, none beside another.
+	tr := &Trace{Manifest: manifest, Runs: []Run{run(1)}}
+	for i := range MaxBlocks {
+		tr.Blocks = append(tr.Blocks, Block{Chunk: digest(fmt.Sprint(i)), Size: chunk.Size, Path: fmt.Sprintf("usr/lib/python3/dist-packages/a/file%d", i%9000), Runs: 1, By: 1})
 	}
+	if got := recode(t, tr); len(got.Blocks) < MaxBlocks*3/4 || len(got.Blocks) < MaxBlocks && !got.Runs[0].Lost {
+		t.Errorf("%d blocks", len(got.Blocks))
+	}
+}
+
+// Chunks of which nobody has told a digest are in traces, too: of SOCI indexes, say.
+func TestOrigin(t *testing.T) {
+	tr := read(1, "x/0", "x/1", "y/0")
+	tr.Blocks[2].Chunk.Algorithm = chunk.Origin
+	if d := cmp.Diff(tr.Blocks[2], recode(t, tr).Blocks[len(recode(t, tr).Blocks)-1]); d != "" {
+		t.Error(d)
+	}
+	if got := merge(t, tr, recode(t, tr)); len(got.Blocks) != 3 {
+		t.Errorf("%q", show(got))
+	}
+}
+
+// ids are runs in JSON.
+func ids(n int) (s string) {
+	for i := range n {
+		s += fmt.Sprintf(`{"id":"%d"},`, i)
+	}
+	return s
 }
 
 func TestDecodeBad(t *testing.T) {
@@ -284,7 +324,14 @@ func TestDecodeBad(t *testing.T) {
 		{"no id", `"id":"run001"`, `"id":""`, index.ErrCorrupt, "run 0"},
 		{"long id", `"id":"run001"`, `"id":"` + strings.Repeat("1", 65) + `"`, index.ErrCorrupt, "run 0"},
 		{"the same id", `"id":"run002"`, `"id":"run001"`, index.ErrCorrupt, "run 1"},
-		{"many runs", `"runs":[{`, `"runs":[` + strings.Repeat(`{"id":"x"},`, MaxRuns) + `{`, index.ErrLimit, "66 runs"},
+		{"no version", `"version":1,`, ``, index.ErrCorrupt, "version 0"},
+		{"no runs yet", `"runs":[{`, `"touches":[],"runs":[{`, index.ErrCorrupt, "runs behind touches"},
+		{"runs again", `"runs":[{`, `"runs":[],"runs":[{`, index.ErrCorrupt, "or other runs"},
+		{"touches again", `"touches":[`, `"touches":[],"touches":[`, index.ErrCorrupt, "behind other touches"},
+		{"no list", `"touches":[`, `"touches":7,"x":[`, index.ErrCorrupt, `"7", want "["`},
+		{"no object", `{"path":"usr`, `7,{"path":"usr`, index.ErrCorrupt, "number"},
+		{"origin", "blake3:", "origin:x", index.ErrCorrupt, "touch 0"},
+		{"many runs", `"runs":[{`, `"runs":[` + ids(MaxRuns) + `{`, index.ErrLimit, "more than 64 runs"},
 	} {
 		bad := strings.Replace(string(good), c.old, c.new, 1)
 		if bad == string(good) {
@@ -295,9 +342,86 @@ func TestDecodeBad(t *testing.T) {
 			t.Errorf("%s: %v, want %v ... %s", c.what, err, c.err, c.text)
 		}
 	}
-	huge := strings.NewReader(strings.Repeat(" ", MaxEncoded+1))
-	if _, err := Decode(huge, "x"); !errors.Is(err, index.ErrLimit) {
+	if _, err := Decode(bytes.NewReader(append(good, good...)), "x"); !errors.Is(err, index.ErrCorrupt) || !strings.Contains(err.Error(), "behind the end") {
 		t.Error(err)
+	}
+	if _, err := Decode(bytes.NewReader(good[:len(good)-3]), "x"); !errors.Is(err, index.ErrCorrupt) || !strings.Contains(err.Error(), "unexpected EOF") {
+		t.Error(err)
+	}
+	broken := errors.New("broken")
+	if _, err := Decode(io.MultiReader(bytes.NewReader(good[:300]), iotest.ErrReader(broken)), "x"); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	more := bytes.Replace(good, []byte(`"runs":[{`), []byte(`"later":{"a":[1,{"b":2}]},"runs":[{`), 1) // what a later program may add
+	if _, err := Decode(bytes.NewReader(more), "x"); err != nil {
+		t.Error(err)
+	}
+}
+
+// endless repeats a text up to a length.
+func endless(s string, length int64) io.Reader {
+	return io.LimitReader(&repeat{s: s}, length)
+}
+
+type repeat struct {
+	s  string
+	at int
+}
+
+func (r *repeat) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		k := copy(p[n:], r.s[r.at:])
+		n, r.at = n+k, (r.at+k)%len(r.s)
+	}
+	return n, nil
+}
+
+// Whatever a trace is, to read it takes little memory: of those that break a rule
+// next to nothing, of others what their blocks take.
+func TestDecodeMemory(t *testing.T) {
+	const head = `{"format":"shale-trace","version":1,"manifest":"x","runs":[],`
+	touch := func(path string) string {
+		return `{"path":"` + path + `","chunk":"blake3:` + strings.Repeat("0", 64) + `","size":16777216,"block":0,"blocks":1,`
+	}
+	for what, c := range map[string]struct {
+		in  io.Reader
+		err error
+		max int // MiB that are allocated in all
+	}{
+		"spaces":       {endless(" ", 1<<40), index.ErrLimit, 4},
+		"spaces later": {io.MultiReader(strings.NewReader(head), endless(" ", 1<<40)), index.ErrLimit, 4},
+		"empty":        {io.MultiReader(strings.NewReader(head+`"touches":[`), endless("{},", 1<<40)), index.ErrCorrupt, 4},
+		"runs":         {io.MultiReader(strings.NewReader(`{"runs":[`), endless("{},", 1<<40)), index.ErrCorrupt, 4},
+		"a string":     {io.MultiReader(strings.NewReader(`{"x":"`), endless("x", 1<<40)), index.ErrLimit, 4},
+		"a key":        {io.MultiReader(strings.NewReader(`{"`), endless("x", 1<<40)), index.ErrLimit, 4},
+		"a number":     {io.MultiReader(strings.NewReader(`{"version":`), endless("1", 1<<40)), index.ErrLimit, 4},
+		"deep":         {io.MultiReader(strings.NewReader(`{"x":`), endless("[", 1<<40)), index.ErrCorrupt, 4},
+		"also":         {io.MultiReader(strings.NewReader(head+`"touches":[`+touch("a")+`"others":9,"also":[`), endless(`"",`, 1<<40)), index.ErrLimit, 8},
+		"its runs":     {io.MultiReader(strings.NewReader(head+`"touches":[`+touch("a")+`"runs":[`), endless(`0,`, 1<<40)), index.ErrLimit, 8},
+		"a command":    {io.MultiReader(strings.NewReader(`{"runs":[{"id":"x","command":[`), endless(`"",`, 1<<40)), index.ErrLimit, 8},
+		"many fields":  {io.MultiReader(strings.NewReader(`{"x":0`), endless(`,"x":0`, 1<<40)), index.ErrLimit, 4},
+		"many blocks": {strings.NewReader(head + `"touches":[` + strings.TrimSuffix(strings.Repeat(strings.Replace(
+			touch("a"), `"blocks":1`, `"blocks":1024`, 1)+`"at_ms":0},`, 1000), ",") + "]}"), index.ErrCorrupt, 8},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := Decode(c.in, "x")
+		runtime.ReadMemStats(&after)
+		if got := int(after.TotalAlloc-before.TotalAlloc) >> 20; !errors.Is(err, c.err) || got > c.max {
+			t.Errorf("%s: %v, %d MiB allocated; want %v and at most %d", what, err, got, c.err, c.max)
+		}
+	}
+	// As much as may be: names that differ, and blocks.
+	var b bytes.Buffer
+	b.WriteString(head + `"touches":[`)
+	for i := range MaxBlocks / 4 {
+		fmt.Fprintf(&b, `{"path":"%0480d","chunk":"%s","size":131072,"block":0,"blocks":4,"at_ms":0},`, i, digest(fmt.Sprint(i)))
+	}
+	b.Truncate(b.Len() - 1)
+	b.WriteString("]}")
+	tr, err := Decode(&b, "x")
+	if err != nil || len(tr.Blocks) != MaxBlocks {
+		t.Fatal(err)
 	}
 }
 
@@ -308,6 +432,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(good)
 	f.Add(bytes.Replace(good, []byte(`"runs":[0]`), []byte(`"runs":[]`), 1))
+	f.Add(bytes.ReplaceAll(good, []byte("blake3:"), []byte("origin:")))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		tr, err := Decode(bytes.NewReader(p), "x")
 		if err != nil {
