@@ -243,6 +243,8 @@ type MountStatus struct {
 	MissingBytes   int64     `json:"missing_bytes"` // stored bytes not yet on the node
 	Survives       bool      `json:"survives"`      // the loss of its registry: nothing is missing
 	Detached       bool      `json:"detached"`      // from this service: its readers need no process of it
+	// Incomplete says why the rest is not fetched, or was not when that was tried last.
+	Incomplete string `json:"incomplete,omitempty"`
 	// Wrong says how what is mounted differs from the image, if it does: the index
 	// it is mounted by was somebody's, and not true.
 	Wrong string     `json:"wrong,omitempty"`

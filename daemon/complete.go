@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -26,6 +27,50 @@ type completion struct {
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 	again  chan struct{} // has one if something may be missing again
+
+	mu    sync.Mutex
+	never string // why nothing is fetched; "" if it is
+	last  error  // of the last try, if it failed
+	rest  bool   // all was here, and nothing is fetched until again
+}
+
+// tried notes what has come of a try.
+func (c *completion) tried(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last, c.rest = err, err == nil && len(c.again) == 0
+}
+
+// more has it look again.
+func (c *completion) more() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rest = false
+	select {
+	case c.again <- struct{}{}:
+	default:
+	}
+}
+
+// coming tells whether the rest may come by itself, and why not, or what went wrong when
+// that was tried last; "" if nothing did.
+func (c *completion) coming() (bool, string) {
+	if c == nil {
+		return true, "" // it is about to be made
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.never != "":
+		return false, c.never
+	case errors.Is(c.last, pool.ErrNoSpace):
+		return false, "it does not fit: " + c.last.Error()
+	case c.rest:
+		return false, "it was complete, and others needed the room"
+	case c.last != nil:
+		return true, c.last.Error()
+	}
+	return true, ""
 }
 
 // complete begins to fetch the rest of what m shows, once nobody has waited for a
@@ -34,14 +79,27 @@ func (s *server) complete(m *mounted) *completion {
 	c := &completion{cancel: func() {}, again: make(chan struct{}, 1)}
 	opt := s.cfg.Registries.Cache
 	off := m.asked.NoComplete || opt.Complete == config.CompleteOff
+	switch {
+	case !m.fs.Served():
+		c.never = "its mount is not served any more"
+	case m.asked.NoComplete:
+		c.never = "its mount does not fetch the rest (--no-complete)"
+	case off:
+		c.never = `this node fetches nothing by itself ("complete": "off")`
+	}
 	if !m.fs.Served() || off && m.face != fanotifyFace {
 		return c
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
 	c.done.Go(func() {
-		if off && !s.untilAlone(ctx) {
-			return
+		if off {
+			if !s.untilAlone(ctx) {
+				return
+			}
+			c.mu.Lock()
+			c.never = ""
+			c.mu.Unlock()
 		}
 		pause := completePause
 		for {
@@ -71,6 +129,7 @@ func (s *server) complete(m *mounted) *completion {
 			try, end := s.whileKept(ctx)
 			err := s.completeNow(try, m, int64(opt.CompleteRate))
 			end()
+			c.tried(err)
 			if err == nil {
 				s.detach(m)
 				s.log.Info("all of an image is here", "id", m.id, "ref", m.ref)
@@ -166,7 +225,7 @@ func (s *server) completeNow(ctx context.Context, m *mounted, rate int64) error 
 			return ctx.Err()
 		}
 		if n := m.image.Missing().Content; n > s.pool.Room() && !m.fs.ReadsSegments() { // that has its room
-			return pool.ErrNoSpace
+			return fmt.Errorf("%d bytes are missing: %w", n, pool.ErrNoSpace)
 		}
 		return nil
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/convert"
 	"github.com/shale-image/shale/image"
 )
@@ -101,6 +103,56 @@ func TestNoCompletion(t *testing.T) {
 	if st := mountStatus(t, c, m.ID); st.Survives || st.MissingChunks == 0 || st.Source.Bytes != 0 {
 		t.Errorf("%+v", st)
 	}
+}
+
+// TestWaitEnds: who waits for what nothing fetches is told why, whatever mounts there are.
+func TestWaitEnds(t *testing.T) {
+	refused := func(t *testing.T, c *Client, m *Mounted, why string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(background, time.Minute)
+		defer cancel()
+		err := c.WaitComplete(ctx, m.ManifestDigest, nil)
+		if !errors.Is(err, blob.ErrNotFound) || !strings.Contains(err.Error(), why) {
+			t.Errorf("%v, want %s", err, why)
+		}
+		if st := mountStatus(t, c, m.ID); !strings.Contains(st.Incomplete, why) {
+			t.Errorf("its status says %q, want %s", st.Incomplete, why)
+		}
+	}
+	t.Run("not wanted", func(t *testing.T) {
+		configured(t, `{"cache": {"complete_after": "1h"}}`)
+		c, ref := service(t), layout(t)
+		_, m := attachAs(t, c, ref, Place{NoComplete: true})
+		refused(t, c, m, "--no-complete")
+		// One that does fetch it is waited for.
+		attach(t, c, ref)
+		ctx, cancel := context.WithTimeout(background, 3*completeLook)
+		defer cancel()
+		if err := c.WaitComplete(ctx, m.ManifestDigest, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with a mount that is completed in an hour: %v", err)
+		}
+	})
+	t.Run("off", func(t *testing.T) {
+		configured(t, `{"cache": {"complete": "off"}}`)
+		c := service(t)
+		_, m := attach(t, c, layout(t))
+		refused(t, c, m, `"complete": "off"`)
+	})
+	t.Run("no room", func(t *testing.T) {
+		configured(t, `{"cache": {"complete_after": "1ms", "quota": 8000000}}`)
+		c := service(t)
+		_, m := attachAs(t, c, bigLayout(t, 0, 2), Place{Face: "device"})
+		refused(t, c, m, "it does not fit")
+	})
+	t.Run("evicted", func(t *testing.T) {
+		configured(t, `{"cache": {"complete_after": "1ms", "quota": 25000000}}`)
+		c := service(t)
+		_, m := attachAs(t, c, bigLayout(t, 0, 1), Place{Face: "device"})
+		must(t, c.WaitComplete(background, m.ManifestDigest, nil))
+		dir, _ := attachAs(t, c, bigLayout(t, 1, 2), Place{Face: "device", NoComplete: true})
+		readBig(t, dir, 1, 2)
+		refused(t, c, m, "others needed the room")
+	})
 }
 
 // TestOffline: without a network, after a restart, complete images are mounted and

@@ -91,7 +91,7 @@ type pruneArgs struct {
 }
 
 // WaitComplete returns when all of an image is on the node, by its manifest digest.
-// If nobody mounts or fetches it any more it is blob.ErrNotFound. Progress is of
+// If nothing fetches the rest it is blob.ErrNotFound, and says why. Progress is of
 // bytes of content.
 func (c *Client) WaitComplete(ctx context.Context, digest string, progress func(Progress)) error {
 	_, err := c.call(ctx, "complete", completeArgs{digest}, nil, progress)
@@ -219,7 +219,7 @@ func (s *server) waitComplete(ctx context.Context, digest string, progress func(
 	}
 	defer l.Close()
 	for {
-		coming := s.coming(digest) // first: what comes until then is seen
+		coming, why := s.coming(digest) // first: what comes until then is seen
 		here, all, err := s.store.present(l)
 		if err != nil {
 			return err
@@ -228,7 +228,7 @@ func (s *server) waitComplete(ctx context.Context, digest string, progress func(
 			return nil
 		}
 		if !coming {
-			return fmt.Errorf("%s: %d of %d bytes are here, and it is neither mounted nor being pulled: %w", digest, here, all, blob.ErrNotFound)
+			return fmt.Errorf("%s: %d of %d bytes are here, and %s: %w", digest, here, all, why, blob.ErrNotFound)
 		}
 		progress(Progress{Done: here, Total: all})
 		select {
@@ -239,11 +239,24 @@ func (s *server) waitComplete(ctx context.Context, digest string, progress func(
 	}
 }
 
-// coming tells whether an image may become complete by itself.
-func (s *server) coming(digest string) bool {
+// coming tells whether an image may become complete by itself, or why not.
+func (s *server) coming(digest string) (bool, string) {
 	s.store.mu.Lock()
-	defer s.store.mu.Unlock()
-	return s.store.uses[digest] > 0
+	calls := s.store.uses[digest] // that use it, when mounts are subtracted
+	s.store.mu.Unlock()
+	why := "it is neither mounted nor being pulled"
+	for _, m := range s.all() {
+		if m.use.ManifestDigest != digest {
+			continue
+		}
+		calls--
+		coming, reason := m.rest.coming()
+		if coming {
+			return true, ""
+		}
+		why = reason
+	}
+	return calls > 0, why
 }
 
 // present tells how many bytes of an image are here, and of how many.

@@ -247,11 +247,15 @@ func (m *mounted) status() (MountStatus, bool) {
 	if rec, err := m.use.store.loadRecord(m.use.ManifestDigest); err == nil && m.use.Index != reader.Local {
 		wrong = rec.Wrong
 	}
+	incomplete := ""
+	if missing.Chunks > 0 {
+		_, incomplete = m.rest.coming()
+	}
 	return MountStatus{
 		ID: m.id, Ref: m.ref, ManifestDigest: m.use.ManifestDigest, Platform: m.use.Platform, Where: m.where, Face: m.face,
 		Since: m.since, Dev: m.dev, ContentBytes: m.image.ContentBytes(), MissingChunks: missing.Chunks, MissingBytes: missing.Stored,
 		Survives: missing.Chunks == 0, Detached: m.fs != nil && !m.fs.Served(),
-		Wrong: wrong, Fill: all.fill, Source: all.origin,
+		Incomplete: incomplete, Wrong: wrong, Fill: all.fill, Source: all.origin,
 	}, true
 }
 

@@ -89,9 +89,6 @@ func (s *server) rotten(p pool.Problem) {
 // completeAgain has mounts completed of which something may be missing again.
 func (s *server) completeAgain() {
 	for _, m := range s.all() {
-		select {
-		case m.rest.again <- struct{}{}:
-		default:
-		}
+		m.rest.more()
 	}
 }

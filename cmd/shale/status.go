@@ -28,9 +28,10 @@ answers within a second.
 
 With --json: {root, version, processes[], started, mounts[], images[], pool, full}, or of
 one mount: {id, ref, manifest_digest, platform, where, face, since, dev,
-content_bytes, missing_chunks, missing_bytes, survives, detached, wrong, fill, source}.
+content_bytes, missing_chunks, missing_bytes, survives, detached, incomplete, wrong, fill, source}.
 survives says that the mount needs its registry no more: all of its image is here.
-detached says that it needs no process of the service either. wrong says how
+detached says that it needs no process of the service either, incomplete why the rest is
+not fetched in the background, or what went wrong when it was last. wrong says how
 what is mounted differs from the image, if the index it is mounted by turned out to
 be untrue. fill is what readers caused: {read_bytes, requests, fetched_bytes, chunks, content_bytes, errors,
 last_errors[]}. source is what was asked of the registry for it: {requests, retries,
@@ -118,7 +119,11 @@ func missing(m *daemon.MountStatus) string {
 	if m.Survives {
 		return "0 chunks: it survives the loss of its registry"
 	}
-	return fmt.Sprintf("%d chunks, %s to be fetched", m.MissingChunks, size(m.MissingBytes))
+	s := fmt.Sprintf("%d chunks, %s to be fetched", m.MissingChunks, size(m.MissingBytes))
+	if m.Incomplete != "" {
+		s += "; " + quote(m.Incomplete)
+	}
+	return s
 }
 
 func printFailures(w io.Writer, m *daemon.MountStatus) error {

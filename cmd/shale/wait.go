@@ -18,8 +18,9 @@ func newWait(g *globals) *cobra.Command {
 		Long: `Wait until all of an image is on this node, so that those who use it survive the loss
 of its registry. It is named by a reference that the node knows, or by a mount of it (its
 directory, its id or a container's). It fetches nothing: mounts are completed in the
-background, and shale pull --complete does so at once. If the image is not complete, and
-neither mounted nor being pulled, it would wait for ever; the exit code is then 3. With
+background, and shale pull --complete does so at once. If nothing will complete the image
+it would wait for ever: it is neither mounted nor being pulled, or its mounts do not fetch the
+rest (--no-complete, the configuration, no room); it then says so, and the exit code is 3. With
 --json: {manifest_digest, complete}.`,
 		Example: `  shale wait --complete registry.example/app:1
   shale wait --complete /mnt`,
