@@ -126,6 +126,10 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if u.packed && a.ReadAheadKiB == 0 {
 		a.ReadAheadKiB, a.Quiet = packReadAhead, true
 	}
+	if a.ShareTraces && !s.keepsTraces() {
+		progress(Progress{Note: `what is read is not shared: "traces" is "off" in the configuration of the node service`})
+	}
+	toShare := a.ShareTraces
 	a.ShareTraces = a.ShareTraces || s.cfg.Registries.Traces == config.TracesShare
 	m := &mounted{ // with all of it held, or what is complete now is not when it is mounted
 		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
@@ -146,6 +150,9 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		m.release()
 	}
 	m.fs, m.face, m.dev = shown, face, shown.Dev()
+	if toShare && !shown.Served() {
+		progress(Progress{Note: "what is read is not shared: with the face " + face + " nobody sees it; --face device records it"})
+	}
 	m.rest = s.complete(m)
 	s.mu.Lock()
 	s.mounts[m.id] = m
@@ -186,7 +193,7 @@ func (s *server) watch(m *mounted) {
 	s.keeper.Drop(m.id)
 	t := m.totals()
 	if s.keepsTraces() && !m.asked.Unrecorded {
-		s.traces.add(m.recording()) // before anybody sees that it is gone
+		s.keepLater(m.recording()) // before anybody sees that it is gone
 	}
 	s.mu.Lock()
 	delete(s.mounts, m.id)

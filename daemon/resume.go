@@ -247,7 +247,7 @@ func (s *server) handOver() error {
 			if !m.ended {
 				r := m.recording()
 				r.share = nil // the rest of it is to come
-				s.traces.add(r)
+				s.keepLater(r)
 			}
 			m.reading.RUnlock()
 		}

@@ -33,6 +33,9 @@ const traceFile = "trace"
 // badFile is one that could not be read.
 const badFile = "trace.bad"
 
+// maxAsked is how many touches are looked at that are not kept yet.
+const maxAsked = 1 << 19
+
 // defaultReadAhead is the kernel's.
 const defaultReadAhead = 128
 
@@ -102,6 +105,13 @@ func (p *Place) command() (out []string) {
 	return out
 }
 
+// keepLater has what was read kept, if anything was.
+func (s *server) keepLater(r *recording) {
+	if len(r.Touches) > 0 {
+		s.traces.add(r)
+	}
+}
+
 func (s *server) keepsTraces() bool { return s.cfg.Registries.Traces != config.TracesOff }
 
 // trace answers a call.
@@ -129,8 +139,12 @@ func (s *server) trace(ctx context.Context, a traceArgs) (json.RawMessage, error
 		}
 		return s.resolve(ctx, traceOrder{Recordings: all})
 	}
-	all = append(all, s.traces.of(digest)...)
+	all = append(s.traces.of(digest), all...)
 	if len(all) > 0 {
+		if some := atATime(all, maxAsked); len(some) < len(all) {
+			s.log.Warn("some of the runs that are under way are not looked at: they have read too much", "ref", a.Ref, "runs", len(all), "looked_at", len(some))
+			all = some
+		}
 		return s.resolve(ctx, traceOrder{Kept: true, Recordings: all})
 	}
 	js, err := os.ReadFile(filepath.Join(s.store.path(digest), traceFile))
@@ -177,7 +191,7 @@ func (s *server) keepTraces(ctx context.Context, all []*recording) error {
 	}
 	for _, r := range all {
 		if r.share != nil {
-			s.sharing.add(r)
+			s.sharing.add(&recording{manifest: r.manifest, share: r.share}) // what was read is kept now
 		}
 	}
 	return nil

@@ -18,14 +18,17 @@ type shelf struct {
 
 	mu      sync.Mutex
 	waiting []*recording
+	touches int           // of those waiting
 	idle    chan struct{} // closed when nothing waits; nil if nothing does
 }
 
 const (
 	keepPause  = time.Second
-	keepTime   = time.Minute      // for all of one image
+	keepTime   = time.Minute      // for those that are kept at a time
 	flushTime  = 10 * time.Second // when the service ends
 	maxWaiting = 256
+	maxTouches = 1 << 20 // of those that wait, 24 bytes each
+	maxAtATime = 1 << 17 // touches of those kept at a time, but for one: 60 bytes each on the way
 )
 
 func (s *shelf) init(keep func(context.Context, []*recording) error, log *slog.Logger) {
@@ -34,16 +37,14 @@ func (s *shelf) init(keep func(context.Context, []*recording) error, log *slog.L
 
 // add takes a recording on.
 func (s *shelf) add(r *recording) {
-	if len(r.Touches) == 0 {
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.waiting) >= maxWaiting {
-		s.log.Warn("too many traces wait to be kept: one is lost", "digest", r.manifest)
+	if len(s.waiting) >= maxWaiting || s.touches+len(r.Touches) > maxTouches {
+		s.log.Warn("too much waits to be kept of what was read: a trace is lost", "digest", r.manifest, "traces", len(s.waiting), "blocks", s.touches)
 		return
 	}
 	s.waiting = append(s.waiting, r)
+	s.touches += len(r.Touches)
 	if s.idle == nil {
 		s.idle = make(chan struct{})
 		go s.work()
@@ -65,7 +66,7 @@ func (s *shelf) work() {
 		}
 		digest := s.waiting[0].manifest
 		s.mu.Unlock()
-		all := s.of(digest)
+		all := atATime(s.of(digest), maxAtATime)
 		ctx, cancel := context.WithTimeout(context.Background(), keepTime)
 		if err := s.keep(ctx, all); err != nil {
 			s.log.Warn("a trace could not be kept", "digest", digest, "err", err)
@@ -73,6 +74,9 @@ func (s *shelf) work() {
 		cancel()
 		s.mu.Lock()
 		s.waiting = slices.DeleteFunc(s.waiting, func(r *recording) bool { return slices.Contains(all, r) })
+		for _, r := range all {
+			s.touches -= len(r.Touches)
+		}
 		s.mu.Unlock()
 	}
 }
@@ -87,6 +91,17 @@ func (s *shelf) of(digest string) (out []*recording) {
 		}
 	}
 	return out
+}
+
+// atATime is the first of some recordings, and those that follow as long as all have
+// no more than so many touches.
+func atATime(all []*recording, touches int) []*recording {
+	for i, r := range all {
+		if touches -= len(r.Touches); touches < 0 && i > 0 {
+			return all[:i]
+		}
+	}
+	return all
 }
 
 // busy tells whether any wait.

@@ -64,6 +64,9 @@ code is 130.`,
 // execute runs the container of a command line.
 func (r *runFlags) execute(cmd *cobra.Command, g *globals, a []string) error {
 	r.flags.Args = a[1:]
+	if r.place.ShareTraces {
+		r.served()
+	}
 	if cmd.Flags().Changed("entrypoint") {
 		r.flags.Entrypoint = &r.entrypoint
 	}
@@ -83,12 +86,17 @@ func (r *runFlags) execute(cmd *cobra.Command, g *globals, a []string) error {
 	return nil
 }
 
-// record has fn called with what the container has read. What the kernel reads
-// alone nobody can record: the face is one that the service serves.
-func (r *runFlags) record(fn func(*trace.Trace) error) {
+// served makes the face one that the service serves, unless another is asked for:
+// what the kernel reads alone, of a complete image, nobody can record.
+func (r *runFlags) served() {
 	if r.face == mount.FaceAuto {
 		r.face = "device"
 	}
+}
+
+// record has fn called with what the container has read.
+func (r *runFlags) record(fn func(*trace.Trace) error) {
+	r.served()
 	r.ran = func(c *daemon.Client, m *daemon.Mounted) error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // also if the container was interrupted
 		defer cancel()
