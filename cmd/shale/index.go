@@ -25,14 +25,22 @@ type indexed struct {
 	SideBytes      int64    `json:"side_bytes"`
 	LayerBytes     int64    `json:"layer_bytes"`
 	Artifact       string   `json:"artifact,omitempty"` // digest of what was pushed
-	Keys           []string `json:"keys,omitempty"`     // ids of those that signed it
+	Bound          *bound   `json:"bound,omitempty"`    // with --bind
+	Keys           []string `json:"keys,omitempty"`     // ids of those that signed them
+}
+
+// bound is the image that --bind has pushed.
+type bound struct {
+	Ref            string `json:"ref"`
+	ManifestDigest string `json:"manifest_digest"`
+	Artifact       string `json:"artifact"`
 }
 
 func newIndex(g *globals) *cobra.Command {
 	var (
-		platform    string
-		push, quiet bool
-		keys        []string
+		platform, bind string
+		push, quiet    bool
+		keys           []string
 	)
 	cmd := &cobra.Command{
 		Use:   "index REF",
@@ -40,14 +48,21 @@ func newIndex(g *globals) *cobra.Command {
 		Long: `Read the layers of an image once, and make its index: what lies where in them.
 The image stays what it is. With --push the index is pushed beside it, as an OCI
 artifact that refers to it; every node that pulls the image then starts it
-lazily. The same image gives the same index. --key signs what is pushed, so that nodes
-that have the public key believe it with --index-trust signed (shale key new makes
-keys); it replaces what was pushed before. Layers are tar, tar+gzip or
-tar+zstd. With --json: {ref, manifest_digest, index_digest, index_bytes,
-side_bytes, layer_bytes, artifact, keys}; side_bytes lie beside the layers and are
-fetched with the data they serve.`,
+lazily. The same image gives the same index. Layers are tar, tar+gzip or tar+zstd.
+
+Whose index nodes believe they say with --index-trust. --key signs what is pushed, for
+those that have the public key and say signed (shale key new makes keys); it replaces
+what was pushed before. --bind pushes the image once more, as NEWREF, with the digest of
+its index in its manifest, and the index beside that, for those that say bound: they
+believe whoever they believe the manifest. It has the same layers and another digest,
+and is of one platform.
+
+With --json: {ref, manifest_digest, index_digest, index_bytes, side_bytes,
+layer_bytes, artifact, bound {ref, manifest_digest, artifact}, keys}; side_bytes lie
+beside the layers and are fetched with the data they serve.`,
 		Example: `  shale index --push registry.example/app:1
   shale index --push --key team.key registry.example/app:1
+  shale index --bind registry.example/app:1-bound registry.example/app:1
   shale index oci:./layout:app`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
@@ -58,8 +73,8 @@ fetched with the data they serve.`,
 					return usageError{err}
 				}
 			}
-			if len(keys) > 0 && !push {
-				return usageError{errors.New("--key without --push: a signature is of what is pushed")}
+			if len(keys) > 0 && !push && bind == "" {
+				return usageError{errors.New("--key without --push or --bind: a signature is of what is pushed")}
 			}
 			var signers []*trust.Signer
 			for _, file := range keys {
@@ -77,12 +92,22 @@ fetched with the data they serve.`,
 			if push && !repo.Ref().Writable() {
 				return usageError{fmt.Errorf("--push: %s: archives are only read", a[0])}
 			}
+			to, err := g.bindTo(cmd.Context(), bind)
+			if err != nil {
+				return err
+			}
+			if to != nil {
+				defer to.Close()
+			}
 			img, err := repo.Resolve(cmd.Context(), p)
 			if err != nil {
 				return err
 			}
 			if _, ok := reader.Bootstrap(img); ok {
 				return usageError{errors.New("the image is converted: it brings its index along")}
+			}
+			if d := img.Annotations[reader.BoundIndex]; push && d != "" {
+				return usageError{fmt.Errorf("--push: the image's manifest names its index, %s, and no other can be that", d)}
 			}
 			made, err := makeIndex(cmd.Context(), repo, img, !quiet && !g.json)
 			if err != nil {
@@ -94,11 +119,17 @@ fetched with the data they serve.`,
 			for _, l := range img.Layers {
 				out.LayerBytes += l.Size
 			}
+			for _, s := range signers {
+				out.Keys = append(out.Keys, s.ID())
+			}
 			if push {
-				for _, s := range signers {
-					out.Keys = append(out.Keys, s.ID())
-				}
 				if out.Artifact, err = reader.Push(cmd.Context(), repo, img, made, signers...); err != nil {
+					return err
+				}
+			}
+			if to != nil {
+				out.Bound = &bound{Ref: to.Ref().String()}
+				if out.Bound.ManifestDigest, out.Bound.Artifact, err = reader.Bind(cmd.Context(), repo, img, to, made, signers...); err != nil {
 					return err
 				}
 			}
@@ -108,9 +139,12 @@ fetched with the data they serve.`,
 			fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s of index for %s of layers, %s beside them\n", out.IndexDigest, size(out.IndexBytes), size(out.LayerBytes), size(out.SideBytes))
 			if push {
 				fmt.Fprintf(cmd.OutOrStdout(), "pushed as %s\n", out.Artifact)
-				for _, id := range out.Keys {
-					fmt.Fprintf(cmd.OutOrStdout(), "signed by key %s\n", id)
-				}
+			}
+			if b := out.Bound; b != nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "bound by %s\n%s\n", b.Ref, b.ManifestDigest)
+			}
+			for _, id := range out.Keys {
+				fmt.Fprintf(cmd.OutOrStdout(), "signed by key %s\n", id)
 			}
 			return nil
 		},
@@ -118,11 +152,33 @@ fetched with the data they serve.`,
 	f := cmd.Flags()
 	f.StringVar(&platform, "platform", "", "platform of the image (default: this node's)")
 	f.BoolVar(&push, "push", false, "push the index beside the image")
-	f.StringArrayVar(&keys, "key", nil, "with --push: file of a private key to sign it with (may be repeated)")
+	f.StringVar(&bind, "bind", "", "push the image as this reference, too, its manifest naming the index")
+	f.StringArrayVar(&keys, "key", nil, "file of a private key to sign what is pushed with (may be repeated)")
 	_ = cmd.MarkFlagFilename("key")
 	f.BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	g.jsonFlag(cmd)
 	return cmd
+}
+
+// bindTo opens what --bind names, nil if nothing.
+func (g *globals) bindTo(ctx context.Context, ref string) (*image.Repository, error) {
+	if ref == "" {
+		return nil, nil
+	}
+	repo, err := g.repository(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	switch r := repo.Ref(); {
+	case !r.Writable():
+		err = fmt.Errorf("--bind: %s: archives are only read", ref)
+	case r.Digest() != "":
+		err = fmt.Errorf("--bind: %s: the digest of what is to be made cannot be chosen", ref)
+	}
+	if err != nil {
+		return nil, usageError{errors.Join(err, repo.Close())}
+	}
+	return repo, nil
 }
 
 // makeIndex makes the index of an image from here, without the service.
