@@ -261,7 +261,8 @@ type ImageStatus struct {
 	Pulled         time.Time `json:"pulled"`
 }
 
-// Status asks the service. It answers within a second or fails; to start a
+// Status asks the service. It answers within a second, or as soon after as there is a
+// processor for the keeper, and fails after statusTimeout; to start a
 // service may take longer. If its worker does not answer, or none is up, the keeper
 // says what it knows: then there is no Pool, and of mounts what the worker told it last.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
@@ -270,7 +271,7 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 		_, err := c.call(ctx, "status", nil, &out, nil)
 		return &out, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	first, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
 	defer cancel()
@@ -285,6 +286,8 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	}
 	return &out, nil
 }
+
+const statusTimeout = 3 * time.Second
 
 // kept is what a keeper says, as a Status.
 func (c *Client) kept(st *keeper.Status) *Status {

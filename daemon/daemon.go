@@ -37,6 +37,10 @@ const (
 	readyOK    = "ok"
 	readyTaken = "taken" // another service has the root directory
 
+	// garbage is how much of the memory in use there may be for what no longer is, in
+	// percent: readers of a hundred images at once make much of it.
+	garbage = 50
+
 	// syncEvery is how much a power cut may cost: what was fetched since the
 	// last sync is hashed again before it is used.
 	syncEvery = 5 * time.Second
@@ -134,6 +138,7 @@ type server struct {
 
 // work is the worker's part of Run.
 func work(ctx context.Context, cfg Config, w *keeper.Worker) error {
+	debug.SetGCPercent(garbage)
 	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1), alone: make(chan struct{})}
 	w.Check = s.check
 	kept, err := w.Hello(cfg.Version)
