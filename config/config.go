@@ -35,7 +35,7 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/image"
-	"github.com/shale-image/shale/index/layer"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/trust"
 )
 
@@ -158,7 +158,7 @@ func (c *Config) Keys() trust.Keys {
 
 // Limits bound what an image may make this node do.
 type Limits struct {
-	layer.Limits        // of layers, and, as far as they have such a thing, of indexes
+	index.Limits        // of layers, and, as far as they have such a thing, of indexes
 	ManifestBytes int64 `json:"manifest_bytes"` // default 4 MiB
 }
 

@@ -127,7 +127,7 @@ func TestManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer rc.Close()
-	raw, _, err := layer.Decompress(rc)
+	raw, _, err := layer.Decompress(rc, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func indexed(t *testing.T, diffID string, lie func(*index.Tree)) *indexedImage {
 	t.Cleanup(func() { made.Close() })
 	if lie != nil {
 		lie(made.Tree)
-		made.Encoded, err = artifact.Encode(made.Tree, artifact.Info{Manifest: x.img.ManifestDigest, DiffIDs: x.img.Config.DiffIDs})
+		made.Encoded, err = artifact.Encode(made.Tree, artifact.Info{Manifest: x.img.ManifestDigest, DiffIDs: x.img.Config.DiffIDs}, index.Limits{})
 		x.must(err)
 	}
 	_, err = reader.Push(background, x.repo, x.img, made)

@@ -114,7 +114,7 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	}
 	if err == nil && st.believed(rec, trust) && (rec.Doubted == "" || st.unused(rec.ManifestDigest) != nil) {
 		dir := filepath.Join(st.path(rec.ManifestDigest), "linked")
-		if err = p.ask(ctx, order{Pool: st.poolDir, Dir: dir}, nil); err == nil {
+		if err = st.planBy(ctx, p, order{Pool: st.poolDir, Dir: dir}, nil); err == nil {
 			p.Known, p.Lazy, p.Index, p.IndexTrust, p.MetadataBytes = true, true, rec.Kind, rec.Index, rec.IndexBytes
 			return p, nil
 		}
@@ -124,7 +124,7 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	}
 	if raw, err := st.localIndex(img.ManifestDigest, img.Layers); err == nil {
 		defer raw.Close()
-		if err = p.ask(ctx, order{Raw: *raw, Pool: st.poolDir, Dir: filepath.Join(st.path(img.ManifestDigest), "linked")}, raw.File); !errors.Is(err, index.ErrCorrupt) {
+		if err = st.planBy(ctx, p, order{Raw: *raw, Pool: st.poolDir, Dir: filepath.Join(st.path(img.ManifestDigest), "linked")}, raw.File); !errors.Is(err, index.ErrCorrupt) {
 			p.Known, p.Lazy, p.Index, p.IndexTrust, p.MetadataBytes = true, true, raw.Kind, raw.Trust, raw.Size
 			return p, err
 		}
@@ -148,7 +148,7 @@ func (s *server) planUnknown(ctx context.Context, repo *image.Repository, img *i
 		}
 	}
 	if err == nil {
-		err = p.ask(ctx, order{Raw: *raw, Pool: st.poolDir, Dir: filepath.Join(tmp, "linked")}, raw.File)
+		err = st.planBy(ctx, p, order{Raw: *raw, Pool: st.poolDir, Dir: filepath.Join(tmp, "linked")}, raw.File)
 	}
 	switch {
 	case err == nil:
@@ -170,13 +170,13 @@ func (s *server) planUnknown(ctx context.Context, repo *image.Repository, img *i
 	return nil
 }
 
-// ask has the planner read an index, which is file, or a linked image.
-func (p *Plan) ask(ctx context.Context, o order, file *os.File) error {
+// planBy has the planner read an index, which is file, or a linked image.
+func (s *store) planBy(ctx context.Context, p *Plan, o order, file *os.File) error {
 	var files []*os.File
 	if file != nil {
 		files = append(files, file)
 	}
-	js, err := ask(ctx, "shale-planner", o, files...)
+	js, err := s.ask(ctx, "shale-planner", o, files...)
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ func (s *server) shared(ctx context.Context, u *use, start *reader.Start) ([]poo
 	if err != nil {
 		return nil, err
 	}
-	js, err := ask(ctx, "shale-lister", listOrder{u.ManifestDigest, *start, all})
+	js, err := s.store.ask(ctx, "shale-lister", listOrder{u.ManifestDigest, *start, all})
 	if err != nil {
 		return nil, err
 	}

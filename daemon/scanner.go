@@ -225,7 +225,7 @@ func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image
 		return copied
 	})
 	g.Go(func() error {
-		js, err := ask(gctx, "shale-scanner", o, files...)
+		js, err := s.ask(gctx, "shale-scanner", o, files...)
 		if err == nil {
 			err = json.Unmarshal(js, &out)
 		}

@@ -64,7 +64,7 @@ func (s *server) sealOrUnseal(ctx context.Context, seg *pool.Segment) error {
 		return err
 	}
 	err := s.pool.Seal(ctx, seg, func(ctx context.Context, f *os.File) error {
-		return child(ctx, "shale-sealer", nil, f)
+		return s.store.child(ctx, "shale-sealer", nil, f)
 	})
 	if err == nil && seg.Sealed() {
 		s.log.Info("a segment is sealed", "segment", seg.Path(), "bytes", seg.Size)

@@ -80,7 +80,7 @@ func (s *server) pushBeside(ctx context.Context, src Source, o shareOrder) ([]by
 	o.Ref, o.Registries, o.Agent = ref.String(), s.cfg.Registries, s.store.agent
 	for {
 		o.Credentials = as.Credentials
-		js, err := ask(ctx, "shale-sharer", o)
+		js, err := s.store.ask(ctx, "shale-sharer", o)
 		if !errors.Is(err, blob.ErrUnauthorized) || as.Renewal == nil {
 			return js, err
 		}

@@ -14,11 +14,13 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
-	"github.com/shale-image/shale/index/layer"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
@@ -403,12 +405,19 @@ func (s *store) digests() (out []string, err error) {
 	return out, nil
 }
 
-// limits are those of layers that are read.
-func (s *store) limits() layer.Limits {
-	if s.cfg == nil {
-		return layer.Limits{}
+// limits are those of what is read. Memory is what is configured, or a quarter of
+// the machine's if that is less than the default.
+func (s *store) limits() (l index.Limits) {
+	if s.cfg != nil {
+		l = s.cfg.Limits.Limits
 	}
-	return s.cfg.Limits.Limits
+	var machine unix.Sysinfo_t
+	unset := l.Memory <= 0
+	l = l.WithDefaults()
+	if unset && unix.Sysinfo(&machine) == nil {
+		l.Memory = min(l.Memory, int64(uint64(machine.Totalram)*uint64(machine.Unit))/4)
+	}
+	return l
 }
 
 // indexTrust is what the node's configuration says.

@@ -201,7 +201,7 @@ func (s *server) keepTraces(ctx context.Context, all []*recording) error {
 func (s *server) resolve(ctx context.Context, o traceOrder) (json.RawMessage, error) {
 	o.Manifest = o.Recordings[0].manifest
 	o.Dir = s.store.path(o.Manifest)
-	return ask(ctx, "shale-tracer", o)
+	return s.store.ask(ctx, "shale-tracer", o)
 }
 
 // traceOrder is what recordings to make sense of.

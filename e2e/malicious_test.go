@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,6 +114,11 @@ var lies = []struct {
 	}, patch: func(s map[uint64][]byte) {
 		s[sectionTargets] = []byte{0}
 	}},
+	{what: "64 million sets of no attributes", outcome: refused, patch: func(s map[uint64][]byte) {
+		s[sectionXattrs] = make([]byte, 64<<20) // sets of no attributes
+		s[sectionOptional] = make([]byte, 1200<<10)
+		rand.NewChaCha8([32]byte{}).Read(s[sectionOptional]) // what is stored decodes to 64 times as much at most
+	}},
 	{what: "another image's", outcome: refused, info: func(i *artifact.Info) {
 		i.Manifest = digest(nil)
 	}},
@@ -133,9 +139,11 @@ var lies = []struct {
 
 // Sections of an index (docs/formats/index.md).
 const (
-	sectionNames   = 10
-	sectionLinks   = 13
-	sectionTargets = 18
+	sectionXattrs   = 7
+	sectionNames    = 10
+	sectionLinks    = 13
+	sectionTargets  = 18
+	sectionOptional = 64
 )
 
 func file(t *index.Tree, path string) *index.Inode {
@@ -173,7 +181,7 @@ func patched(t *testing.T, p []byte, patch func(sections map[uint64][]byte)) []b
 		content = content[n+m:][size:]
 	}
 	patch(sections)
-	for id := range uint64(64) {
+	for id := range uint64(sectionOptional + 1) {
 		if s := sections[id]; len(s) > 0 {
 			content = binary.AppendUvarint(content, id)
 			content = append(binary.AppendUvarint(content, uint64(len(s))), s...)
@@ -209,7 +217,7 @@ func TestMaliciousIndex(t *testing.T) {
 			if l.info != nil {
 				l.info(&info)
 			}
-			p, err := artifact.Encode(tree, info)
+			p, err := artifact.Encode(tree, info, index.Limits{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -130,7 +130,7 @@ func (s *small) push(t *testing.T, mediaType string, p []byte) image.Descriptor 
 // tree is the image's index, to be changed.
 func (s *small) tree(t *testing.T) *index.Tree {
 	t.Helper()
-	tree, _, err := artifact.Decode(s.made.Encoded, "index", artifact.Limits{})
+	tree, _, err := artifact.Decode(s.made.Encoded, "index", index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/shale-image/shale/bench/plain"
 	"github.com/shale-image/shale/bench/registry"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/index/soci/socitest"
 	"github.com/shale-image/shale/reader"
@@ -70,7 +71,7 @@ func (w *world) golden(t *testing.T) *golden {
 		t.Fatal(err)
 	}
 	for _, d := range g.layers {
-		in, _, err := layer.Decompress(bytes.NewReader(g.objects[d]))
+		in, _, err := layer.Decompress(bytes.NewReader(g.objects[d]), index.Limits{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/layer"
 )
 
@@ -119,7 +120,7 @@ func (a *archive) list() (err error) {
 
 // unpack puts an unpacked archive in place of one that is compressed.
 func (a *archive) unpack() error {
-	r, kind, err := layer.Decompress(a.file)
+	r, kind, err := layer.Decompress(a.file, index.Limits{})
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/estargz"
 	"github.com/shale-image/shale/index/estargz/estargztest"
 	"github.com/shale-image/shale/index/layer"
@@ -39,7 +40,7 @@ func tocImage(t *testing.T, p []byte, annotations map[string]string) (*Image, *i
 	}
 	d := push("application/vnd.oci.image.layer.v1.tar+gzip", p)
 	d.Annotations = annotations
-	z, _, err := layer.Decompress(bytes.NewReader(p))
+	z, _, err := layer.Decompress(bytes.NewReader(p), index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -210,7 +210,7 @@ func (r *Raw) artifact() (*index.Tree, error) {
 	if _, err := r.File.ReadAt(p, 0); err != nil {
 		return nil, err
 	}
-	t, info, err := artifact.Decode(p, r.Name, artifact.Limits{Entries: r.Limits.Entries, XattrBytes: r.Limits.XattrBytes, FileSize: r.Limits.FileSize})
+	t, info, err := artifact.Decode(p, r.Name, r.Limits)
 	if err != nil {
 		return nil, err
 	}

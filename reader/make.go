@@ -1,7 +1,6 @@
 package reader
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -18,7 +17,6 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/artifact"
-	"github.com/shale-image/shale/index/layer"
 	"github.com/shale-image/shale/index/scan"
 )
 
@@ -44,7 +42,7 @@ type Job struct {
 	Places bool `json:"places,omitempty"`
 
 	TempDir string
-	Limits  layer.Limits
+	Limits  index.Limits
 }
 
 // Made is an index that was made.
@@ -80,7 +78,7 @@ func Make(ctx context.Context, j Job) (_ *Made, err error) {
 		}
 	}()
 	var entries atomic.Int64
-	most := int64(cmp.Or(max(0, j.Limits.Entries), layer.DefaultLimits().Entries))
+	most := int64(j.Limits.WithDefaults().Entries)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(Parallel)
 	for n := range j.Layers {
@@ -117,7 +115,7 @@ func Make(ctx context.Context, j Job) (_ *Made, err error) {
 	if n := len(m.Tree.Blobs); n > len(blobs) {
 		m.Side = image.Descriptor{MediaType: SideMediaType, Digest: m.Tree.Blobs[n-1].Digest, Size: m.Tree.Blobs[n-1].Size}
 	}
-	m.Encoded, err = artifact.Encode(m.Tree, artifact.Info{Manifest: j.Manifest, DiffIDs: j.DiffIDs})
+	m.Encoded, err = artifact.Encode(m.Tree, artifact.Info{Manifest: j.Manifest, DiffIDs: j.DiffIDs}, j.Limits)
 	return m, err
 }
 

@@ -24,7 +24,6 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/artifact"
-	"github.com/shale-image/shale/index/layer"
 )
 
 // text is n bytes that compress to less than half.
@@ -284,8 +283,8 @@ func TestMakeRefuses(t *testing.T) {
 		"cut off":            {func(j *job) { j.cut(1, func(p []byte) []byte { return p[:len(p)-20] }) }, index.ErrCorrupt},
 		"not an archive":     {func(j *job) { j.cut(0, func([]byte) []byte { return gzipped(text(1, 5000)) }) }, index.ErrCorrupt},
 		"a bomb":             {func(j *job) { j.cut(0, bomb) }, index.ErrLimit},
-		"too many entries":   {func(j *job) { j.Limits = layer.Limits{Entries: 3} }, index.ErrLimit},
-		"too many in all":    {func(j *job) { j.Limits = layer.Limits{Entries: 5} }, index.ErrLimit},
+		"too many entries":   {func(j *job) { j.Limits = index.Limits{Entries: 3} }, index.ErrLimit},
+		"too many in all":    {func(j *job) { j.Limits = index.Limits{Entries: 5} }, index.ErrLimit},
 		"cannot be opened":   {func(j *job) { j.Open = func(context.Context, int) (io.ReadCloser, error) { return nil, broken } }, broken},
 		"cannot be kept":     {func(j *job) { j.Keep = func(chunk.Digest, []byte) error { return broken } }, broken},
 		"fails half-way":     {func(j *job) { j.fail(1, broken) }, broken},
@@ -363,7 +362,7 @@ func TestForeignIndex(t *testing.T) {
 		tree.Blobs[0].Spans = spans
 		tree.Blobs[0].Size = 0
 		return &tree
-	}(), artifact.Info{Manifest: j.Manifest, DiffIDs: j.DiffIDs})
+	}(), artifact.Info{Manifest: j.Manifest, DiffIDs: j.DiffIDs}, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ type Raw struct {
 	Tables   []Table            // of TOC: one for each layer
 	Parts    []Part             // of SOCI: one for each layer
 	TempDir  string             // of SOCI: for scratch files
-	Limits   layer.Limits       // of what it may say
+	Limits   index.Limits       // of what it may say
 	Metas    []Meta             // of Nydus, for some blobs; what they tell of is in File behind Size
 	File     *os.File           `json:"-"` // without a name
 
@@ -100,7 +100,7 @@ type Options struct {
 	TempDir string     // for a scratch file
 	Trust   Trust      // default Repository
 	Keys    trust.Keys // whose signatures count
-	Limits  layer.Limits
+	Limits  index.Limits
 	Start   *Start // if not nil: look for a start pack, too, and begin to fetch it
 }
 
@@ -252,7 +252,7 @@ func scratch(dir string) (*os.File, error) {
 // and the layer's reader.
 func Unpack(w io.Writer, blob io.Reader) (int64, error) {
 	// Some room for entries before it: the limit is on all that is unpacked.
-	zr, _, err := layer.Limits{StreamBytes: maxBootstrap + 1<<20}.Decompress(blob)
+	zr, _, err := layer.Decompress(blob, index.Limits{StreamBytes: maxBootstrap + 1<<20})
 	if err != nil {
 		return 0, err
 	}

@@ -261,15 +261,14 @@ func (r *Raw) readTable(i int) (*estargz.Layer, error) {
 	if _, err := r.File.ReadAt(p, t.At); err != nil {
 		return nil, err
 	}
-	lim := estargz.Limits{Entries: r.Limits.Entries, XattrBytes: r.Limits.XattrBytes, MetadataBytes: r.Limits.MetadataBytes, FileSize: r.Limits.FileSize}
 	zstd, err := tableOf(l)
 	switch {
 	case err != nil:
 		return nil, err
 	case zstd != nil:
-		return zstdchunked.Read(p, *zstd, name, lim)
+		return zstdchunked.Read(p, *zstd, name, r.Limits)
 	}
-	return estargz.Read(p, t.Section, l.Annotations[estargz.DigestAnnotation], name, lim)
+	return estargz.Read(p, t.Section, l.Annotations[estargz.DigestAnnotation], name, r.Limits)
 }
 
 // prefetch returns where in the stream of a layer the last of the files ends that its

@@ -116,7 +116,7 @@ func pushTOC(t testing.TB, repo *image.Repository, layers ...tocLayer) *image.Im
 		d.Annotations = l.annotations
 		all = append(all, d)
 		sum := sha256.New()
-		if z, _, err := layer.Decompress(bytes.NewReader(l.blob)); err == nil {
+		if z, _, err := layer.Decompress(bytes.NewReader(l.blob), index.Limits{}); err == nil {
 			io.Copy(sum, z)
 			z.Close()
 		}

@@ -57,7 +57,7 @@ func archiveLayer(name string, size int64, diffID string, open func(context.Cont
 			return nil, err
 		}
 		a := &archive{blob: blob, raw: &countReader{r: blob, tell: progress}, diffID: diffID}
-		if a.stream, _, err = layer.Decompress(a.raw); err != nil {
+		if a.stream, _, err = layer.Decompress(a.raw, index.Limits{}); err != nil {
 			blob.Close()
 			return nil, err
 		}
@@ -66,7 +66,7 @@ func archiveLayer(name string, size int64, diffID string, open func(context.Cont
 			a.sum = newSum(a.stream)
 			from = a.sum
 		}
-		a.Reader = layer.NewReader(from, "archive", layer.Limits{})
+		a.Reader = layer.NewReader(from, "archive", index.Limits{})
 		return a, nil
 	}}
 }

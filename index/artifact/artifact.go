@@ -32,65 +32,20 @@ type Info struct {
 	DiffIDs []string
 }
 
-// Limits bounds what an index may make its reader do. In a zero or negative
-// field the default applies. Memory is bounded besides by the index's own size:
-// its frames may decode to no more than 1 MiB and 64 times the index.
-type Limits struct {
-	// Entries is the number of names. Default 10,000,000.
-	Entries int
-
-	// XattrBytes is the size of one file's extended attributes, names and
-	// values. Default 64 KiB.
-	XattrBytes int64
-
-	// FileSize is the size of one file, holes included. Default 16 TiB.
-	FileSize int64
-
-	// Bytes is the size of what is compressed, decoded, and 16 for each extent
-	// of a file. Default 1 GiB.
-	Bytes int64
-
-	// Chunks and Spans are the numbers of those. Default 16,777,216 each.
-	Chunks, Spans int
-}
-
-func (l Limits) withDefaults() Limits {
-	if l.Entries <= 0 {
-		l.Entries = 10_000_000
-	}
-	if l.XattrBytes <= 0 {
-		l.XattrBytes = 64 << 10
-	}
-	if l.FileSize <= 0 {
-		l.FileSize = 16 << 40
-	}
-	l.FileSize = min(l.FileSize, 1<<62) // sums must not overflow
-	if l.Bytes <= 0 {
-		l.Bytes = 1 << 30
-	}
-	if l.Chunks <= 0 {
-		l.Chunks = 1 << 24
-	}
-	if l.Spans <= 0 {
-		l.Spans = 1 << 24
-	}
-	return l
-}
-
 // Encode makes the index of an image. It depends on the tree alone, not on the
 // numbers of its chunks: those no file refers to are left out, equal ones (the
 // same content in the same place) are one, and the rest are in the order of
 // their blobs and streams. The tree is not changed.
 //
-// What Decode would refuse by its default limits, Encode does, with the same
+// What Decode would refuse by the same limits, Encode does, with the same
 // errors: it reads back what it wrote.
-func Encode(t *index.Tree, info Info) ([]byte, error) {
+func Encode(t *index.Tree, info Info, lim index.Limits) ([]byte, error) {
 	e := &encoder{t: t}
 	if err := e.encode(info); err != nil {
 		return nil, err
 	}
 	p := seal(e.sums(), e.content()...)
-	if err := e.verify(p, info); err != nil {
+	if err := e.verify(p, info, lim); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -99,15 +54,16 @@ func Encode(t *index.Tree, info Info) ([]byte, error) {
 // Decode reads what Encode wrote. The name is that of the index in errors, which
 // wrap index.ErrCorrupt, index.ErrLimit (and name the limit), or
 // index.ErrUnsupported, and tell the offset in p or in the content of the frames.
-// It is safe for any bytes, and what it returns keeps none of p: a tree whose
+// It is safe for any bytes: all that they make it allocate is counted before it is,
+// by Limits.Memory, and frames decode to no more than 1 MiB and 64 times the index. What it returns keeps none of p: a tree whose
 // chunks and spans are sound (index.Tree.CheckChunk, CheckSpans), whose files'
 // extents follow each other at multiples of 4 KiB and end within the file, and
 // whose names a file system takes.
 //
 // Inodes with equal extended attributes share them: replace them, do not change
 // them in place.
-func Decode(p []byte, name string, lim Limits) (*index.Tree, Info, error) {
-	d := &decoder{name: name, lim: lim.withDefaults(), tree: new(index.Tree)}
+func Decode(p []byte, name string, lim index.Limits) (*index.Tree, Info, error) {
+	d := &decoder{name: name, lim: lim.WithDefaults(), tree: new(index.Tree)}
 	if err := d.decode(p); err != nil {
 		return nil, Info{}, err
 	}

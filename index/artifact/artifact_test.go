@@ -35,11 +35,11 @@ func placesOf(t *index.Tree) (all []place) {
 // roundTrip encodes, decodes and compares everything, and encodes once more.
 func roundTrip(t *testing.T, tr *index.Tree, info Info) []byte {
 	t.Helper()
-	p, err := Encode(tr, info)
+	p, err := Encode(tr, info, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, gotInfo, err := Decode(p, "test", Limits{})
+	got, gotInfo, err := Decode(p, "test", index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func roundTrip(t *testing.T, tr *index.Tree, info Info) []byte {
 	if diff := cmp.Diff(info, gotInfo, cmpopts.EquateEmpty()); diff != "" {
 		t.Fatalf("info: %s", diff)
 	}
-	again, err := Encode(got, gotInfo)
+	again, err := Encode(got, gotInfo, index.Limits{})
 	if err != nil || !bytes.Equal(p, again) {
 		t.Fatalf("encoded again: %d bytes of %d, or others: %v", len(again), len(p), err)
 	}
@@ -95,14 +95,14 @@ func big(n int) *index.Tree {
 }
 
 func benchmark(b *testing.B, tr *index.Tree, info Info) {
-	p, err := Encode(tr, info)
+	p, err := Encode(tr, info, index.Limits{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Run("Decode", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, _, err := Decode(p, "test", Limits{}); err != nil {
+			if _, _, err := Decode(p, "test", index.Limits{}); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -110,7 +110,7 @@ func benchmark(b *testing.B, tr *index.Tree, info Info) {
 	})
 	b.Run("Encode", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := Encode(tr, info); err != nil {
+			if _, err := Encode(tr, info, index.Limits{}); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -215,7 +215,7 @@ func TestNumbersDoNotMatter(t *testing.T) {
 	if got := roundTrip(t, tr, someInfo); !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, want the same %d", len(got), len(want))
 	}
-	got, _, err := Decode(want, "test", Limits{})
+	got, _, err := Decode(want, "test", index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,15 @@ func (c *column) fail(kind error, format string, args ...any) {
 	}
 }
 
+// take counts n bytes of memory before they are allocated, and tells whether all is
+// well so far.
+func (c *column) take(n int64) bool {
+	if c.d.bytes += n; c.d.bytes > c.d.lim.Memory {
+		c.fail(index.ErrLimit, "it takes more than %d bytes of memory (Memory)", c.d.lim.Memory)
+	}
+	return c.d.err == nil
+}
+
 // uint reads a number.
 func (c *column) uint() uint64 {
 	if c.at < len(c.p) && c.p[c.at] < 0x80 {

@@ -15,12 +15,12 @@ import (
 // each to its end.
 type decoder struct {
 	name  string
-	lim   Limits
+	lim   index.Limits
 	tree  *index.Tree
 	info  Info
 	sec   [sections]column
 	err   error // the first
-	bytes int64 // of lim.Bytes, used so far
+	bytes int64 // of lim.Memory, used so far
 
 	units   []uint64 // of the blobs
 	counts  []uint64 // of the blobs: chunks
@@ -60,6 +60,7 @@ func (d *decoder) image() {
 	c := &d.sec[secImage]
 	d.info.Manifest = formatDigest(c.bytes(sumSize))
 	for c.left() > 0 && d.err == nil {
+		c.take(blobBytes)
 		d.info.DiffIDs = append(d.info.DiffIDs, formatDigest(c.bytes(sumSize)))
 	}
 }
@@ -68,19 +69,17 @@ func (d *decoder) blobs() {
 	c := &d.sec[secBlobs]
 	var spans uint64
 	for c.left() > 0 && d.err == nil {
+		c.take(blobBytes)
 		b := index.Blob{Digest: formatDigest(c.bytes(sumSize)), Size: int64(c.upTo(math.MaxInt64, "size"))}
 		n := c.uint()
-		if spans += n; n > uint64(d.lim.Spans) || spans > uint64(d.lim.Spans) {
-			c.fail(index.ErrLimit, "%d spans, want at most %d (Spans)", max(n, spans), d.lim.Spans)
-			return
-		}
 		d.counts = append(d.counts, c.upTo(math.MaxUint32, "chunks"))
 		d.units = append(d.units, 1+c.upTo(maxUnit-1, "unit minus one"))
-		if s := &d.sec[secSpans]; spans*4 > uint64(len(s.p)) {
-			c.fail(index.ErrCorrupt, "%d spans in a section of %d bytes", spans, len(s.p))
+		if s := &d.sec[secSpans]; n > uint64(len(s.p)) || (spans+n)*4 > uint64(len(s.p)) {
+			c.fail(index.ErrCorrupt, "%d spans in a section of %d bytes", max(n, spans+n), len(s.p))
 			return
 		}
-		if n > 0 {
+		spans += n
+		if c.take(int64(n)*spanBytes) && n > 0 {
 			b.Spans = make([]index.Span, n)
 		}
 		d.tree.Blobs = append(d.tree.Blobs, b)
@@ -196,6 +195,9 @@ func up(v, unit int64) int64 { return (v + unit - 1) / unit * unit }
 
 func (d *decoder) readXattrs() {
 	c := &d.sec[secXattrs]
+	if !c.take(int64(len(c.p))) {
+		return
+	}
 	all := string(c.p)
 	text := func() string {
 		n := len(c.bytes(c.uint()))
@@ -204,7 +206,14 @@ func (d *decoder) readXattrs() {
 	for c.left() > 0 && d.err == nil {
 		var set []index.Xattr
 		var size int64
-		for n := c.upTo(uint64(c.left()/2), "attributes"); n > 0 && d.err == nil; n-- {
+		n := c.upTo(uint64(c.left()/2), "attributes")
+		if n == 0 {
+			c.fail(index.ErrCorrupt, "a set of no attributes")
+		}
+		if c.take(sliceBytes+int64(n)*xattrBytes) && n > 0 {
+			set = make([]index.Xattr, 0, n)
+		}
+		for ; n > 0 && d.err == nil; n-- {
 			x := index.Xattr{Name: text(), Value: text()}
 			if x.Name == "" || len(x.Name) > maxName || strings.IndexByte(x.Name, 0) >= 0 {
 				c.fail(index.ErrCorrupt, "attribute %q, want a name of 1 to %d bytes", x.Name[:min(len(x.Name), maxName)], maxName)
@@ -217,7 +226,7 @@ func (d *decoder) readXattrs() {
 			}
 			set = append(set, x)
 		}
-		d.xattrs = append(d.xattrs, set[:len(set):len(set)])
+		d.xattrs = append(d.xattrs, set)
 	}
 }
 
@@ -235,7 +244,9 @@ func (d *decoder) readClasses() {
 		default:
 			c.fail(index.ErrCorrupt, "file type %#o is unknown", x.mode&syscall.S_IFMT)
 		}
-		d.classes = append(d.classes, x)
+		if c.take(classBytes) {
+			d.classes = append(d.classes, x)
+		}
 	}
 }
 
@@ -244,7 +255,9 @@ func (d *decoder) readTimes() {
 	var sec int64
 	for c.left() > 0 && d.err == nil {
 		sec += c.int()
-		d.times = append(d.times, index.Time{Sec: sec, Nsec: uint32(c.upTo(maxNsec, "nanoseconds"))})
+		if c.take(timeBytes) {
+			d.times = append(d.times, index.Time{Sec: sec, Nsec: uint32(c.upTo(maxNsec, "nanoseconds"))})
+		}
 	}
 }
 

@@ -42,7 +42,7 @@ func (d *decoder) files() {
 	if n := min(len(d.sec[secClass].p), len(d.sec[secTime].p)); count < 1 || count > n {
 		d.sec[secNames].fail(index.ErrCorrupt, "%d inodes, classes and times of %d", count, n)
 	}
-	if d.err != nil {
+	if !d.sec[secNames].take(int64(count)*inodeBytes) || !d.sec[secNames].take(int64(len(d.sec[secNames].p)+len(d.sec[secTargets].p))) {
 		return
 	}
 	in := &inodes{
@@ -62,7 +62,9 @@ func (d *decoder) files() {
 		if path > maxPath {
 			text.fail(index.ErrCorrupt, "a directory with a path of %d bytes, want at most %d", path, maxPath)
 		}
-		left -= n
+		if left -= n; !in.children.take(mapBytes + int64(n)*nameBytes) {
+			return
+		}
 		ino.Children = make(map[string]*index.Inode, n)
 		stack = append(stack, directory{ino: ino, left: n, path: path})
 	}
@@ -126,7 +128,9 @@ func (d *decoder) links(names int) (links []link) {
 		if next >= uint64(names) {
 			c.fail(index.ErrCorrupt, "name %d is a link, there are %d", next, names)
 		}
-		links = append(links, link{int(next), c.uint()})
+		if c.take(linkBytes) {
+			links = append(links, link{int(next), c.uint()})
+		}
 	}
 	return links
 }
@@ -203,8 +207,7 @@ func (in *inodes) run(ino *index.Inode, off int64, n uint64) (end int64) {
 		in.starts.fail(index.ErrCorrupt, "%d chunks from %d on, there are %d", n, first, len(chunks))
 		return 0
 	}
-	if d.bytes += int64(n) * extentBytes; d.bytes > d.lim.Bytes {
-		in.starts.fail(index.ErrLimit, "%d bytes decoded, want at most %d (Bytes)", d.bytes, d.lim.Bytes)
+	if !in.starts.take(int64(n) * extentBytes) {
 		return 0
 	}
 	d.cursors[blob] = uint32(first) + uint32(n)
@@ -230,7 +233,7 @@ func (in *inodes) room(have []index.Extent, n int) []index.Extent {
 	}
 	d := in.d
 	if n > cap(d.arena)-len(d.arena) {
-		d.arena = make([]index.Extent, 0, max(n, chunk.Block/extentBytes))
+		d.arena = make([]index.Extent, 0, max(n, int(chunk.Block/extentBytes)))
 	}
 	at := len(d.arena)
 	d.arena = d.arena[:at+n]

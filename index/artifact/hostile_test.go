@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -34,7 +36,7 @@ func reseal(p []byte) []byte {
 }
 
 // refused fails unless Decode gives an error of a kind that has the words.
-func refused(t *testing.T, p []byte, lim Limits, kind error, words string) {
+func refused(t *testing.T, p []byte, lim index.Limits, kind error, words string) {
 	t.Helper()
 	_, _, err := Decode(p, "some-index", lim)
 	var where *index.Error
@@ -133,6 +135,7 @@ func TestHostile(t *testing.T) {
 		{text(secXattrs, "\x01\x01\x00\x00"), `attribute "\x00"`},
 		{text(secXattrs, "\x01\x01a\x05b"), "1 bytes, want 5"},
 		{text(secXattrs, "\x7f\x01a\x05b"), "attributes 127"},
+		{text(secXattrs, "\x00"), "a set of no attributes"},
 		{text(secTargets, "\x00"), "target of 0 bytes"},
 		{text(secTargets, strings.Repeat("t", 4096)+"\x00"), "target of 4096 bytes"},
 		{gone(secTargets), "no string"},
@@ -175,13 +178,13 @@ func TestHostile(t *testing.T) {
 	} {
 		tr := small()
 		if p := forge(t, tr, c.change); len(p) > 0 {
-			refused(t, p, Limits{}, index.ErrCorrupt, c.words)
+			refused(t, p, index.Limits{}, index.ErrCorrupt, c.words)
 		}
 	}
 }
 
 func TestHeader(t *testing.T) {
-	good, err := Encode(awkward(), someInfo)
+	good, err := Encode(awkward(), someInfo, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,24 +193,25 @@ func TestHeader(t *testing.T) {
 		p[at] = v
 		return reseal(p)
 	}
-	refused(t, nil, Limits{}, index.ErrCorrupt, "SHALEIDX")
-	refused(t, put(0, 's'), Limits{}, index.ErrCorrupt, "SHALEIDX")
-	refused(t, put(8, 0), Limits{}, index.ErrCorrupt, "version 0")
-	refused(t, put(8, 2), Limits{}, index.ErrUnsupported, "index of version 2, want at most 1")
-	refused(t, put(8, 2)[:12], Limits{}, index.ErrUnsupported, "index of version 2, want at most 1")
-	refused(t, put(12, good[12]+1), Limits{}, index.ErrCorrupt, "zstd")
-	refused(t, put(14, 1), Limits{}, index.ErrCorrupt, "chunks in")
-	refused(t, put(15, 1), Limits{}, index.ErrLimit, "(Chunks)")
-	refused(t, put(16, good[16]-1), Limits{}, index.ErrCorrupt, "zstd")
-	refused(t, put(16, good[16]+1), Limits{}, index.ErrCorrupt, "bytes decoded")
-	refused(t, put(18, 64), Limits{}, index.ErrLimit, "bytes decoded") // 64 times the index
-	refused(t, put(23, 1), Limits{}, index.ErrLimit, "(Bytes)")
-	refused(t, good[:headerSize], Limits{}, index.ErrCorrupt, "cut off")
-	refused(t, append(bytes.Clone(good), 0), Limits{}, index.ErrCorrupt, "checksum")
-	refused(t, seal(nil, numbers(secDevices+1, 0)), Limits{}, index.ErrUnsupported, "section 20")
-	refused(t, seal(nil, numbers(secNames, 0, secTimes, 0)), Limits{}, index.ErrCorrupt, "section 9 behind section 10")
-	refused(t, seal(nil, numbers(secNames, 1)), Limits{}, index.ErrCorrupt, "section 10 of 1 bytes")
-	refused(t, seal(nil, []byte{0x80}), Limits{}, index.ErrCorrupt, "section")
+	refused(t, nil, index.Limits{}, index.ErrCorrupt, "SHALEIDX")
+	refused(t, put(0, 's'), index.Limits{}, index.ErrCorrupt, "SHALEIDX")
+	refused(t, put(8, 0), index.Limits{}, index.ErrCorrupt, "version 0")
+	refused(t, put(8, 2), index.Limits{}, index.ErrUnsupported, "index of version 2, want at most 1")
+	refused(t, put(8, 2)[:12], index.Limits{}, index.ErrUnsupported, "index of version 2, want at most 1")
+	refused(t, put(12, good[12]+1), index.Limits{}, index.ErrCorrupt, "zstd")
+	refused(t, put(14, 1), index.Limits{}, index.ErrCorrupt, "chunks in")
+	refused(t, put(15, 1), index.Limits{}, index.ErrCorrupt, "chunks in")
+	refused(t, put(15, 1), index.Limits{Memory: 1 << 20}, index.ErrCorrupt, "chunks in")
+	refused(t, put(16, good[16]-1), index.Limits{}, index.ErrCorrupt, "zstd")
+	refused(t, put(16, good[16]+1), index.Limits{}, index.ErrCorrupt, "bytes decoded")
+	refused(t, put(18, 64), index.Limits{}, index.ErrLimit, "bytes decoded") // 64 times the index
+	refused(t, put(23, 1), index.Limits{}, index.ErrLimit, "bytes decoded")
+	refused(t, good[:headerSize], index.Limits{}, index.ErrCorrupt, "cut off")
+	refused(t, append(bytes.Clone(good), 0), index.Limits{}, index.ErrCorrupt, "checksum")
+	refused(t, seal(nil, numbers(secDevices+1, 0)), index.Limits{}, index.ErrUnsupported, "section 20")
+	refused(t, seal(nil, numbers(secNames, 0, secTimes, 0)), index.Limits{}, index.ErrCorrupt, "section 9 behind section 10")
+	refused(t, seal(nil, numbers(secNames, 1)), index.Limits{}, index.ErrCorrupt, "section 10 of 1 bytes")
+	refused(t, seal(nil, []byte{0x80}), index.Limits{}, index.ErrCorrupt, "section")
 	// What need not be understood is skipped.
 	p := forge(t, small(), func(e *encoder) { e.sec[secDevices] = nil })
 	e := &encoder{t: small()}
@@ -215,30 +219,28 @@ func TestHeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	more := seal(e.sums(), append(slices.Clone(e.content()), numbers(64, 2, 1, 1, 1000, 0))...)
-	want, _, err := Decode(p, "test", Limits{})
+	want, _, err := Decode(p, "test", index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, _, err := Decode(more, "test", Limits{}); err != nil || index.Equal(want, got) != nil {
+	if got, _, err := Decode(more, "test", index.Limits{}); err != nil || index.Equal(want, got) != nil {
 		t.Error("with sections to skip:", err)
 	}
 }
 
 func TestLimits(t *testing.T) {
-	p, err := Encode(awkward(), someInfo)
+	p, err := Encode(awkward(), someInfo, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		lim, enough Limits
+		lim, enough index.Limits
 		name        string
 	}{
-		{Limits{Entries: 36}, Limits{Entries: 37}, "Entries"},
-		{Limits{XattrBytes: 60<<10 + 8}, Limits{XattrBytes: 60<<10 + 9}, "XattrBytes"},
-		{Limits{FileSize: 16<<40 - 1}, Limits{FileSize: 16 << 40}, "FileSize"},
-		{Limits{Bytes: 1000}, Limits{Bytes: 1 << 20}, "Bytes"},
-		{Limits{Chunks: 8}, Limits{Chunks: 9}, "Chunks"},
-		{Limits{Spans: 5}, Limits{Spans: 6}, "Spans"},
+		{index.Limits{Entries: 36}, index.Limits{Entries: 37}, "Entries"},
+		{index.Limits{XattrBytes: 60<<10 + 8}, index.Limits{XattrBytes: 60<<10 + 9}, "XattrBytes"},
+		{index.Limits{FileSize: 16<<40 - 1}, index.Limits{FileSize: 16 << 40}, "FileSize"},
+		{index.Limits{Memory: 1000}, index.Limits{Memory: 1 << 20}, "Memory"},
 	} {
 		refused(t, p, c.lim, index.ErrLimit, "("+c.name+")")
 		if _, _, err := Decode(p, "test", c.enough); err != nil {
@@ -259,15 +261,74 @@ func TestLimits(t *testing.T) {
 		tr.Root.Children[string(rune('0'+i))] = &y
 	}
 	p = roundTrip(t, tr, Info{Manifest: digest(1)})
-	refused(t, p, Limits{Bytes: 100_000 * extentBytes}, index.ErrLimit, "(Bytes)")
+	refused(t, p, index.Limits{Memory: 100_000 * extentBytes}, index.ErrLimit, "(Memory)")
 	// A bomb.
 	tr = index.NewTree()
 	tr.Root.Children = map[string]*index.Inode{}
 	for i := range 1000 {
 		tr.Root.Children[string(rune('0'+i))] = &index.Inode{Mode: syscall.S_IFLNK, Target: strings.Repeat("x", maxTarget)}
 	}
-	if _, err := Encode(tr, Info{Manifest: digest(1)}); !errors.Is(err, index.ErrLimit) {
+	if _, err := Encode(tr, Info{Manifest: digest(1)}, index.Limits{}); !errors.Is(err, index.ErrLimit) {
 		t.Error(err)
+	}
+}
+
+// TestMemory has indexes that stand for much more than they are: what is
+// allocated is in proportion to the limit.
+func TestMemory(t *testing.T) {
+	const memory = 16 << 20
+	pad := make([]byte, 256<<10) // frames decode to 64 times the index
+	rand.NewChaCha8([32]byte{}).Read(pad)
+	many := func(id, n int, p ...byte) func(map[int][]byte) {
+		return func(sec map[int][]byte) { sec[id] = bytes.Repeat(p, n) }
+	}
+	all := func(f ...func(map[int][]byte)) func(map[int][]byte) {
+		return func(sec map[int][]byte) {
+			for _, f := range f {
+				f(sec)
+			}
+		}
+	}
+	const n = 2 << 20
+	dir := numbers(0o40755, 0, 0, 0)
+	for what, change := range map[string]func(map[int][]byte){
+		"sets of attributes":     many(secXattrs, n, 1, 1, 'a', 0),
+		"attributes of a set":    all(many(secXattrs, n, 1, 'a', 0), func(sec map[int][]byte) { sec[secXattrs] = append(numbers(n), sec[secXattrs]...) }),
+		"classes":                many(secClasses, n, dir...),
+		"times":                  many(secTimes, n, 0, 0),
+		"links":                  all(many(secNames, n, 0), many(secLinks, n, 0, 0)),
+		"inodes":                 all(many(secNames, n, 0), many(secClass, n+1, 0), many(secTime, n+1, 0)),
+		"digests of layers":      many(secImage, n/16, make([]byte, sumSize)...),
+		"blobs":                  many(secBlobs, n/16, append(make([]byte, sumSize), 0, 0, 0, 0)...),
+		"spans":                  all(func(sec map[int][]byte) { sec[secBlobs] = append(make([]byte, sumSize), numbers(0, n/4, 0, 0)...) }, many(secSpans, n, 0)),
+		"names":                  many(secNames, n, 'a', 'b', 'c'),
+		"names in a directory":   all(many(secNames, n/8, 0), many(secClass, n/8+1, 0), many(secTime, n/8+1, 0), func(sec map[int][]byte) { sec[secChildren] = numbers(n / 8) }),
+		"targets":                many(secTargets, 4*n, 't'),
+		"bytes of one attribute": many(secXattrs, 4*n, 0x7f),
+	} {
+		t.Run(what, func(t *testing.T) {
+			sec := map[int][]byte{secImage: make([]byte, sumSize), secClasses: dir, secTimes: {0, 0}, secClass: {0}, secTime: {0}, secChildren: {0}}
+			change(sec)
+			var content []byte
+			for id := range sections {
+				if p := sec[id]; len(p) > 0 {
+					content = append(append(content, numbers(uint64(id), uint64(len(p)))...), p...)
+				}
+			}
+			p := seal(nil, content, append(numbers(optional, uint64(len(pad))), pad...))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, _, err := Decode(p, "test", index.Limits{Memory: memory})
+			runtime.ReadMemStats(&after)
+			if err == nil {
+				t.Error("it is taken")
+			}
+			got := after.TotalAlloc - before.TotalAlloc
+			t.Logf("%d bytes stored, %d allocated: %v", len(p), got, err)
+			if got > 3*memory { // all that was ever allocated: lists that grow are garbage, again and again
+				t.Errorf("%d bytes allocated", got)
+			}
+		})
 	}
 }
 
@@ -322,7 +383,7 @@ func TestEncodeRefuses(t *testing.T) {
 	} {
 		tr, info := small(), Info{Manifest: digest(1), DiffIDs: []string{digest(2)}}
 		change(tr, &info)
-		p, err := Encode(tr, info)
+		p, err := Encode(tr, info, index.Limits{})
 		if p != nil || err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%d bytes and %v, want an error with %q", len(p), err, words)
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"strings"
 	"sync"
+	"unsafe"
 
 	"github.com/klauspost/compress/zstd"
 	"lukechampine.com/blake3"
@@ -60,14 +61,30 @@ var sectionNames = [sections]string{"", "image", "blobs", "spans", "algorithms",
 
 // Bounds that are not a matter of taste.
 const (
-	maxName     = 255       // bytes of a name
-	maxPath     = 4096      // bytes of the path of a directory with children, a slash for each name
-	maxTarget   = 4095      // bytes of a symbolic link's target
-	alignment   = 4 << 10   // of extents
-	maxMode     = 0o177777  // type and permissions
-	maxNsec     = 999999999 // of a time
-	maxUnit     = 4 << 10   // of the gaps of a blob
-	extentBytes = 16        // in memory
+	maxName   = 255       // bytes of a name
+	maxPath   = 4096      // bytes of the path of a directory with children, a slash for each name
+	maxTarget = 4095      // bytes of a symbolic link's target
+	alignment = 4 << 10   // of extents
+	maxMode   = 0o177777  // type and permissions
+	maxNsec   = 999999999 // of a time
+	maxUnit   = 4 << 10   // of the gaps of a blob
+)
+
+// What things take in memory, in bytes. Lists that grow are twice as long for a
+// moment.
+const (
+	blobBytes   = 2*int64(unsafe.Sizeof(index.Blob{})) + 128 // with its digest
+	spanBytes   = int64(unsafe.Sizeof(index.Span{}))
+	chunkBytes  = int64(unsafe.Sizeof(index.Chunk{}))
+	sliceBytes  = 2 * 24
+	xattrBytes  = int64(unsafe.Sizeof(index.Xattr{}))
+	classBytes  = 2 * int64(unsafe.Sizeof(class{}))
+	timeBytes   = 2 * int64(unsafe.Sizeof(index.Time{}))
+	linkBytes   = 2 * int64(unsafe.Sizeof(link{}))
+	inodeBytes  = int64(unsafe.Sizeof(index.Inode{}))
+	mapBytes    = 256 // of a directory's names, up to eight
+	nameBytes   = 64  // of each
+	extentBytes = int64(unsafe.Sizeof(index.Extent{}))
 )
 
 var encoders = sync.Pool{New: func() any {
@@ -122,19 +139,15 @@ func (d *decoder) open(p []byte) (sums, content []byte, err error) {
 		return bad(index.ErrCorrupt, int64(end), "the checksum is wrong")
 	}
 	count, size := int64(le.Uint32(p[12:])), le.Uint64(p[16:])
-	if count > int64(d.lim.Chunks) {
-		return bad(index.ErrLimit, 12, "%d chunks, want at most %d (Chunks)", count, d.lim.Chunks)
-	}
 	if count > int64(end-headerSize)/sumSize {
 		return bad(index.ErrCorrupt, 12, "sums of %d chunks in %d bytes", count, end-headerSize)
-	}
-	if size > uint64(d.lim.Bytes) {
-		return bad(index.ErrLimit, 16, "%d bytes decoded, want at most %d (Bytes)", size, d.lim.Bytes)
 	}
 	if size > slack+ratio*uint64(len(p)) {
 		return bad(index.ErrLimit, 16, "%d bytes decoded, want at most %d for an index of %d", size, slack+ratio*len(p), len(p))
 	}
-	d.bytes = int64(size)
+	if d.bytes = int64(len(p)) + int64(size) + count*chunkBytes; d.bytes > d.lim.Memory {
+		return bad(index.ErrLimit, 16, "%d chunks and %d bytes decoded take more than %d bytes of memory (Memory)", count, size, d.lim.Memory)
+	}
 	at := headerSize + int(count)*sumSize
 	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {

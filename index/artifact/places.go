@@ -200,8 +200,8 @@ func (e *encoder) data(path string, ino *index.Inode) error {
 }
 
 // verify compares what was written with what it is to say.
-func (e *encoder) verify(p []byte, info Info) error {
-	t, i, err := Decode(p, "index", Limits{})
+func (e *encoder) verify(p []byte, info Info, lim index.Limits) error {
+	t, i, err := Decode(p, "index", lim)
 	if err != nil {
 		return err
 	}

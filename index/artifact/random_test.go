@@ -114,11 +114,11 @@ func drawTree(t *rapid.T) *index.Tree {
 func TestRandomTrees(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		tr := drawTree(rt)
-		p, err := Encode(tr, someInfo1)
+		p, err := Encode(tr, someInfo1, index.Limits{})
 		if err != nil {
 			rt.Fatal(err)
 		}
-		got, info, err := Decode(p, "test", Limits{})
+		got, info, err := Decode(p, "test", index.Limits{})
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -133,7 +133,7 @@ func TestRandomTrees(t *testing.T) {
 				rt.Fatalf("spans of blob %d: %v, want %v", i, got.Blobs[i].Spans, tr.Blobs[i].Spans)
 			}
 		}
-		if again, err := Encode(got, info); err != nil || !bytes.Equal(again, p) {
+		if again, err := Encode(got, info, index.Limits{}); err != nil || !bytes.Equal(again, p) {
 			rt.Fatal("not the same again:", err)
 		}
 	})
@@ -144,12 +144,12 @@ var someInfo1 = Info{Manifest: digest(1), DiffIDs: []string{digest(2)}}
 // TestDamage flips and cuts: the checksum sees all of it. Damage with a right
 // checksum gives an error or some tree.
 func TestDamage(t *testing.T) {
-	p, err := Encode(small(), someInfo)
+	p, err := Encode(small(), someInfo, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for n := range p {
-		if _, _, err := Decode(p[:n], "test", Limits{}); err == nil {
+		if _, _, err := Decode(p[:n], "test", index.Limits{}); err == nil {
 			t.Errorf("%d bytes of %d: no error", n, len(p))
 		}
 		if n >= headerSize+sumSize {
@@ -158,7 +158,7 @@ func TestDamage(t *testing.T) {
 		q := bytes.Clone(p)
 		for bit := range 8 {
 			q[n] = p[n] ^ 1<<bit
-			if _, _, err := Decode(q, "test", Limits{}); err == nil {
+			if _, _, err := Decode(q, "test", index.Limits{}); err == nil {
 				t.Errorf("bit %d of byte %d: no error", bit, n)
 			}
 		}
@@ -204,11 +204,11 @@ func survive(t *testing.T, p []byte) {
 	if tr == nil {
 		return
 	}
-	q, err := Encode(tr, info)
+	q, err := Encode(tr, info, index.Limits{})
 	if err != nil {
 		t.Fatalf("accepted, but cannot be encoded: %v", err)
 	}
-	if again, _, err := Decode(q, "test", Limits{}); err != nil || index.Equal(tr, again) != nil {
+	if again, _, err := Decode(q, "test", index.Limits{}); err != nil || index.Equal(tr, again) != nil {
 		t.Fatalf("encoded again it is another: %v", err)
 	}
 }
@@ -216,7 +216,7 @@ func survive(t *testing.T, p []byte) {
 // sound decodes anything, and returns nothing or a tree that is sound.
 func sound(t *testing.T, p []byte) (*index.Tree, Info) {
 	t.Helper()
-	tr, info, err := Decode(p, "test", Limits{Entries: 1 << 16, Bytes: 1 << 24})
+	tr, info, err := Decode(p, "test", index.Limits{Entries: 1 << 16, Memory: 1 << 24})
 	if err != nil {
 		return nil, info
 	}

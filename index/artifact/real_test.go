@@ -100,13 +100,13 @@ func blobPath(dir, digest string) string {
 // realLayer returns the changes of a layer and the size of its archive, and
 // adds its chunks.
 func realLayer(tb testing.TB, f io.Reader, t *index.Tree, blob uint32, seen map[chunk.Digest]uint32) (changes []index.Change, size int64) {
-	z, _, err := layer.Decompress(f)
+	z, _, err := layer.Decompress(f, index.Limits{})
 	if err != nil {
 		tb.Fatal(err)
 	}
 	defer z.Close()
 	count := &counter{r: z}
-	r := layer.NewReader(count, "layer", layer.Limits{})
+	r := layer.NewReader(count, "layer", index.Limits{})
 	buf := make([]byte, chunk.Size)
 	for {
 		e, err := r.Next()

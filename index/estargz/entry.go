@@ -21,11 +21,10 @@ const (
 // builder makes a Layer.
 type builder struct {
 	name     string
-	lim      Limits
+	lim      index.Limits
 	stored   Stored
 	out      *Layer
 	entries  int
-	metadata int64
 	landmark bool  // was there
 	file     *file // the last entry, if it is a regular file
 	files    []file
@@ -59,9 +58,6 @@ func (b *builder) add(e *entry) error {
 	typ, ok := types[e.Type]
 	if !ok {
 		return b.errorf(index.ErrUnsupported, "%q is of type %q, which is unknown", cut(path), cut(e.Type))
-	}
-	if b.metadata += int64(len(path) + len(e.LinkName)); b.metadata > b.lim.MetadataBytes {
-		return b.errorf(index.ErrLimit, "names and attributes of more than %d bytes (MetadataBytes)", b.lim.MetadataBytes)
 	}
 	c, err := b.change(path, typ, e)
 	if err != nil {

@@ -58,51 +58,6 @@ type Layer struct {
 	Prefetch []string
 }
 
-// Limits bounds what a table may make its reader do. In a zero or negative
-// field the default applies.
-type Limits struct {
-	// Entries is the number of entries in a table, chunks of files included, and of
-	// pieces that large files are cut into.
-	// Default 10,000,000.
-	Entries int
-
-	// TableBytes is the size of the table, uncompressed. Default 512 MiB, a
-	// million entries or more.
-	TableBytes int64
-
-	// XattrBytes is the size of one file's extended attributes, names and
-	// values. Default 64 KiB.
-	XattrBytes int64
-
-	// MetadataBytes is what names, link targets and extended attributes of all
-	// entries together may take. Default 1 GiB.
-	MetadataBytes int64
-
-	// FileSize is the size of one file. Default 16 TiB.
-	FileSize int64
-}
-
-// WithDefaults returns l with the defaults where a field does not say.
-func (l Limits) WithDefaults() Limits {
-	if l.Entries <= 0 {
-		l.Entries = 10_000_000
-	}
-	for _, f := range []struct {
-		field *int64
-		value int64
-	}{
-		{&l.TableBytes, 512 << 20},
-		{&l.XattrBytes, 64 << 10},
-		{&l.MetadataBytes, 1 << 30},
-		{&l.FileSize, 16 << 40},
-	} {
-		if *f.field <= 0 {
-			*f.field = f.value
-		}
-	}
-	return l
-}
-
 // Read reads a table from its stored bytes, those of the Section at that Locate
 // tells. digest is the layer's DigestAnnotation: without one nothing says that
 // the table is the image's, and it is refused as index.ErrUnsupported. name is
@@ -110,7 +65,7 @@ func (l Limits) WithDefaults() Limits {
 //
 // Errors wrap index.ErrCorrupt, index.ErrLimit or, where only reading the whole
 // layer would help, index.ErrUnsupported.
-func Read(stored []byte, at Section, digest, name string, lim Limits) (*Layer, error) {
+func Read(stored []byte, at Section, digest, name string, lim index.Limits) (*Layer, error) {
 	lim = lim.WithDefaults()
 	if digest == "" {
 		return nil, index.Errorf(index.ErrUnsupported, name, -1, "no annotation %s to verify the table of contents with", DigestAnnotation)
@@ -138,8 +93,8 @@ func Read(stored []byte, at Section, digest, name string, lim Limits) (*Layer, e
 	if h.Name != tableName || h.Typeflag != tar.TypeReg {
 		return nil, index.Errorf(index.ErrCorrupt, name, at.Offset, "table of contents: file %q, want %s", cut(h.Name), tableName)
 	}
-	if h.Size > lim.TableBytes {
-		return nil, index.Errorf(index.ErrLimit, name, at.Offset, "a table of contents of %d bytes, want at most %d (TableBytes)", h.Size, lim.TableBytes)
+	if h.Size > lim.MetadataBytes {
+		return nil, index.Errorf(index.ErrLimit, name, at.Offset, "a table of contents of %d bytes, want at most %d (MetadataBytes)", h.Size, lim.MetadataBytes)
 	}
 	sum := sha256.New()
 	l, err := Parse(io.TeeReader(archive, sum), name, Stored{Codec: chunk.Gzip, End: at.Offset}, lim)

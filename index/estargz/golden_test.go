@@ -35,7 +35,7 @@ func read(t testing.TB, blob []byte, digest string) *estargz.Layer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := estargz.Read(blob[at.Offset:][:at.Length], at, digest, "layer", estargz.Limits{})
+	l, err := estargz.Read(blob[at.Offset:][:at.Length], at, digest, "layer", index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ var (
 )
 
 // parse reads a table of the entries, which are JSON with A and B for digests.
-func parse(lim estargz.Limits, entries ...string) (*estargz.Layer, error) {
+func parse(lim index.Limits, entries ...string) (*estargz.Layer, error) {
 	list := strings.NewReplacer(`"A"`, `"`+digestA+`"`, `"B"`, `"`+digestB+`"`).Replace(strings.Join(entries, ","))
 	return estargz.Parse(strings.NewReader(`{"version":1,"entries":[`+list+`]}`), "layer", estargz.Stored{Codec: chunk.Gzip, End: end}, lim)
 }
@@ -120,7 +120,7 @@ func TestHostileEntries(t *testing.T) {
 		`{"type":"reg","name":"a","size":1,"digest":"A","offset":9},{"type":"dir","name":"d"},{"type":"chunk","name":"a","offset":19}`: {corrupt, "not the file before it"},
 		`{"type":"reg","name":".wh.a","size":1,"digest":"A","offset":-9}`:                                                              {corrupt, "offset -9"},
 	} {
-		_, err := parse(estargz.Limits{}, entries)
+		_, err := parse(index.Limits{}, entries)
 		refused(t, entries[:min(len(entries), 200)], err, want.kind, want.says)
 	}
 }
@@ -142,32 +142,32 @@ func TestHostileTables(t *testing.T) {
 		`{"version":1,"entries":[`:                                           {index.ErrCorrupt, "EOF"},
 		`{"version":1,"entries":[{"type":"dir","name":"a"`:                   {index.ErrCorrupt, "EOF"},
 		`{"version":1,"entries":[` + strings.Repeat("[", 100000):             {index.ErrCorrupt, "depth"},
-		`{"version":1,"x":` + strings.Repeat(" ", 150000) + `,"entries":[]}`: {index.ErrLimit, "(TableBytes)"},
+		`{"version":1,"x":` + strings.Repeat(" ", 150000) + `,"entries":[]}`: {index.ErrLimit, "(MetadataBytes)"},
 	} {
-		_, err := estargz.Parse(strings.NewReader(table), "layer", estargz.Stored{Codec: chunk.Gzip, End: end}, estargz.Limits{TableBytes: 150000})
+		_, err := estargz.Parse(strings.NewReader(table), "layer", estargz.Stored{Codec: chunk.Gzip, End: end}, index.Limits{MetadataBytes: 150000})
 		refused(t, table[:min(len(table), 100)], err, want.kind, want.says)
 	}
 }
 
 func TestLimits(t *testing.T) {
 	dirs := slices.Repeat([]string{`{"type":"dir","name":"a"}`}, 1000)
-	for what, lim := range map[string]estargz.Limits{
-		"Entries": {Entries: 999}, "TableBytes": {TableBytes: 20000}, "MetadataBytes": {MetadataBytes: 999},
+	for what, lim := range map[string]index.Limits{
+		"Entries": {Entries: 999}, "MetadataBytes": {MetadataBytes: 20000},
 	} {
 		_, err := parse(lim, dirs...)
 		refused(t, what, err, index.ErrLimit, "("+what+")")
 	}
-	if l, err := parse(estargz.Limits{}, dirs...); err != nil || len(l.Changes) != 1000 {
+	if l, err := parse(index.Limits{}, dirs...); err != nil || len(l.Changes) != 1000 {
 		t.Error(err)
 	}
-	_, err := parse(estargz.Limits{XattrBytes: 10}, `{"type":"dir","name":"a","xattrs":{"user.abcdefg":""}}`)
+	_, err := parse(index.Limits{XattrBytes: 10}, `{"type":"dir","name":"a","xattrs":{"user.abcdefg":""}}`)
 	refused(t, "XattrBytes", err, index.ErrLimit, "(XattrBytes)")
 }
 
 // TestLinkToNowhere: what a link means depends on the layers below, so Apply
 // tells.
 func TestLinkToNowhere(t *testing.T) {
-	l, err := parse(estargz.Limits{}, `{"type":"hardlink","name":"a","linkName":"./b"}`)
+	l, err := parse(index.Limits{}, `{"type":"hardlink","name":"a","linkName":"./b"}`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func TestLinkToNowhere(t *testing.T) {
 // TestHole: zeros that are cut at blocks need no chunk; and what chunks of a file
 // say about others does not matter.
 func TestHole(t *testing.T) {
-	l, err := parse(estargz.Limits{},
+	l, err := parse(index.Limits{},
 		`{"type":"reg","name":"h","size":20000000,"offset":9,"chunkSize":4096,"chunkDigest":"A"}`,
 		`{"type":"chunk","name":"h","offset":19,"chunkOffset":4096,"chunkSize":8192,"chunkType":"zeros"}`,
 		`{"type":"chunk","name":"h","offset":29,"chunkOffset":12288,"chunkSize":8192,"chunkDigest":"B"}`,

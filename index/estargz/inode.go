@@ -100,9 +100,6 @@ func (b *builder) xattrs(path string, e *entry) ([]index.Xattr, error) {
 	if size > b.lim.XattrBytes {
 		return nil, b.errorf(index.ErrLimit, "%q has extended attributes of more than %d bytes (XattrBytes)", cut(path), b.lim.XattrBytes)
 	}
-	if b.metadata += size; b.metadata > b.lim.MetadataBytes {
-		return nil, b.errorf(index.ErrLimit, "names and attributes of more than %d bytes (MetadataBytes)", b.lim.MetadataBytes)
-	}
 	slices.SortFunc(out, func(a, b index.Xattr) int { return cmp.Compare(a.Name, b.Name) })
 	for i := 1; i < len(out); i++ {
 		if out[i].Name == out[i-1].Name {

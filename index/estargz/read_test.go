@@ -91,10 +91,10 @@ func TestRead(t *testing.T) {
 		"no tar":           {pack("stargz.index.json", table)[:30], sum, index.ErrCorrupt, "EOF"},
 		"cut off":          {good[:len(good)-40], sum, index.ErrCorrupt, "EOF"},
 		"empty":            {nil, sum, index.ErrCorrupt, "EOF"},
-		"bomb":             {pack("stargz.index.json", bomb), sum, index.ErrLimit, "(TableBytes)"},
+		"bomb":             {pack("stargz.index.json", bomb), sum, index.ErrLimit, "(MetadataBytes)"},
 		"junk in the JSON": {pack("stargz.index.json", "junk"), chunk.Sum(chunk.SHA256, []byte("junk")).String(), index.ErrCorrupt, "invalid character"},
 	} {
-		l, err := estargz.Read(test.stored, estargz.Section{Offset: 5, Length: int64(len(test.stored))}, test.digest, "layer", estargz.Limits{TableBytes: 1 << 20})
+		l, err := estargz.Read(test.stored, estargz.Section{Offset: 5, Length: int64(len(test.stored))}, test.digest, "layer", index.Limits{MetadataBytes: 1 << 20})
 		if test.kind == nil {
 			if err != nil || len(l.Changes) != 1 {
 				t.Errorf("%s: %v", what, err)
@@ -103,7 +103,7 @@ func TestRead(t *testing.T) {
 			t.Errorf("%s: %v, want %v with %q", what, err, test.kind, test.says)
 		}
 	}
-	if _, err := estargz.Read(good[1:], estargz.Section{Offset: 5, Length: int64(len(good))}, sum, "layer", estargz.Limits{}); !errors.Is(err, index.ErrCorrupt) {
+	if _, err := estargz.Read(good[1:], estargz.Section{Offset: 5, Length: int64(len(good))}, sum, "layer", index.Limits{}); !errors.Is(err, index.ErrCorrupt) {
 		t.Errorf("a byte less: %v", err)
 	}
 }
@@ -121,7 +121,7 @@ func TestFlipped(t *testing.T) {
 	for i := 0; i < len(stored); i += 3 {
 		p := bytes.Clone(stored)
 		p[i] ^= 0x55
-		l, err := estargz.Read(p, at, digest, "layer", estargz.Limits{})
+		l, err := estargz.Read(p, at, digest, "layer", index.Limits{})
 		if err == nil && fmt.Sprintf("%+v", l.Chunks) == want {
 			continue
 		}
@@ -163,7 +163,7 @@ func FuzzParse(f *testing.F) {
 		if frames {
 			s.Codec = chunk.Zstd
 		}
-		l, err := estargz.Parse(bytes.NewReader(table), "layer", s, estargz.Limits{})
+		l, err := estargz.Parse(bytes.NewReader(table), "layer", s, index.Limits{})
 		if err != nil {
 			typed(t, err)
 			return
@@ -232,7 +232,7 @@ func FuzzRead(f *testing.F) {
 	f.Add(blob[at.Offset:][:at.Length])
 	f.Add(pack("stargz.index.json", `{"version":1,"entries":[]}`))
 	f.Fuzz(func(t *testing.T, stored []byte) {
-		_, err := estargz.Read(stored, estargz.Section{Offset: at.Offset, Length: int64(len(stored))}, digest, "layer", estargz.Limits{TableBytes: 1 << 20})
+		_, err := estargz.Read(stored, estargz.Section{Offset: at.Offset, Length: int64(len(stored))}, digest, "layer", index.Limits{MetadataBytes: 1 << 20})
 		if err != nil {
 			typed(t, err)
 		}
@@ -245,7 +245,7 @@ func TestSample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := estargz.Parse(bytes.NewReader(p), "sample", estargz.Stored{Codec: chunk.Gzip, End: 886733}, estargz.Limits{})
+	l, err := estargz.Parse(bytes.NewReader(p), "sample", estargz.Stored{Codec: chunk.Gzip, End: 886733}, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +275,7 @@ func BenchmarkParse(b *testing.B) {
 	b.SetBytes(int64(len(p)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := estargz.Parse(bytes.NewReader(p), "layer", estargz.Stored{Codec: chunk.Gzip, End: 1 << 40}, estargz.Limits{}); err != nil {
+		if _, err := estargz.Parse(bytes.NewReader(p), "layer", estargz.Stored{Codec: chunk.Gzip, End: 1 << 40}, index.Limits{}); err != nil {
 			b.Fatal(err)
 		}
 	}

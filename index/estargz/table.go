@@ -43,9 +43,9 @@ type entry struct {
 // read from must be verified by the caller. See Read for the errors; those of r
 // are passed on if they wrap index.ErrCorrupt or index.ErrLimit, and are
 // index.ErrCorrupt otherwise.
-func Parse(r io.Reader, name string, s Stored, lim Limits) (*Layer, error) {
+func Parse(r io.Reader, name string, s Stored, lim index.Limits) (*Layer, error) {
 	lim = lim.WithDefaults()
-	limited := &limitedReader{r: r, left: lim.TableBytes, err: index.Errorf(index.ErrLimit, name, -1, "a table of contents of more than %d bytes (TableBytes)", lim.TableBytes)}
+	limited := &limitedReader{r: r, left: lim.MetadataBytes, err: index.Errorf(index.ErrLimit, name, -1, "a table of contents of more than %d bytes (MetadataBytes)", lim.MetadataBytes)}
 	b := &builder{name: name, lim: lim, stored: s, out: &Layer{}, known: map[chunk.Digest]uint32{}}
 	d := json.NewDecoder(limited)
 	if err := b.table(d); err != nil {

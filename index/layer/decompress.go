@@ -44,13 +44,6 @@ const (
 	aheadCount = 8
 )
 
-const expansionSlack = 256 << 20 // bytes free of Limits.Expansion
-
-// Decompress is Limits.Decompress with the default limits.
-func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
-	return Limits{}.Decompress(r)
-}
-
 // Decompress tells from the first bytes of r how it is compressed and returns
 // its uncompressed form. All members of a gzip file and all frames of a zstd
 // file are read; skippable zstd frames are skipped. What is not known as
@@ -62,19 +55,19 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 //
 // Malformed data is an error that wraps index.ErrCorrupt, a passed limit one
 // that wraps index.ErrLimit; errors of r are returned as they are.
-func (l Limits) Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
-	return l.decompress(r, nil)
+func Decompress(r io.Reader, lim index.Limits) (io.ReadCloser, Compression, error) {
+	return decompress(r, lim, nil)
 }
 
-func (l Limits) decompress(r io.Reader, m *Marks) (io.ReadCloser, Compression, error) {
-	l = l.withDefaults()
+func decompress(r io.Reader, lim index.Limits, m *Marks) (io.ReadCloser, Compression, error) {
+	lim = lim.WithDefaults()
 	src := &source{r: r}
 	br := bufio.NewReaderSize(src, 64<<10)
 	magic, err := br.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, None, err
 	}
-	in := &inflater{src: src, lim: l, marks: m}
+	in := &inflater{src: src, lim: lim, marks: m}
 	switch {
 	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
 		in.kind = Gzip
@@ -89,7 +82,7 @@ func (l Limits) decompress(r io.Reader, m *Marks) (io.ReadCloser, Compression, e
 		// One goroutine, ours, does the decoding: the decoder's own read ahead
 		// by a number of blocks that depends on the machine.
 		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(uint64(l.Window)), zstd.WithDecoderMaxMemory(1<<62))
+			zstd.WithDecoderMaxWindow(uint64(lim.Window)), zstd.WithDecoderMaxMemory(1<<62))
 		if err != nil {
 			return nil, Zstd, in.explain(err)
 		}
@@ -129,7 +122,7 @@ type inflater struct {
 	r     io.Reader
 	close func()
 	kind  Compression
-	lim   Limits
+	lim   index.Limits
 	marks *Marks // to be kept, if any
 	n     int64  // bytes produced
 }
@@ -140,7 +133,7 @@ func (i *inflater) Read(p []byte) (int, error) {
 	if i.n > i.lim.StreamBytes {
 		return 0, index.Errorf(index.ErrLimit, i.kind.String(), i.src.n, "more than %d bytes uncompressed (StreamBytes)", i.lim.StreamBytes)
 	}
-	if i.n > expansionSlack && (i.n-expansionSlack)/i.lim.Expansion > i.src.n {
+	if i.n > index.ExpansionFrom && (i.n-index.ExpansionFrom)/i.lim.Expansion > i.src.n {
 		return 0, index.Errorf(index.ErrLimit, i.kind.String(), i.src.n, "%d bytes uncompressed, more than %d for each compressed one (Expansion)", i.n, i.lim.Expansion)
 	}
 	if err == io.EOF && i.marks != nil {

@@ -70,7 +70,7 @@ func TestDecompress(t *testing.T) {
 		{"zstd with a checksum", zst(p, zstd.WithEncoderCRC(true)), layer.Zstd, p},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			rc, kind, err := layer.Decompress(iotest.HalfReader(bytes.NewReader(test.in)))
+			rc, kind, err := layer.Decompress(iotest.HalfReader(bytes.NewReader(test.in)), index.Limits{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -86,8 +86,8 @@ func TestDecompress(t *testing.T) {
 	}
 }
 
-func decompress(l layer.Limits, r io.Reader) (int64, error) {
-	rc, _, err := l.Decompress(r)
+func decompress(l index.Limits, r io.Reader) (int64, error) {
+	rc, _, err := layer.Decompress(r, l)
 	if err != nil {
 		return 0, err
 	}
@@ -109,7 +109,7 @@ func TestDecompressCorrupt(t *testing.T) {
 		"zstd cut": z[:len(z)/2], "zstd without its end": z[:len(z)-1], "zstd changed": flip(z, len(z)/2), "zstd checksum": flip(z, len(z)-1),
 		"zstd trailer": append(bytes.Clone(z), "junk"...),
 	} {
-		if _, err := decompress(layer.Limits{}, bytes.NewReader(in)); !errors.Is(err, index.ErrCorrupt) {
+		if _, err := decompress(index.Limits{}, bytes.NewReader(in)); !errors.Is(err, index.ErrCorrupt) {
 			t.Errorf("%s: %v, want ErrCorrupt", name, err)
 		}
 	}
@@ -120,7 +120,7 @@ func TestDecompressSourceError(t *testing.T) {
 	for _, in := range [][]byte{gz(p), zst(p), p} {
 		for _, broken := range []error{errors.New("broken"), io.ErrUnexpectedEOF} {
 			for _, n := range []int{0, 2, 5, 1000, len(in) / 2, len(in) - 1} {
-				_, err := decompress(layer.Limits{}, io.MultiReader(bytes.NewReader(in[:n]), iotest.ErrReader(broken)))
+				_, err := decompress(index.Limits{}, io.MultiReader(bytes.NewReader(in[:n]), iotest.ErrReader(broken)))
 				if err != broken {
 					t.Errorf("after %d of %d: %v, want %v", n, len(in), err, broken)
 				}
@@ -131,13 +131,13 @@ func TestDecompressSourceError(t *testing.T) {
 
 func TestDecompressLimits(t *testing.T) {
 	bomb := bytes.Repeat(zst(make([]byte, 10<<20)), 30)
-	if _, err := decompress(layer.Limits{}, bytes.NewReader(bomb)); !errors.Is(err, index.ErrLimit) || !strings.Contains(fmt.Sprint(err), "(Expansion)") {
+	if _, err := decompress(index.Limits{}, bytes.NewReader(bomb)); !errors.Is(err, index.ErrLimit) || !strings.Contains(fmt.Sprint(err), "(Expansion)") {
 		t.Errorf("300 MiB from %d bytes: %v, want ErrLimit", len(bomb), err)
 	}
-	if n, err := decompress(layer.Limits{Expansion: 1 << 20}, bytes.NewReader(bomb)); err != nil || n != 300<<20 {
+	if n, err := decompress(index.Limits{Expansion: 1 << 20}, bytes.NewReader(bomb)); err != nil || n != 300<<20 {
 		t.Errorf("with Expansion: %d, %v", n, err)
 	}
-	if _, err := decompress(layer.Limits{StreamBytes: 1 << 20}, bytes.NewReader(bomb)); !errors.Is(err, index.ErrLimit) {
+	if _, err := decompress(index.Limits{StreamBytes: 1 << 20}, bytes.NewReader(bomb)); !errors.Is(err, index.ErrLimit) {
 		t.Errorf("with StreamBytes: %v, want ErrLimit", err)
 	}
 	var long bytes.Buffer
@@ -147,10 +147,10 @@ func TestDecompressLimits(t *testing.T) {
 	}
 	w.Write(someBytes(5 << 20))
 	w.Close()
-	if _, err := decompress(layer.Limits{Window: 2 << 20}, bytes.NewReader(long.Bytes())); !errors.Is(err, index.ErrLimit) || !strings.Contains(fmt.Sprint(err), "(Window)") {
+	if _, err := decompress(index.Limits{Window: 2 << 20}, bytes.NewReader(long.Bytes())); !errors.Is(err, index.ErrLimit) || !strings.Contains(fmt.Sprint(err), "(Window)") {
 		t.Errorf("with Window: %v, want ErrLimit", err)
 	}
-	if _, err := decompress(layer.Limits{}, bytes.NewReader(long.Bytes())); err != nil {
+	if _, err := decompress(index.Limits{}, bytes.NewReader(long.Bytes())); err != nil {
 		t.Error(err)
 	}
 }
@@ -159,7 +159,7 @@ func TestDecompressLimits(t *testing.T) {
 func TestDecompressClose(t *testing.T) {
 	in := gz(someBytes(6 << 20))
 	for _, read := range []int{0, 10, 3 << 20} {
-		rc, _, err := layer.Decompress(bytes.NewReader(in))
+		rc, _, err := layer.Decompress(bytes.NewReader(in), index.Limits{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +180,7 @@ func BenchmarkDecompress(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(int64(len(p)))
 			for b.Loop() {
-				if n, err := decompress(layer.Limits{}, bytes.NewReader(in)); err != nil || n != int64(len(p)) {
+				if n, err := decompress(index.Limits{}, bytes.NewReader(in)); err != nil || n != int64(len(p)) {
 					b.Fatal(n, err)
 				}
 			}

@@ -25,8 +25,8 @@ type Header struct {
 type Lister struct{ r Reader }
 
 // NewLister returns a Lister; the name is that of the layer in errors.
-func NewLister(name string, lim Limits) *Lister {
-	return &Lister{Reader{name: name, lim: lim.withDefaults()}}
+func NewLister(name string, lim index.Limits) *Lister {
+	return &Lister{Reader{name: name, lim: lim.WithDefaults()}}
 }
 
 // Entry returns the entry of a header, nil if there is none for the tree. A sparse

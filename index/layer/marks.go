@@ -30,8 +30,8 @@ type Marks struct {
 
 // DecompressMarked is Decompress that also notes where the stream can be
 // entered.
-func (l Limits) DecompressMarked(r io.Reader, m *Marks) (io.ReadCloser, Compression, error) {
-	return l.decompress(r, m)
+func DecompressMarked(r io.Reader, lim index.Limits, m *Marks) (io.ReadCloser, Compression, error) {
+	return decompress(r, lim, m)
 }
 
 // close ends the last span where another begins.

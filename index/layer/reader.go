@@ -20,7 +20,7 @@ type Reader struct {
 	src  *source
 	br   *bufio.Reader
 	name string
-	lim  Limits
+	lim  index.Limits
 	err  error
 
 	pos  int64 // bytes of the stream consumed
@@ -37,9 +37,9 @@ type Reader struct {
 // NewReader reads an archive from r. The name is that of the layer in errors.
 // r is read in order and to its very end, so that a hash of what is read of it
 // is complete once Next has returned io.EOF.
-func NewReader(r io.Reader, name string, lim Limits) *Reader {
+func NewReader(r io.Reader, name string, lim index.Limits) *Reader {
 	src := &source{r: r}
-	return &Reader{src: src, br: bufio.NewReaderSize(src, 128<<10), name: name, lim: lim.withDefaults()}
+	return &Reader{src: src, br: bufio.NewReaderSize(src, 128<<10), name: name, lim: lim.WithDefaults()}
 }
 
 // Next skips what is left of the current entry and returns the next one, or

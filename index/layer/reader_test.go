@@ -95,7 +95,7 @@ func pax(typ byte, records ...string) string {
 func file(name string) string { return block{name: name, typ: '0', magic: ustar}.String() }
 
 // readAll returns the entries of an archive, a line each.
-func readAll(archive string, lim layer.Limits) (string, error) {
+func readAll(archive string, lim index.Limits) (string, error) {
 	r := layer.NewReader(iotest.OneByteReader(strings.NewReader(archive)), "hand", lim)
 	var out strings.Builder
 	for {
@@ -186,7 +186,7 @@ var good = []struct{ name, archive, want string }{
 func TestReader(t *testing.T) {
 	for _, test := range good {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := readAll(test.archive, layer.Limits{})
+			got, err := readAll(test.archive, index.Limits{})
 			if err != nil || got != test.want {
 				t.Errorf("%v, got\n%swant\n%s", err, got, test.want)
 			}
@@ -261,7 +261,7 @@ var bad = []struct {
 func TestReaderRefuses(t *testing.T) {
 	for _, test := range bad {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := readAll(test.archive, layer.Limits{})
+			_, err := readAll(test.archive, index.Limits{})
 			if !errors.Is(err, test.kind) || !strings.Contains(fmt.Sprint(err), test.say) {
 				t.Errorf("%v, want %v and %q", err, test.kind, test.say)
 			}
@@ -274,27 +274,27 @@ func TestReaderRefuses(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	if got, want := layer.DefaultLimits(), (layer.Limits{
+	if got, want := (index.Limits{}).WithDefaults(), (index.Limits{
 		Entries: 10_000_000, HeaderBytes: 1 << 20, XattrBytes: 64 << 10, MetadataBytes: 1 << 30,
-		FileSize: 16 << 40, StreamBytes: 1 << 40, Expansion: 1000, Window: 128 << 20,
+		FileSize: 16 << 40, StreamBytes: 1 << 40, Expansion: 1000, Window: 128 << 20, Memory: 4 << 30,
 	}); got != want {
 		t.Errorf("the defaults are %+v, want %+v: docs/ARCHITECTURE.md lists them", got, want)
 	}
 	sparse := pax('x', "GNU.sparse.size=1000000", "GNU.sparse.map=1000000,0") + file("a")
 	for _, test := range []struct {
 		field, archive string
-		lim            layer.Limits
+		lim            index.Limits
 	}{
-		{"Entries", file("a") + file("b"), layer.Limits{Entries: 1}},
-		{"HeaderBytes", pax('x', "path="+strings.Repeat("n", 600)) + file("b"), layer.Limits{HeaderBytes: 600}},
-		{"HeaderBytes", block{name: "a", typ: 'L', size: oct(1 << 32)}.String(), layer.Limits{}},
-		{"XattrBytes", pax('x', "SCHILY.xattr.user.a="+strings.Repeat("v", 100)) + file("b"), layer.Limits{XattrBytes: 100}},
-		{"XattrBytes", pax('g', "SCHILY.xattr.user.a="+strings.Repeat("v", 1000)) + file("b"), layer.Limits{XattrBytes: 100}},
-		{"MetadataBytes", file("abc") + file("def"), layer.Limits{MetadataBytes: 5}},
-		{"FileSize", block{name: "a", typ: '0', size: oct(1000)}.String(), layer.Limits{FileSize: 999}},
-		{"FileSize", sparse, layer.Limits{FileSize: 999999}},
-		{"StreamBytes", block{name: "a", typ: '0', size: oct(5000)}.String() + strings.Repeat("x", 5000), layer.Limits{StreamBytes: 4000}},
-		{"StreamBytes", zeros + strings.Repeat("x", 50000), layer.Limits{StreamBytes: 4000}},
+		{"Entries", file("a") + file("b"), index.Limits{Entries: 1}},
+		{"HeaderBytes", pax('x', "path="+strings.Repeat("n", 600)) + file("b"), index.Limits{HeaderBytes: 600}},
+		{"HeaderBytes", block{name: "a", typ: 'L', size: oct(1 << 32)}.String(), index.Limits{}},
+		{"XattrBytes", pax('x', "SCHILY.xattr.user.a="+strings.Repeat("v", 100)) + file("b"), index.Limits{XattrBytes: 100}},
+		{"XattrBytes", pax('g', "SCHILY.xattr.user.a="+strings.Repeat("v", 1000)) + file("b"), index.Limits{XattrBytes: 100}},
+		{"MetadataBytes", file("abc") + file("def"), index.Limits{MetadataBytes: 5}},
+		{"FileSize", block{name: "a", typ: '0', size: oct(1000)}.String(), index.Limits{FileSize: 999}},
+		{"FileSize", sparse, index.Limits{FileSize: 999999}},
+		{"StreamBytes", block{name: "a", typ: '0', size: oct(5000)}.String() + strings.Repeat("x", 5000), index.Limits{StreamBytes: 4000}},
+		{"StreamBytes", zeros + strings.Repeat("x", 50000), index.Limits{StreamBytes: 4000}},
 	} {
 		_, err := readAll(test.archive, test.lim)
 		if !errors.Is(err, index.ErrLimit) || !strings.Contains(err.Error(), test.field) {
@@ -312,7 +312,7 @@ func TestReaderMemory(t *testing.T) {
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err := readAll(archive, layer.Limits{})
+		_, err := readAll(archive, index.Limits{})
 		runtime.ReadMemStats(&after)
 		if n := after.TotalAlloc - before.TotalAlloc; err == nil || n > 2<<20 {
 			t.Errorf("%d bytes allocated, error %v", n, err)
@@ -325,7 +325,7 @@ func TestReaderSourceError(t *testing.T) {
 	archive := pax('x', "mtime=1") + block{name: "a", typ: '0', size: oct(700)}.String() + pad(strings.Repeat("x", 700)) + file("b") + zeros
 	for _, broken := range []error{errors.New("broken"), io.ErrUnexpectedEOF} {
 		for n := 0; n <= len(archive); n += 61 {
-			r := layer.NewReader(io.MultiReader(strings.NewReader(archive[:n]), iotest.ErrReader(broken)), "l", layer.Limits{})
+			r := layer.NewReader(io.MultiReader(strings.NewReader(archive[:n]), iotest.ErrReader(broken)), "l", index.Limits{})
 			var err error
 			for err == nil {
 				if _, err = r.Next(); err == nil {
@@ -345,7 +345,7 @@ func TestReaderSourceError(t *testing.T) {
 func TestReaderDrains(t *testing.T) {
 	archive := file("a") + zeros + strings.Repeat("trailer", 100000)
 	h := sha256.New()
-	r := layer.NewReader(io.TeeReader(strings.NewReader(archive), h), "l", layer.Limits{})
+	r := layer.NewReader(io.TeeReader(strings.NewReader(archive), h), "l", index.Limits{})
 	for {
 		if _, err := r.Next(); err == io.EOF {
 			break
@@ -391,7 +391,7 @@ func TestAgainstGo(t *testing.T) {
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		got, err := readAll(buf.String(), layer.Limits{})
+		got, err := readAll(buf.String(), index.Limits{})
 		want := "\"dir\" 41777 0 1700000000.0 0\n" +
 			fmt.Sprintf("%q 100644 1000 1700000000.0 7 [{0 7}] \"content\"\n", long+"file") +
 			"\"link\" link \"dir\"\n" +
@@ -420,9 +420,9 @@ func FuzzReader(f *testing.F) {
 			f.Add(run(f, "tar", append(args, "-c", "-f", "-", "-C", root, ".")...))
 		}
 	}
-	lim := layer.Limits{HeaderBytes: 64 << 10, FileSize: 1 << 40}
+	lim := index.Limits{HeaderBytes: 64 << 10, FileSize: 1 << 40}
 	f.Fuzz(func(t *testing.T, p []byte) {
-		rc, _, err := layer.Limits{StreamBytes: 4 << 20, Window: 8 << 20}.Decompress(bytes.NewReader(p))
+		rc, _, err := layer.Decompress(bytes.NewReader(p), index.Limits{StreamBytes: 4 << 20, Window: 8 << 20})
 		if err != nil {
 			return
 		}
@@ -479,7 +479,7 @@ func BenchmarkReader(b *testing.B) {
 			b.SetBytes(total)
 			buf := make([]byte, 64<<10)
 			for b.Loop() {
-				r := layer.NewReader(endless(n, size), "l", layer.Limits{})
+				r := layer.NewReader(endless(n, size), "l", index.Limits{})
 				for {
 					if _, err := r.Next(); err == io.EOF {
 						break

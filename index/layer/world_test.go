@@ -49,12 +49,12 @@ func newImage() *image {
 
 // apply reads an archive, in any compression, onto the image.
 func (i *image) apply(r io.Reader) error {
-	rc, _, err := layer.Decompress(r)
+	rc, _, err := layer.Decompress(r, index.Limits{})
 	if err != nil {
 		return err
 	}
 	defer rc.Close()
-	in := layer.NewReader(rc, "test layer", layer.Limits{})
+	in := layer.NewReader(rc, "test layer", index.Limits{})
 	to := i.tree.Begin()
 	for {
 		e, err := in.Next()

@@ -38,7 +38,7 @@ const Every = 32 << 10
 
 // Options say how to scan. Zero values mean the defaults.
 type Options struct {
-	Limits  layer.Limits
+	Limits  index.Limits
 	Every   int64  // distance of spans of a gzip or zstd layer; default the constant
 	Workers int    // that hash and keep chunks; default: one for each processor
 	TempDir string // for the side; default os.TempDir
@@ -156,7 +156,7 @@ func Scan(ctx context.Context, r io.Reader, name string, o Options) (_ *Layer, e
 		return nil, err
 	}
 	marks := &layer.Marks{Every: cmp.Or(o.Every, Every), Window: side.window}
-	in, kind, err := o.Limits.DecompressMarked(r, marks)
+	in, kind, err := layer.DecompressMarked(r, o.Limits, marks)
 	if err != nil {
 		return nil, errors.Join(err, side.close())
 	}

@@ -38,11 +38,8 @@ const tarBlock = 512
 func (r *reader) files(toc int) error {
 	at, n := r.vector(toc, 0, 4)
 	list := layer.NewLister(r.name, r.lim)
-	left := layer.DefaultLimits().MetadataBytes // tables may be there once, and be named often
-	if r.lim.MetadataBytes > 0 {
-		left = r.lim.MetadataBytes
-	}
-	var end int64 // of the data before
+	left := r.lim.WithDefaults().MetadataBytes // tables may be there once, and be named often
+	var end int64                              // of the data before
 	for i := range n {
 		f := r.indirect(at + 4*i)
 		name, kind := r.bytes(f, fileName), r.bytes(f, fileType)

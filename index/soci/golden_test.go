@@ -5,7 +5,6 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
-	"github.com/shale-image/shale/index/layer"
 )
 
 // What the real tool says of layers of tar, tar+gzip and several members of gzip
@@ -18,7 +17,7 @@ func TestGolden(t *testing.T) {
 		}
 		bits, windows := 0, 0
 		for _, z := range all {
-			l, err := Read(z.stored, z.Subject, layer.Limits{})
+			l, err := Read(z.stored, z.Subject, index.Limits{})
 			if err != nil {
 				t.Errorf("%s: %v", z.Layer, err)
 				continue
@@ -45,7 +44,7 @@ func TestGolden(t *testing.T) {
 // Every byte of a layer can be had alone, from the span that it is in.
 func TestRandomAccess(t *testing.T) {
 	for _, z := range ztocs(t, "v2") {
-		l, err := Read(z.stored, z.Subject, layer.Limits{})
+		l, err := Read(z.stored, z.Subject, index.Limits{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/shale-image/shale/index"
-	"github.com/shale-image/shale/index/layer"
 )
 
 // places tells where in a ztoc its parts are.
@@ -114,15 +113,15 @@ func TestHostile(t *testing.T) {
 	} {
 		x := locate(t, bytes.Clone(c.of.stored))
 		c.change(x)
-		l, err := Read(x.b, c.of.Subject, layer.Limits{})
+		l, err := Read(x.b, c.of.Subject, index.Limits{})
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) || !strings.Contains(err.Error(), c.of.Layer) || l != nil {
 			t.Errorf("%s: %v, want %v that says %q", c.what, err, c.kind, c.text)
 		}
 	}
-	if _, err := Read(gz.stored, gz.Subject, layer.Limits{Entries: 3}); !errors.Is(err, index.ErrLimit) {
+	if _, err := Read(gz.stored, gz.Subject, index.Limits{Entries: 3}); !errors.Is(err, index.ErrLimit) {
 		t.Errorf("entries: %v", err)
 	}
-	if _, err := Read(gz.stored, gz.Subject, layer.Limits{MetadataBytes: 100}); !errors.Is(err, index.ErrLimit) {
+	if _, err := Read(gz.stored, gz.Subject, index.Limits{MetadataBytes: 100}); !errors.Is(err, index.ErrLimit) {
 		t.Errorf("metadata: %v", err)
 	}
 }
@@ -136,11 +135,11 @@ func TestOldCheckpoints(t *testing.T) {
 	rest := x.b[x.checkpoints+zinfoHeader : x.checkpoints+int(n)]
 	copy(rest, rest[checkpointSize:])
 	x.put32(x.checkpoints-4, n-checkpointSize)
-	l, err := Read(x.b, z.Subject, layer.Limits{})
+	l, err := Read(x.b, z.Subject, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := Read(z.stored, z.Subject, layer.Limits{})
+	want, err := Read(z.stored, z.Subject, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +155,7 @@ func FuzzRead(f *testing.F) {
 		f.Add(z.stored, z.Size)
 	}
 	f.Fuzz(func(t *testing.T, p []byte, size int64) {
-		l, err := Read(p, Subject{Layer: "sha256:l", Size: size, Ztoc: "sha256:z"}, layer.Limits{Entries: 10000})
+		l, err := Read(p, Subject{Layer: "sha256:l", Size: size, Ztoc: "sha256:z"}, index.Limits{Entries: 10000})
 		if err != nil {
 			if !errors.Is(err, index.ErrCorrupt) && !errors.Is(err, index.ErrUnsupported) && !errors.Is(err, index.ErrLimit) {
 				t.Fatal(err)

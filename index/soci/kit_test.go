@@ -95,7 +95,7 @@ func compare(t testing.TB, z *ztoc, l *Layer) {
 		t.Error(err)
 		return
 	}
-	d, _, err := layer.Decompress(bytes.NewReader(z.layer))
+	d, _, err := layer.Decompress(bytes.NewReader(z.layer), index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func compare(t testing.TB, z *ztoc, l *Layer) {
 	want := index.NewTree()
 	a := want.Begin()
 	data := map[string][]byte{}
-	for r := layer.NewReader(d, "layer", layer.Limits{}); ; {
+	for r := layer.NewReader(d, "layer", index.Limits{}); ; {
 		e, err := r.Next()
 		if err == io.EOF {
 			break

@@ -17,7 +17,6 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
-	"github.com/shale-image/shale/index/layer"
 )
 
 // version is that of all ztocs there are.
@@ -40,7 +39,7 @@ type Subject struct {
 // Read reads a ztoc, which must be verified. Errors wrap index.ErrCorrupt,
 // index.ErrLimit or, where only reading the whole layer would help,
 // index.ErrUnsupported.
-func Read(ztoc []byte, of Subject, lim layer.Limits) (*Layer, error) {
+func Read(ztoc []byte, of Subject, lim index.Limits) (*Layer, error) {
 	r := &reader{flat: flat{b: ztoc}, of: of, name: "ztoc of layer " + of.Layer, lim: lim, out: &Layer{}}
 	if err := r.read(); err != nil {
 		return nil, err
@@ -53,7 +52,7 @@ type reader struct {
 	flat
 	of     Subject
 	name   string
-	lim    layer.Limits
+	lim    index.Limits
 	out    *Layer
 	stream int64 // bytes of the archive
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/shale-image/shale/chunk"
-	"github.com/shale-image/shale/index/layer"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/soci/socitest"
 )
 
@@ -24,7 +24,7 @@ func TestBuilt(t *testing.T) {
 				continue
 			}
 			z.stored = p
-			got, err := Read(p, z.Subject, layer.Limits{})
+			got, err := Read(p, z.Subject, index.Limits{})
 			if err != nil {
 				t.Errorf("span %d: %v", span, err)
 				continue
@@ -52,7 +52,7 @@ func TestLevels(t *testing.T) {
 			if x.stored, err = socitest.Build(x.layer, span); err != nil {
 				t.Fatal(err)
 			}
-			l, err := Read(x.stored, x.Subject, layer.Limits{})
+			l, err := Read(x.stored, x.Subject, index.Limits{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/estargz"
 	"github.com/shale-image/shale/index/estargz/estargztest"
 	"github.com/shale-image/shale/index/zstdchunked"
@@ -34,7 +35,7 @@ func read(t testing.TB, blob []byte, annotations map[string]string) *estargz.Lay
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := zstdchunked.Read(blob[at.Offset:][:at.Length], at, "layer", estargz.Limits{})
+	l, err := zstdchunked.Read(blob[at.Offset:][:at.Length], at, "layer", index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

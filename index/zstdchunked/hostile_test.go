@@ -11,7 +11,6 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
-	"github.com/shale-image/shale/index/estargz"
 	"github.com/shale-image/shale/index/zstdchunked"
 )
 
@@ -86,7 +85,7 @@ func TestRead(t *testing.T) {
 		"small file": {head + strings.ReplaceAll(strings.ReplaceAll(file, "20000000", "16000000"), "19929999", "15929999"), nil, nil, ""},
 		"behind the end": {head + strings.ReplaceAll(file, `"endOffset":99000`, `"endOffset":99993`), nil, index.ErrCorrupt,
 			"ends at 99993, want at most 99992"},
-		"bomb": {head + strings.Repeat(" ", 4<<20) + `]}`, nil, index.ErrLimit, "(TableBytes)"},
+		"bomb": {head + strings.Repeat(" ", 4<<20) + `]}`, nil, index.ErrLimit, "(MetadataBytes)"},
 		"bomb that lies": {head + strings.Repeat(" ", 4<<20) + `]}`, func(p []byte, t *zstdchunked.Table) []byte { t.Size = 100; return p },
 			index.ErrCorrupt, "EOF"},
 		"size": {head + `]}`, func(p []byte, t *zstdchunked.Table) []byte { t.Size++; return p }, index.ErrCorrupt, "bytes, want"},
@@ -103,7 +102,7 @@ func TestRead(t *testing.T) {
 		if test.alter != nil {
 			p = test.alter(p, &at)
 		}
-		_, err := zstdchunked.Read(p, at, "layer", estargz.Limits{TableBytes: 1 << 20})
+		_, err := zstdchunked.Read(p, at, "layer", index.Limits{MetadataBytes: 1 << 20})
 		if test.kind == nil && err == nil {
 			continue
 		}
@@ -123,7 +122,7 @@ func TestFlipped(t *testing.T) {
 	stored := blob[at.Offset:][:at.Length]
 	for i := range stored {
 		stored[i] ^= 0x55
-		if _, err := zstdchunked.Read(stored, at, "layer", estargz.Limits{}); !errors.Is(err, index.ErrCorrupt) {
+		if _, err := zstdchunked.Read(stored, at, "layer", index.Limits{}); !errors.Is(err, index.ErrCorrupt) {
 			t.Fatalf("byte %d: %v", i, err)
 		}
 		stored[i] ^= 0x55
@@ -141,7 +140,7 @@ func FuzzRead(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, stored []byte, off, size int64) {
 		at := zstdchunked.Table{Offset: off, Length: int64(len(stored)), Size: size, Digest: chunk.Sum(chunk.SHA256, stored)}
-		l, err := zstdchunked.Read(stored, at, "layer", estargz.Limits{TableBytes: 1 << 20})
+		l, err := zstdchunked.Read(stored, at, "layer", index.Limits{MetadataBytes: 1 << 20})
 		if err != nil {
 			typed(t, err)
 			return

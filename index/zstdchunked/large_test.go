@@ -10,7 +10,6 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
-	"github.com/shale-image/shale/index/estargz"
 	"github.com/shale-image/shale/index/estargz/estargztest"
 	"github.com/shale-image/shale/index/zstdchunked"
 )
@@ -35,7 +34,7 @@ func TestLargeFile(t *testing.T) {
 	l := read(t, blob, annotations)
 	estargztest.Compare(t, blob, l)
 	at, _ := zstdchunked.Locate(annotations, int64(len(blob)), "layer")
-	if _, err := zstdchunked.Read(blob[at.Offset:][:at.Length], at, "layer", estargz.Limits{Entries: 1200}); !errors.Is(err, index.ErrLimit) || !strings.Contains(err.Error(), "(Entries)") {
+	if _, err := zstdchunked.Read(blob[at.Offset:][:at.Length], at, "layer", index.Limits{Entries: 1200}); !errors.Is(err, index.ErrLimit) || !strings.Contains(err.Error(), "(Entries)") {
 		t.Errorf("some 1000 entries and 480 pieces: %v", err)
 	}
 	origins := 0

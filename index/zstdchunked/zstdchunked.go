@@ -101,7 +101,7 @@ func parse(sum, pos string, size int64) (t Table, err error) {
 //
 // The frames of a layer made by Podman's tools decode to the Size of their Span.
 // Those by the stargz snapshotter's go on behind it; see estargz.Layer.
-func Read(stored []byte, t Table, name string, lim estargz.Limits) (*estargz.Layer, error) {
+func Read(stored []byte, t Table, name string, lim index.Limits) (*estargz.Layer, error) {
 	lim = lim.WithDefaults()
 	if int64(len(stored)) != t.Length {
 		return nil, index.Errorf(index.ErrCorrupt, name, t.Offset, "%d bytes of a table of contents of %d", len(stored), t.Length)
@@ -109,8 +109,8 @@ func Read(stored []byte, t Table, name string, lim estargz.Limits) (*estargz.Lay
 	if err := t.Digest.Verify(stored); err != nil {
 		return nil, index.Errorf(index.ErrCorrupt, name, t.Offset, "table of contents: %v", err)
 	}
-	if t.Size > lim.TableBytes {
-		return nil, index.Errorf(index.ErrLimit, name, t.Offset, "a table of contents of %d bytes, want at most %d (TableBytes)", t.Size, lim.TableBytes)
+	if t.Size > lim.MetadataBytes {
+		return nil, index.Errorf(index.ErrLimit, name, t.Offset, "a table of contents of %d bytes, want at most %d (MetadataBytes)", t.Size, lim.MetadataBytes)
 	}
 	z, err := zstd.NewReader(bytes.NewReader(stored), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {

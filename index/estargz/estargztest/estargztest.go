@@ -118,13 +118,13 @@ func proved(blob []byte, spans []index.Span) error {
 // read reads a layer as a whole, with the content of its files.
 func read(t testing.TB, blob []byte) (*index.Tree, map[*index.Inode][]byte) {
 	t.Helper()
-	z, _, err := layer.Decompress(bytes.NewReader(blob))
+	z, _, err := layer.Decompress(bytes.NewReader(blob), index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer z.Close()
 	tree, data := index.NewTree(), map[*index.Inode][]byte{}
-	r, a := layer.NewReader(z, "layer", layer.Limits{}), tree.Begin()
+	r, a := layer.NewReader(z, "layer", index.Limits{}), tree.Begin()
 	for {
 		e, err := r.Next()
 		if err == io.EOF {
