@@ -42,6 +42,8 @@ const (
 	maxLine     = 1 << 20   // of a line
 	maxPackages = 100_000
 	maxFiles    = 10_000_000 // of all packages
+	maxPath     = 4096       // bytes of a name
+	maxNames    = 256 << 20  // of all names
 )
 
 // Read reads what databases there are; there may be none. Errors wrap
@@ -87,11 +89,30 @@ type reader struct {
 	root  fs.FS
 	links map[string]string // where a directory really is
 	files int               // of packages, so far
+	bytes int               // of names, so far
+}
+
+// open opens a file, which must be a regular one: a pipe could keep it for ever.
+func (r *reader) open(name string) (fs.File, error) {
+	st, err := fs.Stat(r.root, name)
+	if err == nil && !st.Mode().IsRegular() {
+		err = index.Errorf(index.ErrCorrupt, name, -1, "it is no regular file")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.root.Open(name)
+}
+
+// room takes a name off what there is room for.
+func (r *reader) room(name string) bool {
+	r.bytes += len(name)
+	return r.bytes <= maxNames
 }
 
 // lines calls fn for the lines of a file. One that is not there is fs.ErrNotExist.
 func (r *reader) lines(name string, fn func(string) error) error {
-	f, err := r.root.Open(name)
+	f, err := r.open(name)
 	if err != nil {
 		return err
 	}
@@ -120,11 +141,17 @@ func (r *reader) add(p *Package, name string) error {
 	if name == "" {
 		return nil
 	}
+	if len(name) > maxPath {
+		return index.Errorf(index.ErrLimit, p.Name, -1, "a name of more than %d bytes", maxPath)
+	}
 	if r.files++; r.files > maxFiles {
 		return index.Errorf(index.ErrLimit, p.Name, -1, "more than %d files in all packages", maxFiles)
 	}
 	if dir, base := path.Split(name); dir != "" {
 		name = path.Join(r.really(path.Clean(dir), 0), base)
+	}
+	if len(name) > maxPath || !r.room(name) { // links may have made it longer
+		return index.Errorf(index.ErrLimit, p.Name, -1, "a name of more than %d bytes, or names of more than %d", maxPath, maxNames)
 	}
 	p.Files = append(p.Files, name)
 	return nil
@@ -151,6 +178,8 @@ func (r *reader) really(dir string, depth int) string {
 			}
 		}
 	}
-	r.links[dir] = at
+	if r.room(dir) && r.room(at) { // else add says that there is none
+		r.links[dir] = at
+	}
 	return at
 }

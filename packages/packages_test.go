@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 
@@ -56,6 +59,42 @@ func TestDpkg(t *testing.T) {
 	}}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
+	}
+}
+
+// Names take little memory, and what is no file keeps nobody waiting.
+func TestBounds(t *testing.T) {
+	long := "F:" + strings.Repeat("d/", 250_000) + "\n" + strings.Repeat("R:f\n", 1000)
+	_, err := Read(fstest.MapFS{"lib/apk/db/installed": file("P:x\nV:1\n" + long)})
+	if !errors.Is(err, index.ErrLimit) || !strings.Contains(err.Error(), "name of more than 4096") {
+		t.Error(err)
+	}
+	var many strings.Builder
+	many.WriteString("P:x\nV:1\n")
+	for i := range 2000 {
+		fmt.Fprintf(&many, "F:%05d/%s\nR:f\n", i, strings.Repeat("d/", 2000))
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err = Read(fstest.MapFS{"lib/apk/db/installed": file(many.String())})
+	runtime.ReadMemStats(&after)
+	if !errors.Is(err, index.ErrLimit) {
+		t.Error(err)
+	}
+	if n := (after.HeapSys - before.HeapSys) >> 20; n > 1000 {
+		t.Errorf("%d MB", n)
+	}
+	dir := t.TempDir()
+	if err := errors.Join(os.MkdirAll(dir+"/var/lib/dpkg", 0o755), syscall.Mkfifo(dir+"/var/lib/dpkg/status", 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if _, err := Read(root.FS()); !errors.Is(err, index.ErrCorrupt) {
+		t.Error(err)
 	}
 }
 

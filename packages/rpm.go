@@ -21,7 +21,7 @@ func rpm(r *reader) ([]Package, error) {
 	for _, dir := range rpmDirs {
 		dir = r.really(dir, 0)
 		name := path.Join(dir, "rpmdb.sqlite")
-		f, err := r.root.Open(name)
+		f, err := r.open(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			for _, old := range []string{"Packages", "Packages.db"} {
 				if st, err := fs.Stat(r.root, path.Join(dir, old)); err == nil && st.Size() > 0 {

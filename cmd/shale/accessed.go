@@ -77,6 +77,9 @@ prints an SPDX 2.3 document of what was read; that fetches and hashes these file
 				return err
 			}
 			out.Ref = m.Ref
+			if n := len(out.absent); n > 0 {
+				fmt.Fprintf(os.Stderr, "shale: %d names in the traces are of no file with content, %s for one: they are left out\n", n, quote(out.absent[0]))
+			}
 			switch {
 			case g.json:
 				return printJSON(cmd.OutOrStdout(), out)

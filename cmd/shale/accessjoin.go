@@ -20,6 +20,8 @@ type accessed struct {
 	Databases      []string          `json:"databases"` // of package managers
 	Files          []accessedFile    `json:"files"`     // by name
 	Packages       []accessedPackage `json:"packages"`  // those read most first
+
+	absent []string // what traces name and the image has no such file of
 }
 
 type accessedFile struct {
@@ -73,6 +75,10 @@ func join(root *os.Root, t *trace.Trace, db *packages.Database) (*accessed, erro
 		if err != nil {
 			return nil, err
 		}
+		if size == 0 { // a trace may be anybody's
+			out.absent = append(out.absent, f.Path)
+			continue
+		}
 		a := accessedFile{Path: f.Path, Size: size, ReadBytes: min(f.Bytes, size), Packages: []string{}}
 		if f.Shared() {
 			a.Others, a.Also = f.Others, f.Also
@@ -117,15 +123,16 @@ func join(root *os.Root, t *trace.Trace, db *packages.Database) (*accessed, erro
 }
 
 // regular tells which regular file a name is, and how long it is: 0 bytes if it is
-// none, or not there.
+// none, or not there. Names are from outside: only what says that the image cannot be
+// read is an error.
 func regular(root *os.Root, name string) (ino uint64, size int64, err error) {
 	st, err := root.Lstat(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ENAMETOOLONG):
-		return 0, 0, nil
-	case err != nil:
-		return 0, 0, err
-	case !st.Mode().IsRegular():
+	for _, broken := range []error{syscall.EIO, syscall.ENOTCONN, syscall.EACCES, syscall.ENOMEM, fs.ErrClosed} {
+		if errors.Is(err, broken) {
+			return 0, 0, err
+		}
+	}
+	if err != nil || !st.Mode().IsRegular() {
 		return 0, 0, nil
 	}
 	return st.Sys().(*syscall.Stat_t).Ino, st.Size(), nil

@@ -5,10 +5,12 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/shale-image/shale/trace"
@@ -91,7 +93,7 @@ func printSPDX(ctx context.Context, w io.Writer, root *os.Root, a *accessed, t *
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		sums, err := checksums(root, f.Path)
+		sums, err := checksums(ctx, root, f.Path)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.Path, err)
 		}
@@ -115,16 +117,33 @@ func printSPDX(ctx context.Context, w io.Writer, root *os.Root, a *accessed, t *
 	return printJSON(w, d)
 }
 
-// checksums reads a file; SPDX wants its SHA-1.
-func checksums(root *os.Root, name string) ([]spdxChecksum, error) {
-	f, err := root.Open(name)
+// checksums reads a file; SPDX wants its SHA-1. What is no regular file could keep it
+// for ever, and is an error.
+func checksums(ctx context.Context, root *os.Root, name string) ([]spdxChecksum, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("%s is no regular file", name))
+	}
 	a, b := sha1.New(), sha256.New()
-	if _, err := io.Copy(io.MultiWriter(a, b), f); err != nil {
+	if _, err := io.Copy(io.MultiWriter(a, b), until{ctx, f}); err != nil {
 		return nil, err
 	}
 	return []spdxChecksum{{"SHA1", hex.EncodeToString(a.Sum(nil))}, {"SHA256", hex.EncodeToString(b.Sum(nil))}}, nil
+}
+
+// until is a reader until a context ends.
+type until struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (u until) Read(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.r.Read(p)
 }
