@@ -87,7 +87,8 @@ type Cache struct {
 	// Complete is whether what is mounted is fetched as a whole when nobody waits for
 	// anything: CompleteOn, the default, or CompleteOff. It begins CompleteAfter the
 	// last time that a reader of the mount had to wait (default 30 s), and brings
-	// CompleteRate stored bytes a second at most (default, 0: no limit).
+	// CompleteRate stored bytes a second at most (default, 0: no limit). The same goes for
+	// the layers that an index from elsewhere is compared with when all is here.
 	Complete      string   `json:"complete"`
 	CompleteAfter Duration `json:"complete_after,omitzero"`
 	CompleteRate  Size     `json:"complete_rate"`

@@ -155,7 +155,7 @@ func (s *server) pull(ctx context.Context, a pullArgs, progress func(Progress)) 
 	if a.Complete && s.store.comparable(u.ManifestDigest) {
 		// Somebody's word was taken for what the layers say. Now they are read.
 		s.store.breakOff(u.ManifestDigest)
-		wrong, err := s.store.reread(ctx, u.ManifestDigest, u.repo, "it has been read as a whole", progress)
+		wrong, err := s.store.reread(ctx, u.ManifestDigest, u.repo, "it has been read as a whole", nil, progress)
 		if wrong != "" {
 			progress(Progress{Note: "the index beside the image is wrong, and no longer used: " + wrong})
 			s.log.Error("an index lies", "digest", u.ManifestDigest, "how", wrong)

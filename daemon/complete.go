@@ -73,12 +73,17 @@ func (c *completion) coming() (bool, string) {
 	return true, ""
 }
 
+// completes tells whether anything is fetched for a mount that nobody has read.
+func (s *server) completes(m *mounted) bool {
+	return !m.asked.NoComplete && s.cfg.Registries.Cache.Complete != config.CompleteOff
+}
+
 // complete begins to fetch the rest of what m shows, once nobody has waited for a
 // while.
 func (s *server) complete(m *mounted) *completion {
 	c := &completion{cancel: func() {}, again: make(chan struct{}, 1)}
 	opt := s.cfg.Registries.Cache
-	off := m.asked.NoComplete || opt.Complete == config.CompleteOff
+	off := !s.completes(m)
 	switch {
 	case !m.fs.Served():
 		c.never = "its mount is not served any more"

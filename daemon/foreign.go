@@ -21,7 +21,7 @@ import (
 // An index from elsewhere is somebody's word for what the layers say. Once all of
 // an image is here, by whatever way, its layers are read and the word is compared
 // with them: by pull --complete, by who meets a chunk that is not what it should be,
-// and else in the background. What is equal is this node's own knowledge from then
+// and else in the background, unless nothing is to be fetched there. What is equal is this node's own knowledge from then
 // on. What is not is not mounted any more, and those who have it mounted are told.
 
 // How long after a comparison that failed there is no other: at first, and at most.
@@ -71,8 +71,8 @@ func (s *store) foreign(dir string) (*reader.Raw, error) {
 // content comes into the pool, this node's own index is made, and the other is
 // compared with it. It returns how they differ. If they do, or the other cannot be
 // used, for which why is the reason, the record says so, and who uses the image next
-// does so by this node's.
-func (s *store) reread(ctx context.Context, digest string, repo *image.Repository, why string, progress func(Progress)) (wrong string, err error) {
+// does so by this node's. Where nobody waits for it there is no reason but a pace.
+func (s *store) reread(ctx context.Context, digest string, repo *image.Repository, why string, slow *pace, progress func(Progress)) (wrong string, err error) {
 	unlock, err := s.lock(ctx, digest)
 	if err != nil {
 		return "", err
@@ -92,11 +92,7 @@ func (s *store) reread(ctx context.Context, digest string, repo *image.Repositor
 	} else {
 		defer foreign.Close()
 	}
-	atOnce := reader.Parallel
-	if why == "" { // nobody waits for it
-		atOnce = 1
-	}
-	out, err := s.read(ctx, repo, img, dir, foreign, atOnce, progress)
+	out, err := s.read(ctx, repo, img, dir, foreign, slow, progress)
 	switch {
 	case err == nil:
 		release := s.pool.Exclusive()
@@ -105,7 +101,7 @@ func (s *store) reread(ctx context.Context, digest string, repo *image.Repositor
 		if err != nil {
 			return "", err
 		}
-	case why == "" && errors.Is(err, index.ErrCorrupt) && intact(ctx, repo, img) == nil:
+	case why == "" && errors.Is(err, index.ErrCorrupt) && intact(ctx, repo, img, slow) == nil:
 		out.Wrong = err.Error() // it is not the way to them: the layers are no image, or not this one
 	default:
 		return "", err
@@ -128,13 +124,13 @@ func (s *store) reread(ctx context.Context, digest string, repo *image.Repositor
 }
 
 // intact returns nil if all layers can be had as the manifest has them.
-func intact(ctx context.Context, repo *image.Repository, img *image.Image) error {
+func intact(ctx context.Context, repo *image.Repository, img *image.Image, slow *pace) error {
 	for _, l := range img.Layers {
 		body, err := repo.Blob(ctx, l)
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(io.Discard, body)
+		_, err = io.Copy(io.Discard, slow.reader(ctx, body))
 		if err := errors.Join(err, body.Close()); err != nil {
 			return err
 		}
@@ -154,7 +150,9 @@ func (s *server) compareComplete() {
 			} else if !now.Before(m.compare) {
 				m.pause = min(max(comparePause, 2*m.pause), maxComparePause)
 				m.compare = now.Add(m.pause)
-				s.compare(m.use, m.image)
+				if s.completes(m) {
+					s.compare(m.use, m.image)
+				}
 			}
 		}
 		m.reading.RUnlock()
@@ -185,7 +183,7 @@ func (s *server) compare(u *use, im *fill.Image) {
 			return
 		}
 		defer repo.Close()
-		wrong, err := s.store.reread(ctx, digest, repo, "", func(Progress) {})
+		wrong, err := s.store.reread(ctx, digest, repo, "", s.pace(), func(Progress) {})
 		switch {
 		case wrong != "":
 			s.log.Error("an index lies", "digest", digest, "how", wrong)

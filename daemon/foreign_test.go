@@ -233,3 +233,21 @@ func TestComparisonYields(t *testing.T) {
 		t.Errorf("%+v, %v", out, err)
 	}
 }
+
+// TestNotCompared: where nothing is fetched by itself nothing is compared, and no
+// layer is asked for when a mount has ended.
+func TestNotCompared(t *testing.T) {
+	x := indexed(t, "", nil)
+	y := indexed(t, "sha256:"+strings.Repeat("12", 32), nil) // another image
+	y.c = x.c
+	mnt, _ := attachAs(t, x.c, x.ref, Place{NoComplete: true})
+	x.right(mnt)
+	unmount(t, x.c, mnt)
+	mnt, _ = attach(t, y.c, y.ref)
+	readAll(t, mnt)
+	unmount(t, y.c, mnt)
+	eventually(t, "the other one is compared", func() bool { return y.record().Wrong != "" })
+	if r := x.record(); r.Index != reader.Repository || r.Doubted != "" {
+		t.Errorf("the record says %+v", r)
+	}
+}

@@ -99,7 +99,7 @@ func (s *server) openImage(u *use) (*fill.Image, error) {
 		if u.Index == reader.Local || s.store.isForeign(u.ManifestDigest) {
 			im.OnWrongIndex(func(ctx context.Context) error {
 				s.log.Warn("an index is wrong, or of no use: all of the image is read", "ref", u.repo.Ref().String(), "digest", u.ManifestDigest)
-				wrong, err := s.store.reread(ctx, u.ManifestDigest, u.repo, "it could not be read by its index", func(Progress) {})
+				wrong, err := s.store.reread(ctx, u.ManifestDigest, u.repo, "it could not be read by its index", nil, func(Progress) {})
 				if wrong != "" {
 					s.log.Error("an index lies", "digest", u.ManifestDigest, "how", wrong)
 				}
@@ -205,7 +205,9 @@ func (s *server) watch(m *mounted) {
 		m.image.Touch() // nobody has seen what was read
 	}
 	m.release()
-	s.compare(m.use, m.image)
+	if s.completes(m) {
+		s.compare(m.use, m.image)
+	}
 	m.reading.Lock()
 	m.ended = true
 	m.image.Close()

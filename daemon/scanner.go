@@ -146,7 +146,7 @@ func keepFile(path string, content io.Reader) error {
 // scan has the layers of an image read, and returns its index, whose files are
 // in dir. The caller closes it.
 func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Image, dir string, progress func(Progress)) (*reader.Raw, error) {
-	if _, err := s.read(ctx, repo, img, dir, nil, reader.Parallel, progress); err != nil {
+	if _, err := s.read(ctx, repo, img, dir, nil, nil, progress); err != nil {
 		return nil, err
 	}
 	return s.localIndex(img.ManifestDigest, img.Layers)
@@ -157,17 +157,17 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 const readTries = 4
 
 // read is scan that compares what is made with an index from elsewhere, if there
-// is one. So many layers at once are fetched as atOnce says.
-func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, atOnce int, progress func(Progress)) (scanned, error) {
-	out, err := s.readOnce(ctx, repo, img, dir, foreign, atOnce, progress)
+// is one. With a pace layers are fetched one after the other, and at that.
+func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, slow *pace, progress func(Progress)) (scanned, error) {
+	out, err := s.readOnce(ctx, repo, img, dir, foreign, slow, progress)
 	for tries := 1; tries < readTries && errors.Is(err, image.ErrElsewhere); tries++ {
 		s.log.Warn("layers are read again", "ref", repo.Ref().String(), "err", err)
-		out, err = s.readOnce(ctx, repo, img, dir, foreign, atOnce, progress)
+		out, err = s.readOnce(ctx, repo, img, dir, foreign, slow, progress)
 	}
 	return out, err
 }
 
-func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, atOnce int, progress func(Progress)) (out scanned, _ error) {
+func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, slow *pace, progress func(Progress)) (out scanned, _ error) {
 	var ours, theirs []*os.File
 	defer func() {
 		for _, f := range append(ours, theirs...) {
@@ -199,7 +199,10 @@ func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image
 			parent = ctx
 		}
 		layers, lctx := errgroup.WithContext(parent)
-		layers.SetLimit(atOnce)
+		layers.SetLimit(reader.Parallel)
+		if slow != nil {
+			layers.SetLimit(1)
+		}
 		for n, l := range img.Layers {
 			layers.Go(func() error {
 				defer ours[n].Close()
@@ -211,7 +214,7 @@ func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image
 					return err
 				}
 				defer body.Close()
-				_, err = io.Copy(ours[n], &counter{body, func(m int) { progress(Progress{Done: done.Add(int64(m)), Total: total}) }})
+				_, err = io.Copy(ours[n], &counter{slow.reader(lctx, body), func(m int) { progress(Progress{Done: done.Add(int64(m)), Total: total}) }})
 				if errors.Is(err, syscall.EPIPE) {
 					// It says itself why it reads no more. Are wrong bytes why?
 					if err = nil; repo.Mirrored() {

@@ -31,7 +31,8 @@ the caller. With --json: {ref, manifest_digest, platform, config, content_bytes,
 missing_bytes, id, face}; config is the image's own, and bytes are those of
 chunks: content_bytes in files, missing_bytes stored and not yet on the node.
 When no reader had to wait for 30 s the rest is fetched, too, in the time that readers
-leave, unless --no-complete or the configuration says otherwise.
+leave, unless --no-complete or the configuration says otherwise; and then, if the index was
+somebody else's, the layers once more, to compare them with it.
 
 Credentials are found as Docker's and Podman's are. A credential helper is asked only if
 the registry is, and what the node knows starts without its answer after 20 s. When the
