@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ import (
 	"github.com/shale-image/shale/index/soci/socitest"
 	"github.com/shale-image/shale/mount"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/reader/nydustest"
 )
 
 // format is a way to store an image that a reader reads.
@@ -44,6 +46,7 @@ var formats = []format{
 	{"RAFS", reader.Nydus, converted, false},
 	{"tar", reader.Index, indexed(func(p []byte) []byte { return p }), false},
 	{"gzip", reader.Index, indexed(gzipped), false},
+	{"gzip, several members", reader.Index, indexed(members(300_007)), false},
 	{"zstd, one frame", reader.Index, indexed(zstded(1 << 40)), false},
 	{"zstd, several frames", reader.Index, indexed(zstded(1<<20 + 1)), false},
 	{"gzip without an index", "", func(t testing.TB, repo *image.Repository, archives [][]byte) {
@@ -55,8 +58,11 @@ var formats = []format{
 	{"eStargz", reader.TOC, tables(estargztest.Options{}), true},
 	{"eStargz, odd chunks", reader.TOC, tables(estargztest.Options{Chunk: 100_001, Landmark: "size65536"}), true},
 	{"zstd:chunked", reader.TOC, tables(estargztest.Options{Zstd: true}), true}, // a file of 8 MiB and one of 10 are recut
-	{"SOCI", reader.SOCI, ztocs(func(p []byte) []byte { return p }), false},
-	{"SOCI, gzip", reader.SOCI, ztocs(gzipped), false},
+	{"zstd:chunked by the stargz snapshotter", reader.TOC, tables(estargztest.Options{Zstd: true, Stargz: true}), true},
+	{"SOCI", reader.SOCI, ztocs(func(p []byte) []byte { return p }, 1), false},
+	{"SOCI, gzip", reader.SOCI, ztocs(gzipped, 1), false},
+	{"SOCI, version 2", reader.SOCI, ztocs(gzipped, 2), false},
+	{"Nydus, batches", reader.Nydus, nydusBatches, false},
 }
 
 // TestReaders: whatever an image is stored as, what is mounted is what GNU tar
@@ -80,20 +86,45 @@ func TestReaders(t *testing.T) {
 						Run(t, face, s, slices.Concat(layers...), reference)
 						return
 					}
-					dir := t.TempDir()
-					store(t, dir, s)
-					n, err := open(dir)
-					must(t, err)
-					t.Cleanup(func() { must(t, n.close()) })
-					if face.Name() == "direct" {
-						must(t, n.fill.Complete(t.Context(), nil))
-					}
-					at, _ := show(t, face, n.image())
-					same(t, reference, at)
+					same(t, reference, shown(t, face, s))
 				})
 			}
 		})
 	}
+}
+
+// TestZran is the same of an image that nydus-image made over gzip layers. No test can
+// make one of the awkward tree, so it is of what its layers have.
+func TestZran(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	repo := repository(t, "oci:"+t.TempDir()+":"+nydustest.Tag)
+	s := fetched(t, repo, nydustest.Push(t, repo, nydustest.Zran(t)), reader.Nydus)
+	reference := nydustest.Extract(t)
+	// No layer has the root, which tar has made.
+	root := s.tree.Root
+	must(t, os.Chmod(reference, os.FileMode(root.Mode&0o777)))
+	must(t, os.Lchown(reference, int(root.UID), int(root.GID)))
+	must(t, os.Chtimes(reference, time.Time{}, time.Unix(root.Mtime.Sec, int64(root.Mtime.Nsec))))
+	for _, face := range mount.Faces() {
+		t.Run(face.Name(), func(t *testing.T) { same(t, reference, shown(t, face, s)) })
+	}
+}
+
+// shown shows an image by a face.
+func shown(t *testing.T, face mount.Face, s stored) (at string) {
+	t.Helper()
+	dir := t.TempDir()
+	store(t, dir, s)
+	n, err := open(dir)
+	must(t, err)
+	t.Cleanup(func() { must(t, n.close()) })
+	if face.Name() == "direct" {
+		must(t, n.fill.Complete(t.Context(), nil))
+	}
+	at, _ = show(t, face, n.image())
+	return at
 }
 
 // awkwardLayers is the awkward tree as layers have it: hung in one of its own, and
@@ -173,16 +204,26 @@ func (f *format) read(t *testing.T, layers [][]file) stored {
 		})
 		return s
 	}
+	return fetched(t, repo, img, f.want)
+}
+
+// fetched reads an image by its index.
+func fetched(t *testing.T, repo *image.Repository, img *image.Image, want reader.Kind) (s stored) {
+	t.Helper()
 	raw, err := reader.Fetch(t.Context(), repo, img, reader.Options{TempDir: t.TempDir()})
 	must(t, err)
 	defer raw.Close()
-	if raw.Kind != f.want {
-		t.Fatalf("read as %s, want %s", raw.Kind, f.want)
+	if raw.Kind != want {
+		t.Fatalf("read as %s, want %s", raw.Kind, want)
 	}
 	s = stored{blobs: map[string][]byte{}}
 	s.tree, err = raw.Tree()
 	must(t, err)
 	for _, b := range s.tree.Blobs {
+		if b.Data != nil {
+			s.blobs[b.Digest] = b.Data
+			continue
+		}
 		s.blobs[b.Digest], err = blob.ReadAll(t.Context(), repo.Blobs(), blob.Ref{Digest: b.Digest, Size: b.Size}, 0, b.Size)
 		must(t, err)
 	}
@@ -206,8 +247,9 @@ func indexed(compress func([]byte) []byte) func(testing.TB, *image.Repository, [
 	}
 }
 
-// ztocs makes an image with a SOCI index beside it: of all layers but the last.
-func ztocs(compress func([]byte) []byte) func(testing.TB, *image.Repository, [][]byte) {
+// ztocs makes an image with a SOCI index of all layers but the last: beside it, or, as
+// version 2 has it, named by its manifest.
+func ztocs(compress func([]byte) []byte, version int) func(testing.TB, *image.Repository, [][]byte) {
 	return func(t testing.TB, repo *image.Repository, archives [][]byte) {
 		img := push(t, repo, archives, plainly(compress))
 		var parts []image.Descriptor
@@ -218,10 +260,48 @@ func ztocs(compress func([]byte) []byte) func(testing.TB, *image.Repository, [][
 			d.Annotations = map[string]string{reader.SOCILayer: img.Layers[i].Digest}
 			parts = append(parts, d)
 		}
+		if version == 2 {
+			index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": image.MediaTypeManifest, "artifactType": reader.SOCIType2,
+				"config": put(t, repo, "application/vnd.oci.empty.v1+json", []byte("{}")), "layers": parts})
+			must(t, err)
+			d, err := repo.PushManifest(t.Context(), image.MediaTypeManifest, index, "")
+			must(t, err)
+			m := bytes.Replace(img.ManifestBytes, []byte("{"), fmt.Appendf(nil, "{\"annotations\":{%q:%q},", reader.BoundSOCI, d.Digest), 1)
+			_, err = repo.PushManifest(t.Context(), image.MediaTypeManifest, m, "image")
+			must(t, err)
+			return
+		}
 		subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
 		_, err := repo.PushArtifact(t.Context(), subject, reader.SOCIType1, parts, nil, nil)
 		must(t, err)
 	}
+}
+
+// nydusBatches makes what shale convert makes, and then has the chunk table tell no
+// more of batches than nydus-image's does: only the blobs have it.
+func nydusBatches(t testing.TB, repo *image.Repository, archives [][]byte) {
+	converted(t, repo, archives)
+	img, err := repo.Resolve(t.Context(), linux)
+	must(t, err)
+	old, _ := reader.Bootstrap(img)
+	layer, err := blob.ReadAll(t.Context(), repo.Blobs(), old.Ref(), 0, old.Size)
+	must(t, err)
+	boot := nydustest.Bootstrap(t, []*nydustest.Object{{Data: layer}})
+	if n := nydustest.Untold(boot); n < 10 {
+		t.Fatalf("%d chunks in batches", n)
+	}
+	d := put(t, repo, old.MediaType, nydustest.Pack(boot).Data)
+	var m map[string]any
+	must(t, json.Unmarshal(img.ManifestBytes, &m))
+	for _, l := range m["layers"].([]any) {
+		if l := l.(map[string]any); l["digest"] == old.Digest {
+			l["digest"], l["size"] = d.Digest, d.Size
+		}
+	}
+	p, err := json.Marshal(m)
+	must(t, err)
+	_, err = repo.PushManifest(t.Context(), img.MediaType, p, "image")
+	must(t, err)
 }
 
 // tables makes an image of layers with tables of contents.
@@ -295,6 +375,18 @@ func put(t testing.TB, repo *image.Repository, mediaType string, p []byte) image
 	d := image.Descriptor{MediaType: mediaType, Digest: chunk.Sum(chunk.SHA256, p).String(), Size: int64(len(p))}
 	must(t, repo.PushBlob(t.Context(), d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }))
 	return d
+}
+
+// members makes gzip of members that begin each so many bytes, as those of bgzip do.
+func members(size int) func([]byte) []byte {
+	return func(p []byte) (out []byte) {
+		for len(p) > 0 {
+			n := min(size, len(p))
+			out = append(out, gzipped(p[:n])...)
+			p = p[n:]
+		}
+		return out
+	}
 }
 
 func zstded(frame int) func([]byte) []byte {

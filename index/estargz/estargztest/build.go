@@ -24,6 +24,9 @@ type Options struct {
 	// Zstd makes a zstd:chunked layer, cut as Podman's tools cut: anywhere. The
 	// default is eStargz.
 	Zstd bool
+	// Stargz makes of a zstd:chunked layer one as the stargz snapshotter has them: an
+	// eStargz layer whose members are zstd frames.
+	Stargz bool
 	// Chunk is the size of chunks in bytes; of zstd:chunked layers, about. Default
 	// 4 MiB and 64 KiB.
 	Chunk int
@@ -31,6 +34,9 @@ type Options struct {
 	// landmark that says there is nothing to prefetch.
 	Landmark string
 }
+
+// podman tells whether a layer is to be as Podman's tools make them.
+func (o *Options) podman() bool { return o.Zstd && !o.Stargz }
 
 // entry is what a table says of a file, or of a further chunk of one.
 type entry struct {
@@ -79,11 +85,11 @@ func Build(t testing.TB, archive []byte, o Options) (layer []byte, annotations m
 	b.toc.Version = 1
 	if b.o.Chunk == 0 {
 		b.o.Chunk = 4 << 20
-		if o.Zstd {
+		if o.podman() {
 			b.o.Chunk = 64 << 10
 		}
 	}
-	if !o.Zstd && o.Landmark == "" {
+	if !o.podman() && o.Landmark == "" {
 		b.landmark(".no.prefetch.landmark")
 	}
 	in := bytes.NewReader(archive)
@@ -105,7 +111,7 @@ func Build(t testing.TB, archive []byte, o Options) (layer []byte, annotations m
 		}
 		b.add(h, data)
 		at = pos()
-		if h.Name == o.Landmark && !o.Zstd {
+		if h.Name == o.Landmark && !o.podman() {
 			b.piece.Write(make([]byte, -at&511))
 			at += -at & 511
 			b.landmark(".prefetch.landmark")
@@ -140,7 +146,7 @@ func (b *built) landmark(name string) {
 // add adds a file whose header is in the piece.
 func (b *built) add(h *tar.Header, data []byte) {
 	e := &entry{Type: types[h.Typeflag], Name: h.Name, LinkName: h.Linkname, Mode: h.Mode, Size: int64(len(data)), UID: h.Uid, GID: h.Gid, DevMajor: h.Devmajor, DevMinor: h.Devminor}
-	if b.o.Zstd {
+	if b.o.podman() {
 		e.ModTime = h.ModTime.UTC().Format(time.RFC3339Nano)
 	} else {
 		e.ModTime = h.ModTime.UTC().Truncate(time.Second).Format(time.RFC3339)
@@ -174,7 +180,7 @@ func (b *built) add(h *tar.Header, data []byte) {
 		b.piece.Write(p)
 		at += len(p)
 	}
-	if b.o.Zstd { // what follows has a frame of its own
+	if b.o.podman() { // what follows has a frame of its own
 		b.flush()
 		file.EndOffset = b.out.Len()
 	}
@@ -183,7 +189,7 @@ func (b *built) add(h *tar.Header, data []byte) {
 // length is how long the chunk is that begins at an offset of a file. Those of
 // zstd:chunked end anywhere, but where they end does the same content elsewhere.
 func (b *built) length(data []byte, at int) int {
-	if !b.o.Zstd {
+	if !b.o.podman() {
 		return b.o.Chunk
 	}
 	return b.o.Chunk/2 + int(crc32.ChecksumIEEE(data[at:min(len(data), at+64)]))%b.o.Chunk
@@ -210,10 +216,16 @@ func (b *built) zstdEnd(table []byte) ([]byte, map[string]string) {
 	stored := zstdFrame(table)
 	n := len(stored)
 	b.out.Write([]byte{0x50, 0x2a, 0x4d, 0x18, byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)}) // a skippable frame
-	const prefix = "io.github.containers.zstd-chunked.manifest-"
+	prefix := "io.github.containers.zstd-chunked.manifest-"
+	if b.o.Stargz {
+		prefix = "io.containers.zstd-chunked.manifest-"
+	}
 	a := map[string]string{
 		prefix + "checksum": chunk.Sum(chunk.SHA256, stored).String(),
 		prefix + "position": fmt.Sprintf("%d:%d:%d:1", b.out.Len(), n, len(table)),
+	}
+	if b.o.Stargz {
+		a[estargz.DigestAnnotation] = chunk.Sum(chunk.SHA256, table).String()
 	}
 	b.out.Write(stored)
 	return b.out.Bytes(), a
