@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/image"
@@ -35,38 +36,81 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return rec, nil, err
 	}
-	dir := s.path(img.ManifestDigest)
-	// A record is written last: without one nothing here is of use, unless it
-	// got lost while somebody reads the image.
+	// Unknown means in use: its record may have got lost while somebody reads it.
 	if err := s.unused(img.ManifestDigest); err != nil {
 		return nil, nil, err
 	}
-	for _, name := range []string{"record", "config", "linked", ztocDir, originsFile, foreignFile, foreignFile + ".json"} { // an index that was made here stays
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-			return nil, nil, err
-		}
-	}
+	// What there is stays until it can be replaced: by an index that is not believed
+	// any more, or turned out to be wrong, the image could still be had.
+	dir := s.path(img.ManifestDigest)
+	made := dir + madeSuffix
 	defer func() {
-		if err == nil {
-			return
-		}
-		err = errors.Join(err, os.RemoveAll(dir))
-		if pack != nil {
+		err = errors.Join(err, os.RemoveAll(made))
+		if err != nil && pack != nil {
 			_ = pack.Close()
 			pack = nil
 		}
 	}()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := errors.Join(os.RemoveAll(made), os.MkdirAll(made, 0o700)); err != nil {
 		return nil, nil, err
 	}
-	if rec, pack, err = s.index(ctx, repo, img, dir, w, progress); err != nil {
+	if rec, pack, err = s.index(ctx, repo, img, made, w, progress); err != nil {
 		return nil, pack, err
 	}
 	rec.ManifestDigest, rec.Platform, rec.Pulled, rec.config = img.ManifestDigest, img.Platform.String(), time.Now().UTC(), img.ConfigBytes
-	if err := renameio.WriteFile(filepath.Join(dir, "config"), img.ConfigBytes, 0o600); err != nil {
-		return nil, pack, err
+	return rec, pack, s.install(made, dir, rec)
+}
+
+// madeSuffix is of the directory in which an image is made that the node may have
+// already.
+const madeSuffix = ".made"
+
+// install puts what was made of an image in the place of what there is. Traces, and
+// that it is pinned, stay; so does the node's own index if no other was made. A
+// process that is killed meanwhile leaves a record of less trust than what is linked
+// takes, at worst, or none.
+func (s *store) install(made, dir string, rec *record) (err error) {
+	fresh := os.Mkdir(dir, 0o700)
+	if fresh != nil && !errors.Is(fresh, os.ErrExist) {
+		return fresh
 	}
-	return rec, pack, s.saveRecord(rec)
+	defer func() {
+		if err != nil && fresh == nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	old := func(name string) string { return filepath.Join(dir, name) }
+	replace := func(name string, keep bool) error {
+		_, err := os.Lstat(filepath.Join(made, name))
+		switch {
+		case err == nil:
+			return errors.Join(os.RemoveAll(old(name)), os.Rename(filepath.Join(made, name), old(name)))
+		case !errors.Is(err, os.ErrNotExist):
+			return err
+		case keep:
+			return nil
+		}
+		return os.RemoveAll(old(name))
+	}
+	for _, name := range []string{sideDir, indexFile} {
+		if err := replace(name, true); err != nil {
+			return err
+		}
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, filepath.Join(made, "linked"), unix.AT_FDCWD, old("linked"), unix.RENAME_EXCHANGE)
+	if err != nil { // there is none, or the file system cannot
+		err = replace("linked", false)
+	}
+	for _, name := range []string{ztocDir, originsFile, foreignFile + ".json", foreignFile} {
+		err = errors.Join(err, replace(name, false))
+	}
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(old("config"), rec.config, 0o600); err != nil {
+		return err
+	}
+	return s.saveRecord(rec)
 }
 
 func (s *store) saveRecord(rec *record) error {
@@ -88,7 +132,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
 			return &record{Index: reader.Local, Kind: raw.Kind, IndexBytes: raw.Size}, nil, err
 		}
-		if err := s.removeIndex(dir); err != nil {
+		if err := s.removeIndex(s.path(img.ManifestDigest)); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -220,7 +220,7 @@ func (s *store) removeLeftovers() error {
 	left, err := filepath.Glob(filepath.Join(filepath.Dir(s.refs), ".refs.json*"))
 	for _, de := range entries {
 		dir := filepath.Join(s.dir, de.Name())
-		if strings.HasSuffix(dir, removedSuffix) {
+		if strings.HasSuffix(dir, removedSuffix) || strings.HasSuffix(dir, madeSuffix) {
 			left = append(left, dir)
 			continue
 		}

@@ -149,7 +149,7 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 	if _, err := s.read(ctx, repo, img, dir, nil, nil, progress); err != nil {
 		return nil, err
 	}
-	return s.localIndex(img.ManifestDigest, img.Layers)
+	return localIndex(dir, img.ManifestDigest, img.Layers)
 }
 
 // readTries is how often layers are read when sources give wrong bytes: such a source
