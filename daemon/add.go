@@ -136,44 +136,55 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 			return nil, nil, err
 		}
 	}
-	var raw *reader.Raw
-	var none error
+	actx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	ranges := true
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return repo.LoadConfig(gctx, img) })
-	if _, ok := reader.Bootstrap(img); !ok {
-		g.Go(func() error {
-			ranges = hasRanges(gctx, repo, img)
-			return nil
-		})
-	}
-	g.Go(func() (err error) {
-		raw, err = reader.Fetch(gctx, repo, img, reader.Options{TempDir: dir, Trust: w.trust, Keys: s.cfg.Keys(), Limits: s.limits(), Start: w.start})
-		if errors.Is(err, reader.ErrNoIndex) {
-			none, err = err, nil
+	var beside errgroup.Group
+	beside.Go(func() error {
+		err := repo.LoadConfig(actx, img)
+		if err != nil {
+			cancel()
 		}
 		return err
 	})
-	err = g.Wait()
-	if raw != nil {
-		defer func() { err = errors.Join(err, raw.Close()) }()
-	}
-	if err == nil && none == nil && !ranges {
-		none = errNoRanges
-	}
-	if err == nil && none == nil {
-		err = errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
+	beside.Go(func() error {
+		ranges = hasRanges(actx, repo, img)
+		return nil
+	})
+	o := reader.Options{TempDir: dir, Trust: w.trust, Keys: s.cfg.Keys(), Limits: s.limits(), Start: w.start}
+	raw, none := reader.Use(actx, repo, img, o, func(raw *reader.Raw) error {
+		if err := beside.Wait(); err != nil {
+			return err
+		}
+		switch {
+		case !ranges && raw.Kind == reader.Nydus: // whose layers are no archives
+			progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", errNoRanges)})
+		case !ranges:
+			return errNoRanges
+		}
+		err := errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
 			return keepBeside(filepath.Join(dir, ztocDir), ref.Digest, content)
 		}), s.linkRaw(ctx, raw, linked))
-		if err == nil || raw.Kind == reader.Nydus || !ofNoUse(err) || ctx.Err() != nil {
-			pack := raw.Pack
-			raw.Pack = nil
-			return &record{Index: raw.Trust, Kind: raw.Kind, IndexBytes: raw.Stored, Key: raw.Key, Packs: raw.Packs, traced: raw.Traced}, pack, err
+		if reader.OfNoUse(err) && raw.Kind != reader.Nydus {
+			progress(Progress{Note: fmt.Sprintf("an index of the image is of no use: %v", err)})
+			err = errors.Join(err, s.removeForeign(dir))
 		}
-		none, err = err, nil // the image can be read without it
-	}
-	if err != nil {
+		return err
+	})
+	if err := beside.Wait(); err != nil {
+		if raw != nil {
+			err = errors.Join(err, raw.Close())
+		}
 		return nil, nil, err
+	}
+	if none == nil {
+		pack := raw.Pack
+		raw.Pack = nil
+		whole := !ranges && raw.Kind == reader.Nydus
+		return &record{Index: raw.Trust, Kind: raw.Kind, IndexBytes: raw.Stored, Key: raw.Key, Whole: whole, Packs: raw.Packs, traced: raw.Traced}, pack, raw.Close()
+	}
+	if !errors.Is(none, reader.ErrNoIndex) && !errors.Is(none, errNoRanges) || ctx.Err() != nil {
+		return nil, nil, none
 	}
 	progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
 	own, err := s.scan(ctx, repo, img, dir, progress)
@@ -182,11 +193,6 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 	}
 	defer own.Close()
 	return &record{Index: own.Trust, Kind: own.Kind, IndexBytes: own.Size}, nil, s.linkRaw(ctx, own, linked)
-}
-
-// ofNoUse tells what is wrong with an index from what is wrong with this node.
-func ofNoUse(err error) bool {
-	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) || errors.Is(err, reader.ErrNoIndex)
 }
 
 var errNoRanges = errors.New("the registry does not serve parts of objects")

@@ -1,8 +1,12 @@
 package daemon
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	"golang.org/x/sys/unix"
 
+	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/mount"
 	"github.com/shale-image/shale/reader"
 )
@@ -59,5 +64,32 @@ func TestBesideFails(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestGarbageBeside: an index that is none hides no other one.
+func TestGarbageBeside(t *testing.T) {
+	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
+	found, err := p.repo.Referrers(background, p.img.ManifestDigest, reader.ArtifactType)
+	must(t, err)
+	a, err := p.repo.Artifact(background, found[0].Descriptor, p.img.ManifestDigest)
+	must(t, err)
+	garbage := []byte("no index")
+	d := image.Descriptor{MediaType: reader.IndexMediaType, Digest: sha(garbage), Size: int64(len(garbage))}
+	must(t, p.repo.PushBlob(background, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(garbage)), nil }))
+	subject := image.Descriptor{MediaType: p.img.MediaType, Digest: p.img.ManifestDigest, Size: int64(len(p.img.ManifestBytes))}
+	all := func(image.Descriptor) bool { return true }
+	_, err = p.repo.PushArtifact(background, subject, reader.ArtifactType, []image.Descriptor{d}, nil, all)
+	must(t, err)
+	_, err = p.repo.PushArtifact(background, subject, reader.ArtifactType, a.Layers, map[string]string{"note": "good"}, nil)
+	must(t, err)
+	c := service(t)
+	dir, notes := mountNoting(t, c, p.ref)
+	if strings.Contains(notes, "all of the image is read") {
+		t.Errorf("it notes %q", notes)
+	}
+	wholly(t, dir)
+	if _, err := os.Stat(filepath.Join(c.Root, "images", strings.TrimPrefix(p.img.ManifestDigest, "sha256:"), foreignFile)); err != nil {
+		t.Errorf("nothing to compare is kept: %v", err)
 	}
 }

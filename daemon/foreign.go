@@ -46,6 +46,14 @@ func (s *store) keepForeign(raw *reader.Raw, dir string) error {
 	return keepFile(filepath.Join(dir, foreignFile), io.NewSectionReader(raw.File, 0, raw.Size))
 }
 
+// removeForeign removes what was kept of an index that is of no use.
+func (s *store) removeForeign(dir string) (err error) {
+	for _, name := range []string{foreignFile, foreignFile + ".json", ztocDir} {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))
+	}
+	return err
+}
+
 // isForeign tells whether an image is used by an index from elsewhere that can
 // be done without.
 func (s *store) isForeign(digest string) bool {

@@ -72,7 +72,7 @@ func (s *server) land(u *use, im *fill.Image, start *reader.Start) *landing {
 		switch {
 		case err == nil:
 			err = s.store.landed(l.ctx, u.ManifestDigest, l.pack.Blob.Digest)
-		case ofNoUse(err):
+		case reader.OfNoUse(err):
 			err = errors.Join(err, s.store.refuse(l.ctx, u.ManifestDigest, l.pack.Blob.Digest))
 		}
 		if err != nil && l.ctx.Err() == nil {

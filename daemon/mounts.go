@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/shale-image/shale/config"
@@ -67,6 +68,12 @@ func (s *server) pullImage(ctx context.Context, src Source, start *reader.Start,
 			if missing && src.Unasked {
 				return nil, nil, errors.Join(fmt.Errorf("%s: not all of it is here: %w", src.Ref, ErrUnasked), im.Close(), u.Close())
 			}
+			if missing && u.Whole {
+				if err := readWhole(ctx, im, progress); err != nil {
+					return nil, nil, errors.Join(err, im.Close(), u.Close())
+				}
+				missing = false
+			}
 			if missing { // else nobody is asked for anything
 				u.openPack(ctx, start)
 			}
@@ -82,6 +89,13 @@ func (s *server) pullImage(ctx context.Context, src Source, start *reader.Start,
 			return nil, nil, err
 		}
 	}
+}
+
+// readWhole brings what is missing of an image in the only way there is.
+func readWhole(ctx context.Context, im *fill.Image, progress func(Progress)) error {
+	var done atomic.Int64
+	total := im.Missing().Content
+	return im.Whole(ctx, func(n int64) { progress(Progress{Done: done.Add(n), Total: total}) })
 }
 
 // stale tells whether linking an image again mends an error of opening it.

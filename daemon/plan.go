@@ -140,23 +140,20 @@ func (s *server) planUnknown(ctx context.Context, repo *image.Repository, img *i
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	raw, err := reader.Fetch(ctx, repo, img, reader.Options{TempDir: tmp, Trust: trust, Keys: st.cfg.Keys(), Limits: st.limits()})
-	if err == nil {
-		defer raw.Close()
-		if raw.Kind != reader.Nydus && !hasRanges(ctx, repo, img) {
-			err = errNoRanges
+	o := reader.Options{TempDir: tmp, Trust: trust, Keys: st.cfg.Keys(), Limits: st.limits()}
+	raw, err := reader.Use(ctx, repo, img, o, func(raw *reader.Raw) error {
+		if !hasRanges(ctx, repo, img) {
+			return errNoRanges
 		}
-	}
-	if err == nil {
-		err = st.planBy(ctx, p, order{Raw: *raw, Pool: st.poolDir, Dir: filepath.Join(tmp, "linked")}, raw.File)
-	}
+		return st.planBy(ctx, p, order{Raw: *raw, Pool: st.poolDir, Dir: filepath.Join(tmp, "linked")}, raw.File)
+	})
 	switch {
 	case err == nil:
 		p.Lazy, p.Index, p.IndexTrust, p.MetadataBytes, p.StartBytes = true, raw.Kind, raw.Trust, raw.Stored, raw.Stored
 		p.FetchBytes += raw.Stored
 		p.MostBytes += raw.Stored
-		return nil
-	case raw != nil && raw.Kind == reader.Nydus, err != errNoRanges && !ofNoUse(err), ctx.Err() != nil:
+		return raw.Close()
+	case !errors.Is(err, errNoRanges) && !errors.Is(err, reader.ErrNoIndex), ctx.Err() != nil:
 		return err
 	}
 	p.Reason = err.Error()

@@ -69,6 +69,9 @@ type record struct {
 	Kind reader.Kind `json:"kind,omitempty"`
 	// IndexBytes is how large it is, stored; 0 in records of old.
 	IndexBytes int64 `json:"index_bytes,omitempty"`
+	// Whole says that all of the image has to be here before it is used: its registry
+	// serves no parts of objects, and its layers are not read but by its index.
+	Whole bool `json:"whole,omitempty"`
 	// Key is the id of the key that has signed the index, if one has.
 	Key string `json:"key,omitempty"`
 	// Doubted says that the index turned out to be wrong, and why. The node has

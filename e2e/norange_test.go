@@ -4,6 +4,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -29,10 +30,17 @@ func TestNoRanges(t *testing.T) {
 	host := strings.TrimPrefix(srv.URL, "http://")
 	for what, scale := range map[string]int{"small": 1, "large": 6} {
 		s := w.newSmall(t, "e2e/noranges-"+what, scale)
-		for _, trust := range []string{"repository", "local"} {
+		converted := "e2e/noranges-" + what + ":converted"
+		if out, err := exec.Command(w.shale, "convert", "-q", w.registry.Host()+"/"+s.name, w.registry.Host()+"/"+converted).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for _, trust := range []string{"repository", "local", "converted"} {
 			t.Run(what+" "+trust, func(t *testing.T) {
 				n := w.node(t)
 				ref := host + "/" + s.name
+				if trust == "converted" {
+					ref, trust = host+"/"+converted, "repository"
+				}
 				_, errout, code := n.try("mount", "--index-trust", trust, ref, n.mnt)
 				if code != 0 {
 					t.Fatalf("exit code %d: %s", code, errout)

@@ -30,7 +30,7 @@ var errAgain = errors.New("all of the image is being read, which takes long")
 // rescue is the way out where an index does not tell where chunks are: whoever
 // opened the image brings all of its content into the pool.
 type rescue struct {
-	all func(context.Context) error // nil if there is none
+	all func(context.Context) error // nil: Whole, where there are no ranges
 
 	// identify returns the digest of what has an origin, once that is known.
 	identify func(chunk.Digest) (chunk.Digest, bool)
@@ -44,8 +44,9 @@ type rescue struct {
 
 // OnWrongIndex sets what brings all of the image's content into the pool, by
 // another way than the index. It is called if what the index says cannot be
-// fetched or is not what it should be; readers wait meanwhile. Call it before
-// the image is read.
+// fetched or is not what it should be; readers wait meanwhile. Without, the index is
+// all there is to go by, and where parts of blobs cannot be had Whole is called. Call it
+// before the image is read.
 func (im *Image) OnWrongIndex(all func(context.Context) error) { im.rescue.all = all }
 
 // OnOrigin sets what tells, after all of an image was read, the digest of content of
@@ -58,14 +59,17 @@ func (im *Image) OnOrigin(identify func(chunk.Digest) (chunk.Digest, bool)) {
 // place in the pool. It returns nil if the chunk is here now, errAgain if that takes
 // long, and else err.
 func (im *Image) rescued(w want, err error) error {
-	r := &im.rescue
-	if r.all == nil || im.ctx.Err() != nil {
+	all := im.rescue.all
+	if all == nil && errors.Is(err, blob.ErrRange) {
+		all = func(ctx context.Context) error { return im.Whole(ctx, nil) }
+	}
+	if all == nil || im.ctx.Err() != nil {
 		return err
 	}
 	wrong := errors.Is(err, chunk.ErrCorrupt) || errors.Is(err, blob.ErrRange) || errors.Is(err, blob.ErrNotFound)
 	// What it has brought may have been evicted since: then once more.
 	for again := false; ; again = true {
-		done, ended := im.readAll(wrong, again)
+		done, ended := im.readAll(all, wrong, again)
 		switch {
 		case !ended:
 			return errAgain
@@ -81,13 +85,13 @@ func (im *Image) rescued(w want, err error) error {
 
 // readAll waits for the rescue that runs; it begins one if that is due. done says that
 // one has succeeded, now or earlier. Where one runs that takes long, ended is false.
-func (im *Image) readAll(wrong, again bool) (done, ended bool) {
+func (im *Image) readAll(all func(context.Context) error, wrong, again bool) (done, ended bool) {
 	r := &im.rescue
 	r.mu.Lock()
 	if r.running == nil && wrong && (again || !r.done) && !time.Now().Before(r.next) {
 		r.running, r.begun = make(chan struct{}), time.Now()
 		im.requests.Go(func() {
-			err := r.all(im.ctx)
+			err := all(im.ctx)
 			if err != nil {
 				im.engine.opt.Logger.Error("an image could not be read as a whole", "err", err)
 			}
@@ -117,6 +121,9 @@ func (im *Image) readAll(wrong, again bool) (done, ended bool) {
 // elsewhere stores a chunk that the pool has at another place, or whose content is
 // known without.
 func (im *Image) elsewhere(w want) bool {
+	if w.segment.present(w.at, w.chunk) {
+		return true
+	}
 	r := &im.rescue
 	d := w.chunk.Digest
 	if d.Algorithm == chunk.Origin && r.identify != nil {

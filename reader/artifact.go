@@ -67,7 +67,13 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 		return bad
 	}
 	none = cmp.Or(unbelieved, none)
+	if len(o.refuted) >= maxRefuted-2 { // the layers may have tables
+		candidates = nil
+	}
 	for _, c := range candidates {
+		if slices.Contains(o.refuted, c.Layers[0].Digest) {
+			continue
+		}
 		err := r.fetchArtifact(ctx, repo, c, o)
 		if err == nil || !useless(err) || ctx.Err() != nil {
 			return err

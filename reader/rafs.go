@@ -2,6 +2,7 @@ package reader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/blob/retry"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
@@ -87,7 +89,11 @@ func (r *Raw) fetchBootstrap(ctx context.Context, repo *image.Repository, boot i
 				return x.whole(gctx, repo, l, m.Parts[0].At)
 			}
 			for _, p := range m.Parts {
-				if err := x.copy(gctx, l, p.Offset, p.Length, p.At); err != nil {
+				err := x.copy(gctx, l, p.Offset, p.Length, p.At)
+				if errors.Is(err, blob.ErrRange) { // there is no other way to read the image
+					err = x.copyFrom(gctx, l, 0, p.Offset, p.Length, p.At)
+				}
+				if err != nil {
 					return err
 				}
 			}

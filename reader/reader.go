@@ -102,6 +102,52 @@ type Options struct {
 	Keys    trust.Keys // whose signatures count
 	Limits  index.Limits
 	Start   *Start // if not nil: look for a start pack, too, and begin to fetch it
+
+	refuted []string // names of indexes that turned out to be of no use
+}
+
+// maxRefuted is how many indexes are tried, since whether one can be used is known only
+// when all of it has been read.
+const maxRefuted = 4
+
+// Use fetches an index and has it used. One that turns out to be of no use is passed
+// over for another that the image may have: what is wrong with an index beside it, which
+// whoever may push has put there, hides neither another one nor the tables of contents
+// of its layers. If none is left, the error wraps ErrNoIndex and what was wrong with the
+// first. The caller closes the Raw, which is the one that use took.
+func Use(ctx context.Context, repo *image.Repository, img *image.Image, o Options, use func(*Raw) error) (*Raw, error) {
+	var bad error
+	for {
+		raw, err := Fetch(ctx, repo, img, o)
+		if bad != nil && errors.Is(err, ErrNoIndex) {
+			return nil, bad
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err = use(raw); err == nil {
+			return raw, nil
+		}
+		err = errors.Join(err, raw.Close())
+		if raw.Kind == Nydus || !OfNoUse(err) || ctx.Err() != nil {
+			return nil, err
+		}
+		if bad == nil {
+			bad = err
+			if !errors.Is(err, ErrNoIndex) {
+				bad = fmt.Errorf("%s: %w: %w", img.ManifestDigest, ErrNoIndex, err)
+			}
+		}
+		o.refuted = append(slices.Clip(o.refuted), raw.Name)
+		if len(o.refuted) == maxRefuted {
+			return nil, bad
+		}
+	}
+}
+
+// OfNoUse tells what is wrong with an index from what is wrong with this node.
+func OfNoUse(err error) bool {
+	return errors.Is(err, index.ErrCorrupt) || errors.Is(err, index.ErrUnsupported) || errors.Is(err, index.ErrLimit) || errors.Is(err, ErrNoIndex)
 }
 
 // Fetch fetches the index of an image into a scratch file, verified but for tables

@@ -49,6 +49,9 @@ func (r *Raw) fetchSOCI(ctx context.Context, repo *image.Repository, img *image.
 		if err == nil && a.Type != kind {
 			err = index.Errorf(index.ErrCorrupt, "artifact "+a.Digest, -1, "it is a %.100q, want %s", a.Type, kind)
 		}
+		if err == nil && slices.Contains(o.refuted, a.Digest) {
+			return false, nil
+		}
 		if err == nil {
 			err = r.fetchParts(ctx, repo, img, a, o)
 		}

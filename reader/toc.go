@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -80,7 +81,7 @@ func (r *Raw) fetchTables(ctx context.Context, repo *image.Repository, img *imag
 		}
 	}
 	switch {
-	case have == 0 && !errors.Is(lacks, index.ErrCorrupt):
+	case have == 0 && !errors.Is(lacks, index.ErrCorrupt), slices.Contains(o.refuted, img.ManifestDigest):
 		return fmt.Errorf("%s: %w", img.ManifestDigest, ErrNoIndex)
 	case lacks != nil:
 		return noTables(img.ManifestDigest, fmt.Errorf("%d of %d layers have a table of contents: %w", have, len(img.Layers), lacks))
@@ -168,11 +169,21 @@ func (x *tables) room(l image.Descriptor, n int64) (int64, error) {
 
 // copy fetches n bytes of a layer into the file.
 func (x *tables) copy(ctx context.Context, l image.Descriptor, off, n, at int64) error {
-	body, err := x.src.Range(ctx, l.Ref(), off, n)
+	return x.copyFrom(ctx, l, off, off, n, at)
+}
+
+// copyFrom is copy that fetches what lies from an offset on before them, too.
+func (x *tables) copyFrom(ctx context.Context, l image.Descriptor, from, off, n, at int64) error {
+	body, err := x.src.Range(ctx, l.Ref(), from, off+n-from)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
+	if m, err := io.CopyN(io.Discard, body, off-from); err != nil {
+		x.stored.Add(m)
+		return err
+	}
+	x.stored.Add(off - from)
 	m, err := io.Copy(io.NewOffsetWriter(x.file, at), body)
 	x.stored.Add(m)
 	return err
