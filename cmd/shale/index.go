@@ -12,6 +12,7 @@ import (
 
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/reader"
 	"github.com/shale-image/shale/trust"
 )
@@ -27,6 +28,7 @@ type indexed struct {
 	Artifact       string   `json:"artifact,omitempty"` // digest of what was pushed
 	Bound          *bound   `json:"bound,omitempty"`    // with --bind
 	Keys           []string `json:"keys,omitempty"`     // ids of those that signed them
+	OneFrame       []string `json:"one_frame"`          // digests of layers that come whole
 }
 
 // bound is the image that --bind has pushed.
@@ -58,8 +60,10 @@ believe whoever they believe the manifest. It has the same layers and another di
 and is of one platform.
 
 With --json: {ref, manifest_digest, index_digest, index_bytes, side_bytes,
-layer_bytes, artifact, bound {ref, manifest_digest, artifact}, keys}; side_bytes lie
-beside the layers and are fetched with the data they serve.`,
+layer_bytes, artifact, bound {ref, manifest_digest, artifact}, keys, one_frame};
+side_bytes lie beside the layers and are fetched with the data they serve; one_frame
+are layers of 1 MiB or more that are one zstd frame, of which no part can be had
+without all that lies before it.`,
 		Example: `  shale index --push registry.example/app:1
   shale index --push --key team.key registry.example/app:1
   shale index --bind registry.example/app:1-bound registry.example/app:1
@@ -122,6 +126,10 @@ beside the layers and are fetched with the data they serve.`,
 			for _, s := range signers {
 				out.Keys = append(out.Keys, s.ID())
 			}
+			out.OneFrame = oneFrame(made.Tree)
+			for _, d := range out.OneFrame {
+				fmt.Fprintf(os.Stderr, "shale: layer %s is one zstd frame: whatever is read of it, all of it comes; a start pack helps (shale optimize), or frames of some MiB\n", d)
+			}
 			if push {
 				if out.Artifact, err = reader.Push(cmd.Context(), repo, img, made, signers...); err != nil {
 					return err
@@ -158,6 +166,21 @@ beside the layers and are fetched with the data they serve.`,
 	f.BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	g.jsonFlag(cmd)
 	return cmd
+}
+
+// oneFrame lists the layers that are one zstd frame and large enough for it to matter.
+func oneFrame(t *index.Tree) []string {
+	out := []string{}
+	r := index.Reads{Chunks: make([]uint32, len(t.Chunks))}
+	for i := range r.Chunks {
+		r.Chunks[i] = uint32(i)
+	}
+	for i, c := range t.Costs(r) {
+		if c.OneFrame && c.Read >= 1<<20 {
+			out = append(out, t.Blobs[i].Digest)
+		}
+	}
+	return out
 }
 
 // bindTo opens what --bind names, nil if nothing.
