@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/shale-image/shale/bench/faults/script"
+	"github.com/shale-image/shale/bench/netmodel"
 	"github.com/shale-image/shale/bench/registry"
 )
 
@@ -42,7 +44,7 @@ func TestMain(m *testing.M) {
 }
 
 // setup gives the stage that all tests share, or skips the test with what is missing.
-func setup(t *testing.T) *stage {
+func setup(t testing.TB) *stage {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("plays faults to a real node: not in short mode")
@@ -132,9 +134,48 @@ func TestFaults(t *testing.T) {
 // TestHanging: an image whose source hangs holds no reader of another one up.
 func TestHanging(t *testing.T) {
 	s := setup(t)
-	if err := s.hanging(t.Context()); err != nil {
-		t.Error(err)
+	for _, face := range s.faces() {
+		if _, err := s.hanging(t.Context(), face, s.model(), true, 1); err != nil {
+			t.Errorf("%s: %v", face, err)
+		}
 	}
+}
+
+// BenchmarkHanging tells how long an image is read while 64 reads of another one hang, and
+// what part of its speed when nothing hangs that is, just before or after. One round is
+// both, so -benchtime 9x is 9 of each; it tells medians.
+func BenchmarkHanging(b *testing.B) {
+	s := setup(b)
+	m := netmodel.Model{Delay: 5 * time.Millisecond, Bandwidth: 1e9} // no link is to be what it waits for
+	for _, face := range s.faces() {
+		b.Run(face, func(b *testing.B) {
+			ms, ratio := make([][]float64, len(states)), make([][]float64, len(states))
+			for n := 0; b.Loop(); n++ {
+				took := map[bool][]time.Duration{}
+				for _, hang := range []bool{n%2 == 0, n%2 != 0} {
+					var err error
+					if took[hang], err = s.hanging(b.Context(), face, m, hang, 11); err != nil {
+						b.Fatal(err)
+					}
+				}
+				for i := range states {
+					alone, hung := took[false][i].Seconds(), took[true][i].Seconds()
+					ms[i] = append(ms[i], hung*1e3)
+					ratio[i] = append(ratio[i], alone/hung)
+				}
+			}
+			for i, state := range states {
+				state = strings.ReplaceAll(state, " ", "-")
+				b.ReportMetric(median(ms[i]), state+"-ms")
+				b.ReportMetric(median(ratio[i]), state+"-of-alone")
+			}
+		})
+	}
+}
+
+func median(all []float64) float64 {
+	slices.Sort(all)
+	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
 }
 
 // TestTells: what must hold is checked. A truth that is not what the image has, or a

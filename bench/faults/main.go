@@ -110,10 +110,12 @@ func (f *faults) run(ctx context.Context, args []string) (err error) {
 			first = uint64(time.Now().Unix())
 		}
 		if f.seed == 0 && s.other != "" {
-			if err := s.hanging(ctx); err != nil {
-				return err
+			for _, face := range s.faces() {
+				if _, err := s.hanging(ctx, face, s.model(), true, 1); err != nil {
+					return fmt.Errorf("64 reads of an image hang, %s: %w", face, err)
+				}
+				fmt.Printf("ok   64 reads of an image hang, %s: another one is read\n", face)
 			}
-			fmt.Println("ok   64 reads of an image hang: another one is read")
 		}
 		if f.seed == 0 {
 			if acts, err = s.all(); err != nil {

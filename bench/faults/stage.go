@@ -165,7 +165,20 @@ func (s *stage) extract(ctx context.Context, name, dir string) (*truth, error) {
 
 // proxy is a source in front of the registry, to be played with.
 func (s *stage) proxy() (*netmodel.Proxy, error) {
-	return netmodel.Start(s.url.String(), netmodel.Model{Bandwidth: s.bandwidth})
+	return netmodel.Start(s.url.String(), s.model())
+}
+
+func (s *stage) model() netmodel.Model { return netmodel.Model{Bandwidth: s.bandwidth} }
+
+// faces are those that are played with.
+func (s *stage) faces() []string {
+	switch {
+	case s.face != "":
+		return []string{s.face}
+	case s.able != nil:
+		return []string{device}
+	}
+	return []string{device, fanotify}
 }
 
 // node makes a node that reads from ref's host and, first, from mirrors. root is where
