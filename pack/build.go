@@ -23,7 +23,8 @@ type Options struct {
 	// Limit bounds the stored bytes of the pack, its metadata apart: what is
 	// wanted last is left out. 0 is no limit but MaxSize.
 	Limit int64
-	// Content returns the content of a chunk. It is asked for each chunk once.
+	// Content returns the content of a chunk. It may be asked for it again and again:
+	// what is wanted may be more than memory holds.
 	Content func(context.Context, Chunk) ([]byte, error)
 }
 
@@ -44,11 +45,7 @@ func Build(ctx context.Context, w io.Writer, metadata []byte, blocks []Block, o 
 	}
 	t.fit()
 	var table, content []byte
-	kept := map[int][]byte{}
 	get := func(ctx context.Context, n int) ([]byte, error) {
-		if p, ok := kept[n]; ok {
-			return p, nil
-		}
 		c := t.Chunks[n]
 		p, err := o.Content(ctx, c)
 		if err == nil && len(p) != int(c.Size) {
@@ -60,11 +57,10 @@ func Build(ctx context.Context, w io.Writer, metadata []byte, blocks []Block, o 
 		if err != nil {
 			return nil, fmt.Errorf("pack: chunk %s: %w", c.Digest, err)
 		}
-		kept[n] = p
 		return p, nil
 	}
 	for {
-		if content, err = t.content(ctx, get); err != nil {
+		if content, err = t.content(ctx, get, limit); err != nil {
 			return nil, err
 		}
 		if table, err = compress(t.encode()); err != nil {
@@ -141,8 +137,9 @@ func (t *Table) cut(n int) {
 	t.Chunks = t.Chunks[:chunks]
 }
 
-// content compresses what the runs are.
-func (t *Table) content(ctx context.Context, get func(context.Context, int) ([]byte, error)) ([]byte, error) {
+// content compresses what the runs are. With that which passes limit it ends, and so
+// do the runs.
+func (t *Table) content(ctx context.Context, get func(context.Context, int) ([]byte, error), limit int64) ([]byte, error) {
 	var out bytes.Buffer
 	z, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(Window), zstd.WithEncoderConcurrency(1))
 	if err != nil {
@@ -162,6 +159,10 @@ func (t *Table) content(ctx context.Context, get func(context.Context, int) ([]b
 		}
 		from := int64(r.First) * chunk.Block
 		z.Write(p[from : from+t.Bytes(r)])
+		if int64(out.Len()) > limit {
+			t.cut(i + 1)
+			break
+		}
 	}
 	if err := z.Close(); err != nil {
 		return nil, err

@@ -69,6 +69,32 @@ func build(t testing.TB, s store, metadata []byte, blocks []Block, limit int64) 
 	return out.Bytes()
 }
 
+// Of what does not fit hardly more is looked at than of what does.
+func TestLimitReads(t *testing.T) {
+	s := store{}
+	var blocks []Block
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 100 {
+		p := make([]byte, chunk.Size)
+		for i := range p {
+			p[i] = byte(rnd.Uint32())
+		}
+		c := s.add(chunk.BLAKE3, p)
+		for k := range chunk.Blocks(c.Size) {
+			blocks = append(blocks, Block{c, k})
+		}
+	}
+	asked := map[Chunk]bool{}
+	var out bytes.Buffer
+	_, err := Build(t.Context(), &out, nil, blocks, Options{Limit: 5 * chunk.Size, Content: func(ctx context.Context, c Chunk) ([]byte, error) {
+		asked[c] = true
+		return s.content(ctx, c)
+	}})
+	if err != nil || out.Len() > 5*chunk.Size || out.Len() < 4*chunk.Size || len(asked) > 10 {
+		t.Errorf("%d bytes of %d chunks, %v", out.Len(), len(asked), err)
+	}
+}
+
 // got is what a pack gives, as chunks with holes.
 type got struct {
 	metadata []byte

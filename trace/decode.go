@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"math/bits"
 	"path"
 	"slices"
 
@@ -259,6 +258,6 @@ func (k *touch) first(t *Trace) (b Block, err error) {
 	}
 	return Block{
 		Chunk: d, Size: k.Size, Index: k.Block, Path: k.Path, Offset: k.Offset, Others: k.Others, Also: k.Also,
-		At: duration(k.At), Wait: duration(k.Wait), Runs: bits.OnesCount64(uint64(by)), By: by,
+		At: duration(k.At), Wait: duration(k.Wait), Runs: by.Len(), By: by,
 	}, nil
 }

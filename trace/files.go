@@ -12,6 +12,7 @@ type File struct {
 	At     time.Duration // of the first
 	Wait   time.Duration // of all
 	Bytes  int64
+	By     Set      // runs that have read some of it
 	Others int      // of those files that have some of it too, the most a block has
 	Also   []string // some of these
 }
@@ -30,6 +31,7 @@ func (t *Trace) ByFile() []*File {
 		f.At = min(f.At, b.At)
 		f.Wait += b.Wait
 		f.Bytes += b.Bytes()
+		f.By |= b.By
 		if b.Others > f.Others {
 			f.Others, f.Also = b.Others, b.Also
 		}

@@ -14,7 +14,7 @@ import (
 const (
 	svgLabels = 330  // file names, left
 	svgTimes  = 760  // the time axis
-	svgSums   = 170  // sums of a file, right
+	svgSums   = 230  // sums of a file, right
 	svgRow    = 16   // a file
 	svgTop    = 84   // above the first
 	svgRows   = 400  // files at most
@@ -65,7 +65,7 @@ func (t *Trace) SVG(w io.Writer, title string) error {
 			fmt.Fprintf(b, `<rect x="0" y="%d" width="100%%" height="%d" fill="#000" fill-opacity="0.03"/>`+"\n", y, svgRow)
 		}
 		text(svgLabels-8, y+12, `text-anchor="end" fill="#222"`, elide(f.Path))
-		text(svgLabels+svgTimes+10, y+12, `fill="#555"`, fmt.Sprintf("%d KiB%s", (f.Bytes+1023)>>10, waited(f.Wait)))
+		text(svgLabels+svgTimes+10, y+12, `fill="#555"`, fmt.Sprintf("%d KiB%s%s", (f.Bytes+1023)>>10, f.share(t), waited(f.Wait)))
 		f.draw(b, x, y)
 	}
 	if more > 0 {
@@ -73,6 +73,14 @@ func (t *Trace) SVG(w io.Writer, title string) error {
 	}
 	b.WriteString("</svg>\n")
 	return b.Flush()
+}
+
+// share says how many of the runs have read of a file, if there are several.
+func (f *File) share(t *Trace) string {
+	if len(t.Runs) < 2 {
+		return ""
+	}
+	return fmt.Sprintf(", %d of %d runs", f.By.Len(), len(t.Runs))
 }
 
 const svgRed, svgBlue = "#d9480f", "#1c7ed6"

@@ -5,6 +5,7 @@
 //	encode.go   JSON: docs/formats/trace.md
 //	decode.go   and back, from anybody
 //	files.go    what was read of each file
+//	choose.go   what of it is of use at a start
 //	resolve.go  from what a mount has recorded to chunks and files
 //	svg.go      a picture of it
 //
@@ -69,6 +70,11 @@ type Set uint64
 // Has tells whether run i is among them.
 func (s Set) Has(i int) bool { return s>>i&1 != 0 }
 
+// Len is how many they are.
+func (s Set) Len() int { return bits.OnesCount64(uint64(s)) }
+
+func (s Set) first() int { return bits.TrailingZeros64(uint64(s)) }
+
 // Bytes is the size of the block.
 func (b *Block) Bytes() int64 { return min(chunk.Block, int64(b.Size)-int64(b.Index)*chunk.Block) }
 
@@ -123,7 +129,7 @@ func Merge(all ...*Trace) (*Trace, error) {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.trace, b.trace))
 	})
 	for _, p := range places {
-		p.Runs = bits.OnesCount64(uint64(p.By))
+		p.Runs = p.By.Len()
 		out.Blocks = append(out.Blocks, p.Block)
 	}
 	return out.First(MaxBlocks), nil

@@ -14,6 +14,7 @@ import (
 	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/reader"
 	"github.com/shale-image/shale/runtime"
 	"github.com/shale-image/shale/trace"
@@ -21,25 +22,36 @@ import (
 
 // optimized is what `shale optimize` prints as JSON.
 type optimized struct {
-	Ref            string     `json:"ref"`
-	ManifestDigest string     `json:"manifest_digest"`
-	PackDigest     string     `json:"pack_digest"`
-	PackBytes      int64      `json:"pack_bytes"`
-	MetadataBytes  int64      `json:"metadata_bytes"` // of them
-	ContentBytes   int64      `json:"content_bytes"`  // what the blocks decode to
-	WantedBytes    int64      `json:"wanted_bytes"`   // of all blocks in the traces
-	Blocks         int        `json:"blocks"`
-	Files          int        `json:"files"`
-	Commands       [][]string `json:"commands"`
-	Artifact       string     `json:"artifact,omitempty"` // digest of what was pushed
+	Ref            string          `json:"ref"`
+	ManifestDigest string          `json:"manifest_digest"`
+	Packs          []optimizedPack `json:"packs"`
 }
+
+type optimizedPack struct {
+	PackDigest    string     `json:"pack_digest"`
+	PackBytes     int64      `json:"pack_bytes"`
+	MetadataBytes int64      `json:"metadata_bytes"` // of them
+	ContentBytes  int64      `json:"content_bytes"`  // what the blocks decode to
+	WantedBytes   int64      `json:"wanted_bytes"`   // of all blocks that were chosen
+	RareBytes     int64      `json:"rare_bytes"`     // of those that were not: too few runs have read them, or too late
+	Blocks        int        `json:"blocks"`
+	Files         int        `json:"files"`
+	Runs          int        `json:"runs"`
+	Commands      [][]string `json:"commands"`
+	Artifact      string     `json:"artifact,omitempty"` // digest of what was pushed
+}
+
+// maxMade is how many packs are made at a time.
+const maxMade = 16
 
 type optimizeFlags struct {
 	run             runFlags
 	from            []string
 	push, referrers bool
+	together        bool
 	output, maxSize string
 	time            time.Duration
+	share           float64
 }
 
 func newOptimize(g *globals) *cobra.Command {
@@ -53,11 +65,18 @@ the container runs while it arrives. The image stays what it is.
 
 What is read is seen by running CMD (without one, what the image runs by itself) in a
 container, which goes to standard error, or told by traces: --from files (shale trace
-makes them), --from-referrers those that nodes have shared beside the image. --time ends a container that would run on. An image has one pack for each
-command: a new one takes the place of that of before. With --push it is pushed
-beside the image, to its registry or OCI directory; -o writes it to a file.
-With --json: {ref, manifest_digest, pack_digest, pack_bytes, metadata_bytes,
-content_bytes, wanted_bytes, blocks, files, commands, artifact}.`,
+makes them), --from-referrers those that nodes have shared beside the image. --time ends
+a container that would run on, and of traces it leaves out what was first read later; of
+those that nodes have shared, after a minute. So is left out what fewer than a quarter of the runs (--share)
+have read: nodes record all that a container reads while it lives.
+
+An image has one pack for each command: a new one takes the place of that of before, and
+traces of several commands make several, 16 at most, unless --together makes one of all.
+With --push they are pushed beside the image, to its registry or OCI directory; -o writes
+one to a file.
+With --json: {ref, manifest_digest, packs[]}; of a pack {pack_digest, pack_bytes,
+metadata_bytes, content_bytes, wanted_bytes, rare_bytes, blocks, files, runs, commands,
+artifact}.`,
 		Example: `  shale optimize --push registry.example/app:1
   shale optimize --push registry.example/python:3 -- python3 -c 'import numpy'
   shale optimize --push --time 10s registry.example/nginx:1
@@ -74,6 +93,9 @@ content_bytes, wanted_bytes, blocks, files, commands, artifact}.`,
 			if cmd.Flags().Changed("entrypoint") {
 				o.run.flags.Entrypoint = &o.run.entrypoint
 			}
+			if o.referrers && !cmd.Flags().Changed("time") {
+				o.time = time.Minute
+			}
 			out, err := optimize(cmd.Context(), g, a[0], &o)
 			if err != nil {
 				return err
@@ -81,15 +103,7 @@ content_bytes, wanted_bytes, blocks, files, commands, artifact}.`,
 			if g.json {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
-			w := cmd.OutOrStdout()
-			fmt.Fprintf(w, "%s\n%s: %s of %d files, and %s of index\n", out.PackDigest, size(out.PackBytes), size(out.ContentBytes), out.Files, size(out.MetadataBytes))
-			if out.ContentBytes < out.WantedBytes {
-				fmt.Fprintf(w, "%s that were read did not fit\n", size(out.WantedBytes-out.ContentBytes))
-			}
-			if out.Artifact != "" {
-				fmt.Fprintf(w, "pushed as %s\n", out.Artifact)
-			}
-			return nil
+			return printOptimized(cmd.OutOrStdout(), out)
 		},
 	}
 	o.run.addFlags(g, cmd)
@@ -97,9 +111,11 @@ content_bytes, wanted_bytes, blocks, files, commands, artifact}.`,
 	f.StringArrayVar(&o.from, "from", nil, "file with a trace (may be repeated)")
 	f.BoolVar(&o.referrers, "from-referrers", false, "take the traces that nodes have shared beside the image (shale run --share-traces)")
 	f.BoolVar(&o.push, "push", false, "push the pack beside the image")
+	f.BoolVar(&o.together, "together", false, "make one pack of all commands in the traces")
+	f.Float64Var(&o.share, "share", 0.25, "of the runs in traces: leave out what fewer have read")
 	f.StringVarP(&o.output, "output", "o", "", "write the pack to a file")
 	f.StringVar(&o.maxSize, "max-size", "64m", "of the pack, its index apart: what is read last is left out")
-	f.DurationVar(&o.time, "time", 0, "end the container after this time (default: it ends by itself)")
+	f.DurationVar(&o.time, "time", 0, "end the container after this time; of traces, leave out what was first read later (default: never, of shared traces 1m)")
 	_ = cmd.MarkFlagFilename("from")
 	_ = cmd.MarkFlagFilename("output")
 	g.jsonFlag(cmd)
@@ -110,6 +126,9 @@ func optimize(ctx context.Context, g *globals, ref string, o *optimizeFlags) (*o
 	limit, err := runtime.ParseBytes(o.maxSize)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--max-size: %w", err)}
+	}
+	if !(o.share >= 0 && o.share <= 1) {
+		return nil, usageError{fmt.Errorf("--share %g: want 0 to 1", o.share)}
 	}
 	var p image.Platform
 	if o.run.platform != "" {
@@ -137,13 +156,54 @@ func optimize(ctx context.Context, g *globals, ref string, o *optimizeFlags) (*o
 	if err != nil {
 		return nil, err
 	}
-	made, err := reader.MakePack(ctx, repo, img, opts, t, limit)
+	apart := []*trace.Trace{t}
+	if all := t.ByCommand(); len(all) > 0 && !o.together {
+		apart = all
+	}
+	if n := len(apart) - maxMade; n > 0 {
+		fmt.Fprintf(os.Stderr, "shale: of %d commands the %d that ran most often get a pack\n", len(apart), maxMade)
+		apart = apart[:maxMade]
+	}
+	if o.output != "" && len(apart) > 1 {
+		return nil, usageError{fmt.Errorf("-o: the traces are of %d commands, which makes as many packs (--together makes one)", len(apart))}
+	}
+	packer, err := reader.NewPacker(ctx, repo, img, opts)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}
-	out := &optimized{
-		Ref: repo.Ref().String(), ManifestDigest: img.ManifestDigest, PackDigest: made.Blob.Digest, PackBytes: made.Blob.Size,
-		MetadataBytes: made.Metadata, WantedBytes: t.Bytes(), Files: len(t.ByFile()), Commands: made.Commands,
+	out := &optimized{Ref: repo.Ref().String(), ManifestDigest: img.ManifestDigest}
+	for _, t := range apart {
+		pack, err := o.pack(ctx, repo, img, packer, t, limit)
+		if errors.Is(err, index.ErrUnsupported) && len(apart) > 1 {
+			fmt.Fprintf(os.Stderr, "shale: no pack for %s: %v\n", quote(describeCommand(t.Runs[0].Command)), err)
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", ref, err)
+		}
+		out.Packs = append(out.Packs, *pack)
+	}
+	if len(out.Packs) == 0 {
+		return nil, fmt.Errorf("%s: %w: there is no command to make a pack for", ref, index.ErrUnsupported)
+	}
+	return out, nil
+}
+
+// pack makes the pack of a trace, and puts it where it was asked for.
+func (o *optimizeFlags) pack(ctx context.Context, repo *image.Repository, img *image.Image, p *reader.Packer, all *trace.Trace, limit int64) (*optimizedPack, error) {
+	t := all
+	if len(o.from) > 0 || o.referrers {
+		if t = all.Start(o.share, o.time); len(t.Blocks) == 0 {
+			return nil, usageError{fmt.Errorf("nothing that was read by %g of the runs (--share) was read before %v (--time)", o.share, o.time)}
+		}
+	}
+	made, err := p.Make(ctx, t, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := &optimizedPack{
+		PackDigest: made.Blob.Digest, PackBytes: made.Blob.Size, MetadataBytes: made.Metadata,
+		WantedBytes: t.Bytes(), RareBytes: all.Bytes() - t.Bytes(), Files: len(t.ByFile()), Runs: len(t.Runs), Commands: made.Commands,
 	}
 	for _, r := range made.Table.Runs {
 		out.Blocks += r.Count
@@ -160,6 +220,25 @@ func optimize(ctx context.Context, g *globals, ref string, o *optimizeFlags) (*o
 		}
 	}
 	return out, nil
+}
+
+func printOptimized(w io.Writer, out *optimized) error {
+	for _, p := range out.Packs {
+		if len(out.Packs) > 1 {
+			fmt.Fprintf(w, "%s: %d runs\n", quote(describeCommand(p.Commands[0])), p.Runs)
+		}
+		fmt.Fprintf(w, "%s\n%s: %s of %d files, and %s of index\n", p.PackDigest, size(p.PackBytes), size(p.ContentBytes), p.Files, size(p.MetadataBytes))
+		if p.RareBytes > 0 {
+			fmt.Fprintf(w, "%s that few runs have read, or late, are left out\n", size(p.RareBytes))
+		}
+		if p.ContentBytes < p.WantedBytes {
+			fmt.Fprintf(w, "%s that were read did not fit\n", size(p.WantedBytes-p.ContentBytes))
+		}
+		if p.Artifact != "" {
+			fmt.Fprintf(w, "pushed as %s\n", p.Artifact)
+		}
+	}
+	return nil
 }
 
 // trace is what is read at a start: told, or seen in a run.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
@@ -179,7 +180,7 @@ func newTraceShow(g *globals) *cobra.Command {
 now included. A name that is a file's is the file's.
 
 For each file, in the order of their first reads: when that was, how long readers
-waited for its blocks, how much of it was read. Files of which all that was read is
+waited for its blocks, how much of it was read, and by how many of the runs. Files of which all that was read is
 also in others are marked with "or" and these. --json writes the trace itself, as
 docs/formats/trace.md has it.`,
 		Example: `  shale trace show registry.example/app:1
@@ -249,7 +250,7 @@ func printTrace(w io.Writer, t *trace.Trace) error {
 	for _, r := range t.Runs {
 		fmt.Fprintf(w, "run      %s\n", quote(describeRun(r)))
 	}
-	_, err := fmt.Fprintf(w, "\n%10s  %10s  %9s  FILE\n", "AT", "WAITED", "READ")
+	_, err := fmt.Fprintf(w, "\n%10s  %10s  %9s  %7s  FILE\n", "AT", "WAITED", "READ", "RUNS")
 	for _, f := range t.ByFile() {
 		if err != nil {
 			return err
@@ -267,20 +268,21 @@ func printTrace(w io.Writer, t *trace.Trace) error {
 		if f.Wait > 0 {
 			wait = fmt.Sprintf("%.2f ms", f.Wait.Seconds()*1e3)
 		}
-		_, err = fmt.Fprintf(w, "%7.2f ms  %10s  %9s  %s\n", f.At.Seconds()*1e3, wait, size(f.Bytes), name)
+		_, err = fmt.Fprintf(w, "%7.2f ms  %10s  %9s  %7d  %s\n", f.At.Seconds()*1e3, wait, size(f.Bytes), f.By.Len(), name)
 	}
 	return err
 }
 
+func describeCommand(command []string) string {
+	if len(command) == 0 {
+		return "(the image's own command)"
+	}
+	return strings.Join(command, " ")
+}
+
 func describeRun(r trace.Run) string {
 	s := fmt.Sprintf("%s %s", r.ID, r.Started.Format("2006-01-02 15:04:05"))
-	for _, w := range r.Command {
-		s += " " + w
-	}
-	if len(r.Command) == 0 {
-		s += " (the image's own command)"
-	}
-	s += fmt.Sprintf(" [%s, readahead %d KiB]", r.CPU, r.ReadAhead)
+	s += " " + describeCommand(r.Command) + fmt.Sprintf(" [%s, readahead %d KiB]", r.CPU, r.ReadAhead)
 	if r.Lost {
 		s += " (more was read than is here)"
 	}
