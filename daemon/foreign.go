@@ -79,7 +79,8 @@ func (s *store) foreign(dir string) (*reader.Raw, error) {
 // content comes into the pool, this node's own index is made, and the other is
 // compared with it. It returns how they differ. If they do, or the other cannot be
 // used, for which why is the reason, the record says so, and who uses the image next
-// does so by this node's. Where nobody waits for it there is no reason but a pace.
+// does so by this node's. Tables of contents are not compared, and then nothing is made:
+// the layers are compared with the image's config. Where nobody waits for it there is no reason but a pace.
 func (s *store) reread(ctx context.Context, digest string, repo *image.Repository, why string, slow *pace, progress func(Progress)) (wrong string, err error) {
 	unlock, err := s.lock(ctx, digest)
 	if err != nil {
@@ -100,8 +101,23 @@ func (s *store) reread(ctx context.Context, digest string, repo *image.Repositor
 	} else {
 		defer foreign.Close()
 	}
-	out, err := s.read(ctx, repo, img, dir, foreign, slow, progress)
+	made := dir
+	check := why == "" && s.checkable(digest)
+	if check {
+		made = ""
+	}
+	out, err := s.read(ctx, repo, img, made, foreign, slow, progress)
 	switch {
+	case check && (err == nil || errors.Is(err, index.ErrLimit) || errors.Is(err, index.ErrUnsupported)):
+		if err != nil { // and never will be
+			s.log.Warn("layers cannot be compared with the config of their image", "digest", digest, "err", err)
+		}
+		rec, err := s.loadRecord(digest)
+		if err != nil {
+			return "", err
+		}
+		rec.Checked = true
+		return "", s.saveRecord(rec)
 	case err == nil:
 		release := s.pool.Exclusive()
 		err = s.pool.Load()
@@ -171,7 +187,7 @@ func (s *server) compareComplete() {
 // been done, or not all of the image is here.
 func (s *server) compare(u *use, im *fill.Image) {
 	digest := u.ManifestDigest
-	if !s.store.comparable(digest) || im.Missing().Chunks > 0 {
+	if !s.store.comparable(digest) && !s.store.checkable(digest) || im.Missing().Chunks > 0 {
 		return
 	}
 	s.mu.Lock()
@@ -196,7 +212,7 @@ func (s *server) compare(u *use, im *fill.Image) {
 		case wrong != "":
 			s.log.Error("an index lies", "digest", digest, "how", wrong)
 		case err == nil:
-			s.log.Info("an index says what the layers say", "digest", digest)
+			s.log.Info("the layers of an image were compared with what is said about them", "digest", digest)
 		case ctx.Err() == nil && !errors.Is(err, os.ErrNotExist):
 			s.log.Warn("an index was not compared with its image, and will be", "digest", digest, "err", err)
 		}
@@ -211,6 +227,13 @@ func (s *store) comparable(digest string) bool {
 	}
 	rec, err := s.loadRecord(digest)
 	return err == nil && rec.Doubted == ""
+}
+
+// checkable tells whether an image is used by tables of contents, and nobody has seen yet
+// whether its layers are those of its config.
+func (s *store) checkable(digest string) bool {
+	rec, err := s.loadRecord(digest)
+	return err == nil && rec.Kind == reader.TOC && !rec.Checked && rec.Doubted == ""
 }
 
 // usable tells whether an image whose index turned out to be wrong can be had

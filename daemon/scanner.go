@@ -39,7 +39,7 @@ const (
 type scanOrder struct {
 	Job  reader.Job `json:"job"`
 	Pool string     `json:"pool"` // directory
-	Dir  string     `json:"dir"`  // for the files
+	Dir  string     `json:"dir"`  // for the files; "": only DiffIDs are compared
 	Room int64      `json:"room"` // bytes of content that the pool takes
 
 	// Foreign, if not nil, is an index from elsewhere that the one made is
@@ -62,6 +62,17 @@ func scanner() (err error) {
 	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
 		return err
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	o.Job.Open = func(_ context.Context, n int) (io.ReadCloser, error) {
+		return os.NewFile(uintptr(firstFile+n), o.Job.Layers[n].Digest), nil
+	}
+	if o.Dir == "" {
+		if err := reader.CheckLayers(ctx, o.Job); err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(scanned{})
+	}
 	p, err := pool.OpenTables(o.Pool)
 	if err != nil {
 		return err
@@ -72,11 +83,6 @@ func scanner() (err error) {
 		return err
 	}
 	b.Limit(o.Room)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	o.Job.Open = func(_ context.Context, n int) (io.ReadCloser, error) {
-		return os.NewFile(uintptr(firstFile+n), o.Job.Layers[n].Digest), nil
-	}
 	o.Job.Keep, o.Job.TempDir = b.Add, o.Dir
 	o.Job.Places = o.Foreign != nil && o.Foreign.Kind == reader.SOCI
 	made, err := reader.Make(ctx, o.Job)
@@ -157,7 +163,8 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 const readTries = 4
 
 // read is scan that compares what is made with an index from elsewhere, if there
-// is one. With a pace layers are fetched one after the other, and at that.
+// is one. With a pace layers are fetched one after the other, and at that. Without a
+// dir nothing is made, and the layers are compared with the image's config.
 func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, slow *pace, progress func(Progress)) (scanned, error) {
 	out, err := s.readOnce(ctx, repo, img, dir, foreign, slow, progress)
 	for tries := 1; tries < readTries && errors.Is(err, image.ErrElsewhere); tries++ {
@@ -183,8 +190,12 @@ func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image
 		ours, theirs = append(ours, w), append(theirs, r)
 		total += l.Size
 	}
-	room, release := s.pool.Reserve(unpackedAbout * total)
-	defer release()
+	var room int64
+	if dir != "" {
+		n, release := s.pool.Reserve(unpackedAbout * total)
+		defer release()
+		room = n
+	}
 	var done atomic.Int64
 	o := scanOrder{Room: room, Job: reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Limits: s.limits()}, Pool: s.poolDir, Dir: dir, Foreign: foreign}
 	files := theirs

@@ -80,6 +80,9 @@ type record struct {
 	// Wrong says how the index, or the image's config, differs from what the
 	// layers are. Nobody mounts the image by that index any more.
 	Wrong string `json:"wrong,omitempty"`
+	// Checked says that the layers of an image that is used by tables of contents were
+	// seen to be those of its config, as far as they are read at all.
+	Checked bool `json:"checked,omitempty"`
 	// Within are the digests of indexes that have led to it: it is found by these, too.
 	Within []string `json:"within,omitempty"`
 	// Packs are the start packs that lay beside the image when it was asked for
