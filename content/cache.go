@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/index"
 )
 
 // Windows of a Cached source: large enough that requests are few, and so many
@@ -23,6 +24,12 @@ const (
 // Objects whose size is not known are passed through.
 func Cached(src blob.Source) blob.Source {
 	return &cache{src: src, windows: map[windowKey]*list.Element{}, order: list.New()}
+}
+
+// Chunk implements AtHand for a source that does.
+func (c *cache) Chunk(t *index.Tree, chunk uint32, p []byte) bool {
+	hand, ok := c.src.(AtHand)
+	return ok && hand.Chunk(t, chunk, p)
 }
 
 type windowKey struct {

@@ -111,3 +111,47 @@ func TestCorrupt(t *testing.T) {
 		t.Errorf("where the source fails: %v", err)
 	}
 }
+
+// hand is a source that has some chunks at hand, and one of them wrong.
+type hand struct {
+	*memblob.Source
+	chunks map[uint32][]byte
+}
+
+func (h *hand) Chunk(_ *index.Tree, chunk uint32, p []byte) bool {
+	return copy(p, h.chunks[chunk]) == len(p)
+}
+
+// TestAtHand: what is at hand is not fetched, unless it is wrong or nobody can tell.
+func TestAtHand(t *testing.T) {
+	tree, ino, src, want := file(t, part("a"), part("b"), nil, part("c"), part("d"))
+	requests := 0
+	src.Fault = func(context.Context, blob.Ref, int64, int64) *memblob.Fault {
+		requests++
+		return nil
+	}
+	for _, c := range []struct {
+		here     map[uint32][]byte
+		requests int
+	}{
+		{map[uint32][]byte{0: part("a"), 1: part("b"), 2: part("c"), 3: part("d")}, 0},
+		{map[uint32][]byte{0: part("a"), 1: part("b"), 3: part("d")}, 1},
+		{map[uint32][]byte{0: part("x"), 1: part("b"), 2: part("c"), 3: part("d")}, 1},
+		{nil, 1},
+	} {
+		requests = 0
+		var got bytes.Buffer
+		h := &hand{src, c.here}
+		if err := Copy(t.Context(), &got, tree, h, ino); err != nil || !bytes.Equal(got.Bytes(), want) || requests != c.requests {
+			t.Errorf("with %d at hand: %d bytes, %v, %d requests, want %d", len(c.here), got.Len(), err, requests, c.requests)
+		}
+		got.Reset()
+		if err := Copy(t.Context(), &got, tree, Cached(h), ino); err != nil || !bytes.Equal(got.Bytes(), want) {
+			t.Errorf("cached, with %d at hand: %v", len(c.here), err)
+		}
+	}
+	tree.Chunks[0].Digest.Algorithm = chunk.Origin
+	if err := Copy(t.Context(), &bytes.Buffer{}, tree, &hand{src, map[uint32][]byte{0: part("a")}}, ino); err == nil {
+		t.Error("what has no digest is believed")
+	}
+}

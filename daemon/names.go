@@ -29,14 +29,18 @@ func (s *store) loadNames() error {
 		s.names = map[string]string{}
 		return os.Rename(s.refs, s.refs+badSuffix)
 	}
-	read := s.names
+	s.takeNames(s.names)
+	return nil
+}
+
+// takeNames takes what refs.json has, all names in one form.
+func (s *store) takeNames(read map[string]string) {
 	s.names = map[string]string{}
 	for _, key := range slices.Backward(slices.Sorted(maps.Keys(read))) { // "" counts most
 		if ref, platform, ok := splitKey(key); ok && reDigest.MatchString(read[key]) {
 			s.names[nameKey(ref, platform)] = read[key]
 		}
 	}
-	return nil
 }
 
 const badSuffix = ".bad"
@@ -77,8 +81,8 @@ func (s *store) saveNames() error {
 
 // byDigest finds an image on the node by the digest in a reference, which is that of its
 // manifest or of an index that led to it; "" if there is none. What lies in another
-// repository counts if nothing needs to be asked of this one.
-func (s *store) byDigest(ref image.Ref, want image.Platform) string {
+// repository counts if it is enough.
+func (s *store) byDigest(ref image.Ref, want image.Platform, enough func(*record) bool) string {
 	if ref.Digest() == "" {
 		return ""
 	}
@@ -94,7 +98,7 @@ func (s *store) byDigest(ref image.Ref, want image.Platform) string {
 		p, err := image.ParsePlatform(rec.Platform)
 		fits, exactly := p.Fits(want)
 		if err == nil && (fits && digest == ref.Digest() || exactly && slices.Contains(rec.Within, ref.Digest())) &&
-			(s.namedIn(ref, digest) || s.isComplete(rec)) {
+			(s.namedIn(ref, digest) || enough(rec)) {
 			return digest
 		}
 	}

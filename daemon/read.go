@@ -21,7 +21,7 @@ import (
 // the ztocs it has fetched.
 type origin struct {
 	asked, made *count.Source
-	beside      []*dirblob.Source
+	beside      beside
 }
 
 // SourceStats is what the repository of an image was asked for, by one mount.
@@ -36,29 +36,42 @@ type SourceStats struct {
 // waited out for as long as a reader waits.
 func newOrigin(repo *image.Repository, dir string, wait time.Duration) *origin {
 	made := count.New(repo.Blobs())
-	o := &origin{asked: count.New(retry.New(made, retry.Policy{Attempts: math.MaxInt, Total: wait})), made: made}
-	for _, name := range []string{sideDir, ztocDir} {
-		if d, err := dirblob.Open(filepath.Join(dir, name)); err == nil {
-			o.beside = append(o.beside, d)
-		}
-	}
-	return o
+	return &origin{count.New(retry.New(made, retry.Policy{Attempts: math.MaxInt, Total: wait})), made, openBeside(dir)}
 }
 
-func (o *origin) close() {
-	for _, d := range o.beside {
+func (o *origin) close() { o.beside.close() }
+
+// Range implements blob.Source.
+func (o *origin) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	return o.beside.or(ctx, o.asked, ref, off, n)
+}
+
+// beside is what lies beside an image on this node alone.
+type beside []*dirblob.Source
+
+func openBeside(dir string) (b beside) {
+	for _, name := range []string{sideDir, ztocDir} {
+		if d, err := dirblob.Open(filepath.Join(dir, name)); err == nil {
+			b = append(b, d)
+		}
+	}
+	return b
+}
+
+func (b beside) close() {
+	for _, d := range b {
 		_ = d.Close()
 	}
 }
 
-// Range implements blob.Source.
-func (o *origin) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
-	for _, d := range o.beside {
+// or is Range of these, and of src for what they lack.
+func (b beside) or(ctx context.Context, src blob.Source, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
+	for _, d := range b {
 		if r, err := d.Range(ctx, ref, off, n); !errors.Is(err, blob.ErrNotFound) {
 			return r, err
 		}
 	}
-	return o.asked.Range(ctx, ref, off, n)
+	return src.Range(ctx, ref, off, n)
 }
 
 func (o *origin) stats() SourceStats {

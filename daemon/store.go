@@ -235,7 +235,7 @@ func (s *store) known(key string, ref image.Ref, platform image.Platform, repo *
 	}
 	s.mu.Unlock()
 	if !named {
-		if digest = s.byDigest(ref, platform); digest == "" {
+		if digest = s.byDigest(ref, platform, s.isComplete); digest == "" {
 			return nil, os.ErrNotExist
 		}
 		s.mu.Lock()

@@ -60,6 +60,15 @@ func (p *Pool) each(fn func(path string, id uint32) error) error {
 	return err
 }
 
+// OpenData opens the data of a segment, of a pool that others may have open, for who
+// verifies all that it reads: what is not present, or evicted meanwhile, reads as anything.
+func OpenData(dir string, id uint32) (*os.File, error) {
+	if _, err := readFormat(filepath.Join(dir, "format")); err != nil {
+		return nil, err
+	}
+	return os.Open(filepath.Join(dir, "segments", segmentName(id), "data"))
+}
+
 func openTableOnly(dir string, id uint32) (*Segment, error) {
 	t, err := openTable(filepath.Join(dir, "table"))
 	if err != nil {

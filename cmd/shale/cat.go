@@ -16,8 +16,9 @@ func newCat(g *globals) *cobra.Command {
 		Use:   "cat REF PATH",
 		Short: "Write a file of an image to standard output",
 		Long: `Write a regular file of an image to standard output, as it is. Symbolic links are
-followed as in a container: within the image. Of the image's data only the
-file's chunks are fetched, each is verified before it is written.`,
+followed as in a container: within the image. What the node has of the image is
+read from it, as shale mount would; else only the file's chunks are fetched. Each
+is verified before it is written.`,
 		Example: `  shale cat localhost:5000/debian:12-shale /etc/os-release
   shale cat --bootstrap image.boot --blobs ./blobs /bin/sh >sh`,
 		Args: o.args(2, 2),

@@ -19,7 +19,8 @@ func newCheck(g *globals) *cobra.Command {
 		Short: "Verify an image: its structure, then every byte",
 		Long: `Verify an image where it is stored: that bootstrap, manifest and blobs agree with
 each other, that each object has the size and the digest by which it is named,
-and each chunk its digest. All of it is fetched. Every defect is printed,
+and each chunk its digest. All of it is fetched, also of an image that is on the
+node: what that has is verified by shale fsck and shale scrub. Every defect is printed,
 with the files it touches; if there is one, the exit code is 7. Of an image that
 is not converted the objects are verified.
 

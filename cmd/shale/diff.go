@@ -20,7 +20,8 @@ func newDiff(g *globals) *cobra.Command {
 		Long: `List the names that two images do not have alike, one a line: + added, - removed,
 ~ changed, with what has changed: type, or content, target (of a link), device,
 mode, owner, mtime, xattrs, links. Contents are compared by the digests of their
-chunks; data are only fetched of files that the images cut in different ways.
+chunks; data are only fetched of files that the images cut in different ways, and
+nothing that is on the node.
 The exit code is 0 if the images are alike, 1 if they differ. With --bootstrap
 FILE the first image is that of FILE, and only one REF is given.
 

@@ -13,7 +13,8 @@ func newExport(g *globals) *cobra.Command {
 		Use:   "export REF DIR|-",
 		Short: "Take an image out into a directory, or as a tar archive",
 		Long: `Write what a container of the image would see into an empty directory, or with -
-as a tar archive to standard output. Every byte is verified on the way.`,
+as a tar archive to standard output. What the node has of the image is read from it,
+as shale mount would; the rest is fetched. Every byte is verified on the way.`,
 		Example: `  shale export localhost:5000/debian:12-shale ./rootfs
   shale export localhost:5000/debian:12-shale - | tar -t`,
 		Args: o.args(2, 2),

@@ -16,8 +16,9 @@ func newInspect(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect REF",
 		Short: "What an image consists of: layers, blobs, chunks, sizes",
-		Long: `Show what an image consists of, and how it starts. Only its manifest and its index
-are fetched.
+		Long: `Show what an image consists of where it is stored, and how it starts. Only its
+manifest and its index are fetched; they always are, since the node keeps of an image
+what it takes to read it, not how its registry has it.
 
 --json prints an object; all sizes are bytes:
   ref, manifest_digest, platform, layer_bytes

@@ -22,7 +22,8 @@ func newLs(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls REF [PATH]",
 		Short: "List the files of an image",
-		Long: `List the files of an image. Only its index is fetched. Links on the way to PATH
+		Long: `List the files of an image. Of one that the node knows (shale images) it is what the node
+has, and no registry is asked; of others only the index is fetched. Links on the way to PATH
 are followed within the image; PATH itself is too, unless -l is given.`,
 		Example: `  shale ls localhost:5000/debian:12-shale /etc
   shale ls -lR localhost:5000/debian:12-shale

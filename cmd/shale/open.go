@@ -3,9 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
+	"sync"
 
 	"github.com/spf13/cobra"
 
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/retry"
+	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/inspect"
 )
@@ -46,6 +51,9 @@ func (o *opener) open(ctx context.Context, a []string) (*inspect.Image, []string
 	if o.bootstrap != "" {
 		return o.peek(ctx, a, false)
 	}
+	if im, err := o.known(a[0]); im != nil || err != nil {
+		return im, a[1:], err
+	}
 	l, err := o.g.look(ctx, a[0], o.platform)
 	if err != nil {
 		return nil, nil, err
@@ -57,6 +65,59 @@ func (o *opener) open(ctx context.Context, a []string) (*inspect.Image, []string
 	return &inspect.Image{
 		Name: l.repo.Ref().String(), Manifest: l.img, Tree: l.tree, Source: l.source(), Release: release,
 	}, a[1:], nil
+}
+
+// known opens an image that the node has, from its files. It returns nothing if the node
+// has it not, or cannot tell this user.
+func (o *opener) known(name string) (*inspect.Image, error) {
+	ref, err := parseRef(name)
+	if err != nil {
+		return nil, err
+	}
+	if o.platform != "" {
+		if _, err := image.ParsePlatform(o.platform); err != nil {
+			return nil, usageError{err}
+		}
+	}
+	more := &lazily{open: func(ctx context.Context) (*image.Repository, error) { return o.g.repository(ctx, name) }}
+	l, err := daemon.Look(o.g.root, ref, o.platform, more)
+	if err != nil {
+		return nil, nil // what is damaged is fetched again, too
+	}
+	return &inspect.Image{
+		Name: ref.String(), Tree: l.Tree, Source: l, Release: func() error { return errors.Join(l.Close(), more.close()) },
+	}, nil
+}
+
+// lazily is a repository's blobs, opened when one is asked for.
+type lazily struct {
+	open func(context.Context) (*image.Repository, error)
+
+	mu   sync.Mutex
+	repo *image.Repository
+}
+
+// Range implements blob.Source.
+func (l *lazily) Range(ctx context.Context, ref blob.Ref, off, n int64) (_ io.ReadCloser, err error) {
+	l.mu.Lock()
+	if l.repo == nil {
+		l.repo, err = l.open(ctx)
+	}
+	repo := l.repo
+	l.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return retry.New(repo.Blobs(), retry.Policy{}).Range(ctx, ref, off, n)
+}
+
+func (l *lazily) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.repo == nil {
+		return nil
+	}
+	return l.repo.Close()
 }
 
 // peek is open for verbs that have something to say also if there is no index:
