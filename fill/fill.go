@@ -12,6 +12,7 @@
 //	prefetch.go  what is known, or told, to be read first
 //	request.go   one request: decode, verify, store
 //	landing.go   a start pack: what will be read comes before it is asked for
+//	credit.go    for how long it is waited for
 //	failed.go    failures that stand for a moment
 //	rescue.go    where the index is wrong
 //	complete.go  all that is missing

@@ -34,7 +34,7 @@ type landing struct {
 	due     map[int64]int // by flat address of a block: its run
 	pos     int           // runs that have landed
 	over    bool
-	waiting int
+	credit  credit
 	changed chan struct{} // closed when pos or over has changed; nil if nobody waits
 }
 
@@ -53,7 +53,7 @@ type place struct {
 // image is refused. An error says why the rest of the pack was not used; what is wrong
 // with the pack wraps index.ErrCorrupt, ErrLimit or ErrUnsupported. The caller sees to it that Land has returned before Close.
 func (im *Image) Land(ctx context.Context, p *pack.Reader, known func()) (err error) {
-	l := &landing{im: im, pack: p}
+	l := &landing{im: im, pack: p, credit: credit{left: mostCredit}}
 	missing, err := l.open()
 	if err == nil && missing > 0 {
 		im.landing.Store(l)
@@ -69,6 +69,11 @@ func (im *Image) Land(ctx context.Context, p *pack.Reader, known func()) (err er
 		im.landing.Store(nil)
 		l.move(func() { l.over = true })
 	}()
+	p.Progress = func(n int) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.credit.earn(time.Now(), n, im.worth.pace())
+	}
 	for l.pos < len(l.table.Runs) {
 		if err := l.yield(ctx); err != nil {
 			return err
@@ -153,7 +158,10 @@ func (im *Image) place(segment uint32, e pool.Entry) place {
 // led tells whether a start pack knows better what will be read than sequences do:
 // it arrives, or has come and nobody had to wait for anything else yet.
 func (im *Image) led() bool {
-	return im.landing.Load() != nil || im.landed.Load() && im.stats.stalls.Load() == 0
+	if l := im.landing.Load(); l != nil {
+		return !l.late()
+	}
+	return im.landed.Load() && im.stats.stalls.Load() == 0
 }
 
 // Landed says that a start pack of what will be read has come before.
@@ -192,7 +200,7 @@ func (l *landing) yield(ctx context.Context) error {
 			return err
 		}
 		l.mu.Lock()
-		waiting := l.waiting
+		waiting := l.credit.waiting
 		l.mu.Unlock()
 		if waiting > 0 || len(l.im.demand) == 0 {
 			return nil
@@ -201,8 +209,16 @@ func (l *landing) yield(ctx context.Context) error {
 	}
 }
 
+// late tells whether the pack hangs, or comes too slowly to be waited for.
+func (l *landing) late() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.credit.spend(time.Now())
+	return l.credit.late
+}
+
 // wait returns when the blocks of the flat addresses [off, end) that are due soon
-// are here, or will not come. It tells whether it waited.
+// are here, or will not come, or not in time. It tells whether it waited.
 func (l *landing) wait(ctx context.Context, off, end int64) (waited bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -213,23 +229,27 @@ func (l *landing) wait(ctx context.Context, off, end int64) (waited bool, err er
 				last = max(last, n)
 			}
 		}
-		if l.over || last < 0 || l.offset[last]-l.offset[l.pos] > patience {
+		l.credit.spend(time.Now())
+		if l.over || l.credit.late || last < 0 || l.offset[last]-l.offset[l.pos] > patience {
 			return waited, nil
 		}
 		if l.changed == nil {
 			l.changed = make(chan struct{})
 		}
-		changed := l.changed
-		l.waiting++
+		changed, enough := l.changed, time.NewTimer(l.credit.left)
+		l.credit.waiting++
 		waited = true
 		l.mu.Unlock()
 		select {
 		case <-changed:
+		case <-enough.C:
 		case <-ctx.Done():
 			err = fmt.Errorf("fill: waiting for the start pack: %w", context.Cause(ctx))
 		}
+		enough.Stop()
 		l.mu.Lock()
-		l.waiting--
+		l.credit.spend(time.Now())
+		l.credit.waiting--
 		if err != nil {
 			return waited, err
 		}
@@ -238,6 +258,9 @@ func (l *landing) wait(ctx context.Context, off, end int64) (waited bool, err er
 
 // brings tells whether blocks of a chunk are still to come.
 func (l *landing) brings(flat int64, size uint32) bool {
+	if l.late() {
+		return false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for b := flat; b < flat+int64(size); b += chunk.Block {

@@ -368,6 +368,14 @@ func TestWant(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	came, want := 0, int64(0)
+	r.Progress = func(n int) { came += n }
+	for n, run := range table.Runs[:5] {
+		want += table.Bytes(run)
+		if n != 2 { // whose sums are kept
+			want += int64(table.proofs()[n] * 32)
+		}
+	}
 	wanted := make([]bool, len(table.Chunks))
 	wanted[2] = true // runs 2 and 6
 	wanted[3] = true // run 4
@@ -386,6 +394,9 @@ func TestWant(t *testing.T) {
 			t.Errorf("run %d is wrong", n)
 		}
 		got = append(got, n)
+	}
+	if int64(came) != want {
+		t.Errorf("told of %d bytes, want %d", came, want)
 	}
 	if !slices.Equal(got, []int{2, 4}) || len(r.sums) != 1 {
 		t.Errorf("runs %v with sums of %d chunks, want 2 and 4 with those of one", got, len(r.sums))

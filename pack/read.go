@@ -16,6 +16,10 @@ import (
 // ErrLimit or ErrUnsupported and names it; errors of the source come back as they
 // are. It is not safe for concurrent use.
 type Reader struct {
+	// Progress, if not nil, is called by Next for each few bytes of content that have
+	// come, proved or not.
+	Progress func(bytes int)
+
 	name   string
 	source *source
 	header header
@@ -172,10 +176,11 @@ func (r *Reader) readRun(n int) (p []byte, err error) {
 	c, size := r.table.Chunks[run.Chunk], r.table.Bytes(run)
 	if r.wanted != nil && !r.wanted[run.Chunk] {
 		size += int64(r.proofs[n]) * int64(len(chunk.BlockSum{}))
-		if _, err := io.CopyN(io.Discard, r.zstd, size); err != nil {
-			return nil, r.short(err)
+		var pass [chunk.Block]byte
+		for ; size > 0 && err == nil; size -= int64(len(pass)) {
+			err = r.content(pass[:min(size, int64(len(pass)))])
 		}
-		return nil, nil
+		return nil, err
 	}
 	if n := r.proofs[n]; n > 0 {
 		sums := make([]chunk.BlockSum, n)
@@ -193,13 +198,27 @@ func (r *Reader) readRun(n int) (p []byte, err error) {
 		r.buf = make([]byte, size)
 	}
 	p = r.buf[:size]
-	if _, err := io.ReadFull(r.zstd, p); err != nil {
-		return nil, r.short(err)
+	if err := r.content(p); err != nil {
+		return nil, err
 	}
 	if err := r.verify(run, c, p); err != nil {
 		return nil, r.corrupt("%w", err)
 	}
 	return p, nil
+}
+
+// content reads what comes next of the content.
+func (r *Reader) content(p []byte) error {
+	for len(p) > 0 {
+		n, err := io.ReadFull(r.zstd, p[:min(len(p), chunk.Block)])
+		if err != nil {
+			return r.short(err)
+		}
+		if p = p[n:]; r.Progress != nil {
+			r.Progress(n)
+		}
+	}
+	return nil
 }
 
 func (r *Reader) verify(run Run, c Chunk, p []byte) error {

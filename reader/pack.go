@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync/atomic"
+	"time"
 
 	"github.com/shale-image/shale/blob/retry"
 	"github.com/shale-image/shale/image"
@@ -175,9 +177,43 @@ func (p *Pack) open() (*pack.Reader, error) {
 	return p.reader, nil
 }
 
+// For how long an image waits for an index that is in a pack, before it is fetched by
+// itself: for the first bytes of it packFirst; and then, looked at each packLook, as long
+// as the rest would come in packRest.
+const (
+	packFirst = 2 * time.Second
+	packLook  = 500 * time.Millisecond
+	packRest  = 3 * time.Second
+)
+
+// watch stops the pack if size bytes, of which came have come, take too long. It ends with
+// ctx.
+func (p *Pack) watch(ctx context.Context, size int64, came *atomic.Int64) {
+	for last, waited := int64(0), packLook; ; waited += packLook {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(packLook):
+		}
+		now := came.Load()
+		if now == 0 && waited < packFirst {
+			continue
+		}
+		if rest, lately := size-now, now-last; rest > lately*int64(packRest/packLook) {
+			p.Stop()
+			return
+		}
+		last = now
+	}
+}
+
 // metadata writes the pack's metadata to f if they are the object that d names.
-// An error says that they are not, or did not come.
+// An error says that they are not, or did not come in time.
 func (p *Pack) metadata(f *os.File, d image.Descriptor) error {
+	var came counter
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go p.watch(ctx, d.Size, &came.Int64)
 	r, err := p.open()
 	if err != nil {
 		return err
@@ -186,13 +222,21 @@ func (p *Pack) metadata(f *os.File, d image.Descriptor) error {
 		return fmt.Errorf("start pack %s: %d bytes of metadata, want %d", p.Blob.Digest, r.MetadataSize(), d.Size)
 	}
 	sum := sha256.New()
-	if err := r.Metadata(io.MultiWriter(f, sum)); err != nil {
+	if err := r.Metadata(io.MultiWriter(f, sum, &came)); err != nil {
 		return err
 	}
 	if got := fmt.Sprintf("sha256:%x", sum.Sum(nil)); got != d.Digest {
 		return index.Errorf(index.ErrCorrupt, "start pack "+p.Blob.Digest, -1, "its metadata are %s, want %s", got, d.Digest)
 	}
 	return nil
+}
+
+// counter counts what is written to it.
+type counter struct{ atomic.Int64 }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.Add(int64(len(p)))
+	return len(p), nil
 }
 
 // Stop ends the fetch. Who reads the pack gets an error.

@@ -3,7 +3,9 @@ package reader
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/pack"
 )
 
 func TestPackRefs(t *testing.T) {
@@ -151,3 +154,57 @@ func TestSpoolClose(t *testing.T) {
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestPackMetadata: an index is taken out of a pack as it comes, unless that hangs or
+// dribbles: then somebody else has to bring it.
+func TestPackMetadata(t *testing.T) {
+	metadata := bytes.Repeat([]byte("index"), 100_000)
+	var whole bytes.Buffer
+	if _, err := pack.Build(t.Context(), &whole, metadata, nil, pack.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	d := image.Descriptor{Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(metadata)), Size: int64(len(metadata))}
+	for name, c := range map[string]struct {
+		first, each int // bytes that come at once, and every 100 ms
+		late        bool
+	}{
+		"at once":          {1 << 20, 0, false},
+		"at a slow link":   {0, 25_000, false},
+		"never begins":     {0, 0, true},
+		"hangs at the end": {450_000, 0, true},
+		"dribbles":         {100_000, 1000, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &Pack{PackRef: PackRef{Blob: image.Descriptor{Digest: "sha256:pack"}}, checked: make(chan struct{}), cancel: func() {}}
+			close(p.checked)
+			rest, free := whole.Bytes(), c.first
+			p.spool = newSpool(t.Context(), func(ctx context.Context) (io.ReadCloser, error) {
+				return io.NopCloser(readerFunc(func(b []byte) (int, error) {
+					for free == 0 {
+						select {
+						case <-ctx.Done():
+							return 0, ctx.Err()
+						case <-time.After(100 * time.Millisecond):
+							free = c.each
+						}
+					}
+					n := copy(b, rest[:min(len(rest), free)])
+					if rest, free = rest[n:], free-n; n == 0 {
+						return 0, io.EOF
+					}
+					return n, nil
+				})), nil
+			})
+			defer p.Close()
+			f, err := scratch(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := p.metadata(f, d); (err != nil) != c.late {
+				t.Errorf("%v, want an error: %v", err, c.late)
+			}
+		})
+	}
+}

@@ -23,7 +23,7 @@ type act struct {
 	face   string // how it is mounted: device, fanotify
 	// healthy says that the node has another source, the registry itself, which is well;
 	// the script is played from the beginning, unless the disk is to fail. Else it is
-	// played when the image is mounted.
+	// played when the image is mounted, but for one on start packs.
 	healthy bool
 	// command is run in a container too, where there is a healthy source: what it prints
 	// must be what it prints without faults.
@@ -107,6 +107,7 @@ func (s *stage) playTo(ctx context.Context, a *act, o *outcome) (err error) {
 	}
 	defer also(proxy.Close)
 	player := script.NewPlayer(proxy)
+	player.Packs = s.packs
 
 	var d *disk.Disk
 	root := ""
@@ -137,7 +138,7 @@ func (s *stage) playTo(ctx context.Context, a *act, o *outcome) (err error) {
 			player.Play(a.script, d)
 		}
 	}
-	early := a.healthy && d == nil
+	early := a.healthy && d == nil || a.script.Packs() // a pack is asked for before all else
 	if early {
 		begin()
 	}

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,6 +12,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/shale-image/shale/bench/oci"
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/trace"
 )
 
 // buildImage makes an image in a layout: two layers, some 70 files of up to 3 MB, 12 MB
@@ -86,4 +91,34 @@ func layer(r *rand.Rand, dir string, sizes []int) ([]byte, error) {
 	}
 	err := w.Close()
 	return b.Bytes(), err
+}
+
+// pack pushes a start pack of all that an image has, and returns its digest.
+func (s *stage) pack(ctx context.Context, name string) (string, error) {
+	repo, err := s.open(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	defer repo.Close()
+	img, err := repo.Resolve(ctx, image.Platform{})
+	if err != nil {
+		return "", err
+	}
+	tree, err := reader.Tree(ctx, repo, img, s.dir)
+	if err != nil {
+		return "", err
+	}
+	t := &trace.Trace{Manifest: img.ManifestDigest, Runs: []trace.Run{{ID: "all"}}}
+	for i := range tree.Chunks {
+		c := &tree.Chunks[i]
+		for n := range chunk.Blocks(c.Size) {
+			t.Blocks = append(t.Blocks, trace.Block{Chunk: c.Digest, Size: c.Size, Index: n})
+		}
+	}
+	made, err := reader.MakePack(ctx, repo, img, reader.Options{TempDir: s.dir}, t, 0)
+	if err != nil {
+		return "", err
+	}
+	_, err = reader.PushPack(ctx, repo, img, made)
+	return made.Blob.Digest, err
 }

@@ -158,13 +158,17 @@ func readScript(file string) (*script.Script, error) {
 // to fail, and without, of each form of the image; and the last of them with the other
 // face, once, in the n-th of these ways.
 func (s *stage) acts(name string, sc *script.Script, n int) (all []*act) {
-	for _, image := range s.images {
+	images := s.images
+	if sc.Packs() {
+		images = s.packed
+	}
+	for _, image := range images {
 		if sc.Network() {
 			all = append(all, &act{name: name, script: sc, image: image, face: cmp.Or(s.face, device), healthy: true})
 		}
 		all = append(all, &act{name: name, script: sc, image: image, face: cmp.Or(s.face, device)})
 	}
-	if s.face == "" && s.able == nil {
+	if s.face == "" && s.able == nil && len(all) > 0 {
 		once := *all[n%len(all)]
 		once.face = fanotify
 		all = append(all, &once)

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -27,6 +28,8 @@ type stage struct {
 	dir    string // scratch
 	url    *url.URL
 	images []string // "repository:tag"; the same image, in one form or the other
+	packed []string // the same with start packs beside them, for scripts on these
+	packs  []string // their digests
 	other  string   // another image; "" if there is none
 	truth  *truth   // of all images but the other
 	also   *truth   // of that one
@@ -60,10 +63,10 @@ func openStage(ctx context.Context, shale string) (_ *stage, err error) {
 	if s.url, err = url.Parse(s.registry.URL()); err != nil {
 		return nil, err
 	}
-	s.images, s.other = []string{"faults/a:shale", "faults/a:plain"}, "faults/b:shale"
-	for seed, name := range []string{"faults/a", "faults/b"} {
-		layout := filepath.Join(s.dir, fmt.Sprintf("layout%d", seed))
-		if err := buildImage(layout, uint64(seed)); err != nil {
+	s.images, s.packed, s.other = []string{"faults/a:shale", "faults/a:plain"}, []string{"faults/p:shale", "faults/p:plain"}, "faults/b:shale"
+	for name, seed := range map[string]uint64{"faults/a": 0, "faults/p": 0, "faults/b": 1} {
+		layout := filepath.Join(s.dir, "layout-"+path.Base(name))
+		if err := buildImage(layout, seed); err != nil {
 			return nil, err
 		}
 		if err := registry.Push(ctx, s.url.String(), layout, name+":plain"); err != nil {
@@ -77,6 +80,13 @@ func openStage(ctx context.Context, shale string) (_ *stage, err error) {
 				return nil, fmt.Errorf("shale %s: %w: %s", args[0], err, out)
 			}
 		}
+	}
+	for _, name := range s.packed {
+		digest, err := s.pack(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("the start pack of %s: %w", name, err)
+		}
+		s.packs = append(s.packs, digest)
 	}
 	if s.truth, err = s.extract(ctx, "faults/a:plain", "truth"); err == nil {
 		s.also, err = s.extract(ctx, "faults/b:plain", "also")
@@ -105,18 +115,18 @@ func onRegistry(ctx context.Context, shale, at, name, plain string) (_ *stage, e
 }
 
 func newStage(shale string) (*stage, error) {
-	path, err := filepath.Abs(shale)
+	program, err := filepath.Abs(shale)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(path); err != nil {
+	if _, err := os.Stat(program); err != nil {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "shale-faults-")
 	if err != nil {
 		return nil, err
 	}
-	return &stage{shale: path, dir: dir, bandwidth: 100e6, timeout: 2 * time.Second, able: usable(dir)}, nil
+	return &stage{shale: program, dir: dir, bandwidth: 100e6, timeout: 2 * time.Second, able: usable(dir)}, nil
 }
 
 func (s *stage) close() error {

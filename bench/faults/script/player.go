@@ -18,6 +18,8 @@ type Disk interface {
 
 // Player acts a script out.
 type Player struct {
+	Packs []string // digests of what is a start pack; to be set before Play
+
 	proxy *netmodel.Proxy
 	doors *doors
 
@@ -31,6 +33,7 @@ type Player struct {
 // part is a fault that is acted out.
 type part struct {
 	Fault
+	packs []string
 	start time.Time
 	seen  int           // requests that it is about
 	begun time.Time     // zero: not yet
@@ -75,7 +78,7 @@ func (p *Player) start(s *Script, disk Disk) (doing []chan struct{}) {
 	defer p.mu.Unlock()
 	p.disk, p.err = disk, nil
 	for _, f := range s.Faults {
-		a := &part{Fault: f, start: time.Now()}
+		a := &part{Fault: f, packs: p.Packs, start: time.Now()}
 		p.parts = append(p.parts, a)
 		switch k := kinds[f.Kind]; {
 		case !k.disk && !k.lasts || f.After.Requests > 0:
@@ -236,6 +239,8 @@ func (a *part) concerns(path string) bool {
 		return isManifest(path)
 	case "tokens":
 		return path == tokenPath
+	case "packs":
+		return isBlob(path) && slices.ContainsFunc(a.packs, func(digest string) bool { return strings.HasSuffix(path, "/"+digest) })
 	}
 	return strings.Contains(path, a.On)
 }

@@ -319,3 +319,20 @@ func TestSigned(t *testing.T) {
 		t.Errorf("%v, %d bytes differ", g.Status, differ(g.body, object[1000:101000]))
 	}
 }
+
+// TestPacks: a fault on packs meets start packs alone.
+func TestPacks(t *testing.T) {
+	const text = "status 503 on packs"
+	s, err := Parse(strings.NewReader(text))
+	if err != nil || !s.Packs() {
+		t.Fatal(s, err)
+	}
+	p, url := play(t, text)
+	p.Packs = []string{"sha256:pack"}
+	p.Play(s, nil)
+	for path, want := range map[string]int{"/v2/app/blobs/sha256:pack": 503, "/v2/app/blobs/sha256:packs": 206, "/v2/app/manifests/sha256:pack": 200} {
+		if got := get(t, url+path); got.err != nil || got.StatusCode != want {
+			t.Errorf("%s: %v, %v, want %d", path, got.Response, got.err, want)
+		}
+	}
+}

@@ -50,7 +50,7 @@ type Fault struct {
 	Kind string   // "hang body"
 	Args [2]int64 // of the kind: numbers, bytes, or nanoseconds
 
-	// On is whose requests are meant: "" (blobs), "manifests", "tokens", "all", or a
+	// On is whose requests are meant: "" (blobs), "packs", "manifests", "tokens", "all", or a
 	// part of a path, with a slash in it.
 	On string
 	// After so many of these, or so much time, it begins, and it ends after For; then
@@ -118,6 +118,11 @@ func (s *Script) String() string {
 	return b.String()
 }
 
+// Packs tells whether it takes an image with a start pack.
+func (s *Script) Packs() bool {
+	return slices.ContainsFunc(s.Faults, func(f Fault) bool { return f.On == "packs" })
+}
+
 // Disk tells whether it takes a disk that can fail.
 func (s *Script) Disk() bool {
 	return slices.ContainsFunc(s.Faults, func(f Fault) bool { return kinds[f.Kind].disk })
@@ -180,8 +185,8 @@ func parseFault(words []string) (f Fault, err error) {
 			if value == "blobs" {
 				f.On = ""
 			}
-			if value != "blobs" && value != "manifests" && value != "tokens" && value != "all" && !strings.Contains(value, "/") {
-				err = fmt.Errorf("on %.40q: want blobs, manifests, tokens, all or a part of a path, with a slash", value)
+			if !slices.Contains([]string{"blobs", "packs", "manifests", "tokens", "all"}, value) && !strings.Contains(value, "/") {
+				err = fmt.Errorf("on %.40q: want blobs, packs, manifests, tokens, all or a part of a path, with a slash", value)
 			}
 		case "after":
 			f.After, err = parseSpan(value)

@@ -16,6 +16,7 @@ func TestParse(t *testing.T) {
 status 503 retry-after 1s on manifests after 2 for 3 every 4
 hang body at 100kB after 1500ms  # why
 slow 10kB/s on /e2e/a/
+hang headers on packs
 disk full for 2s
 refuse after 3 for 1s
 tokens 1s then 403 on all
@@ -29,6 +30,7 @@ expect EIO
 		{Kind: "status", Args: [2]int64{503, 1e9}, On: "manifests", After: Span{Requests: 2}, For: Span{Requests: 3}, Every: 4},
 		{Kind: "hang body", Args: [2]int64{100e3}, After: Span{Time: 1500 * time.Millisecond}},
 		{Kind: "slow", Args: [2]int64{10e3}, On: "/e2e/a/"},
+		{Kind: "hang headers", On: "packs"},
 		{Kind: "disk full", For: Span{Time: 2 * time.Second}},
 		{Kind: "refuse", After: Span{Requests: 3}, For: Span{Time: time.Second}},
 		{Kind: "tokens", Args: [2]int64{1e9, 403}, On: "all"},
@@ -60,7 +62,7 @@ func TestParseRefuses(t *testing.T) {
 		"cut for":                    "want on, after",
 		"cut for ever":               "want a time",
 		"cut when 3":                 "want on, after",
-		"cut on blob":                "want blobs, manifests",
+		"cut on blob":                "want blobs, packs, manifests",
 		"drop every 0":               "want a number",
 		"drop after 25h":             "want a time",
 		"refuse for 3":               "lasts for a time",
