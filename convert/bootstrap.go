@@ -142,7 +142,7 @@ func (c *converter) verifyTree(l *bootLayer) error {
 	if n := len(im.Prefetch()); n != len(c.o.Prefetch) {
 		return fmt.Errorf("%w: %d files to prefetch, want %d", chunk.ErrCorrupt, n, len(c.o.Prefetch))
 	}
-	back, err := im.Tree()
+	back, err := im.Tree(index.Limits{})
 	if err != nil {
 		return err
 	}

@@ -151,21 +151,34 @@ func windowed(t testing.TB) string {
 // layoutOf is the same of any layer. The tag "plain" is the image unconverted.
 func layoutOf(t testing.TB, layer []byte) string {
 	t.Helper()
-	dir := t.TempDir()
-	ctx := context.Background()
-	open := func(tag string) *image.Repository {
-		ref, err := image.ParseRef("oci:" + dir + ":" + tag)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r, err := image.Open(ctx, ref, image.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { r.Close() })
-		return r
+	src, dir := plainOf(t, layer)
+	dst := openRepository(t, "oci:"+dir+":shale")
+	if _, err := convert.Convert(context.Background(), src, dst, convert.Options{Platform: image.Platform{OS: "linux", Architecture: "amd64"}}); err != nil {
+		t.Fatal(err)
 	}
-	src := open("plain")
+	return "oci:" + dir + ":shale"
+}
+
+func openRepository(t testing.TB, name string) *image.Repository {
+	t.Helper()
+	ref, err := image.ParseRef(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := image.Open(context.Background(), ref, image.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// plainOf makes an OCI layout in dir, with an image of one layer under the tag "plain".
+func plainOf(t testing.TB, layer []byte) (src *image.Repository, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	ctx := context.Background()
+	src = openRepository(t, "oci:"+dir+":plain")
 	push := func(mediaType string, b []byte) image.Descriptor {
 		d := image.Descriptor{MediaType: mediaType, Digest: sha(b), Size: int64(len(b))}
 		if err := src.PushBlob(ctx, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }); err != nil {
@@ -185,10 +198,7 @@ func layoutOf(t testing.TB, layer []byte) string {
 	if _, err := src.PushManifest(ctx, "application/vnd.oci.image.manifest.v1+json", manifest, "plain"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := convert.Convert(ctx, src, open("shale"), convert.Options{Platform: image.Platform{OS: "linux", Architecture: "amd64"}}); err != nil {
-		t.Fatal(err)
-	}
-	return "oci:" + dir + ":shale"
+	return src, dir
 }
 
 func gzipped(p []byte) []byte {

@@ -155,7 +155,7 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 	if _, err := s.read(ctx, repo, img, dir, nil, nil, progress); err != nil {
 		return nil, err
 	}
-	return localIndex(dir, img.ManifestDigest, img.Layers)
+	return localIndex(dir, img.ManifestDigest, img.Layers, s.limits())
 }
 
 // readTries is how often layers are read when sources give wrong bytes: such a source
@@ -261,10 +261,10 @@ func (s *store) removeIndex(dir string) error {
 
 // localIndex opens the index that this node has made of an image.
 func (s *store) localIndex(manifest string, layers []image.Descriptor) (*reader.Raw, error) {
-	return localIndex(s.path(manifest), manifest, layers)
+	return localIndex(s.path(manifest), manifest, layers, s.limits())
 }
 
-func localIndex(dir, manifest string, layers []image.Descriptor) (*reader.Raw, error) {
+func localIndex(dir, manifest string, layers []image.Descriptor, lim index.Limits) (*reader.Raw, error) {
 	f, err := os.Open(filepath.Join(dir, indexFile))
 	if err != nil {
 		return nil, err
@@ -278,8 +278,10 @@ func localIndex(dir, manifest string, layers []image.Descriptor) (*reader.Raw, e
 	raw, err := reader.LocalIndex(manifest, layers, f, side)
 	if err != nil {
 		f.Close()
+		return nil, err
 	}
-	return raw, err
+	raw.Limits = lim
+	return raw, nil
 }
 
 // counter tells of what is read.

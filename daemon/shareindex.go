@@ -102,7 +102,7 @@ func (s *store) shareable(digest string) bool {
 
 // pushIndex pushes the index that is in a directory.
 func (o *shareOrder) pushIndex(ctx context.Context, repo *image.Repository, img *image.Image) (out sharedIndex, err error) {
-	raw, err := localIndex(o.Dir, o.Manifest, img.Layers)
+	raw, err := localIndex(o.Dir, o.Manifest, img.Layers, limits(o.Registries))
 	if err != nil {
 		return out, err
 	}

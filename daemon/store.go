@@ -411,11 +411,14 @@ func (s *store) digests() (out []string, err error) {
 	return out, nil
 }
 
-// limits are those of what is read. Memory is what is configured, or a quarter of
-// the machine's if that is less than the default.
-func (s *store) limits() (l index.Limits) {
-	if s.cfg != nil {
-		l = s.cfg.Limits.Limits
+// limits are those of what is read.
+func (s *store) limits() index.Limits { return limits(s.cfg) }
+
+// limits are those of a configuration, which may be nil. Memory is what it says, or a
+// quarter of the machine's if that is less than the default.
+func limits(c *config.Config) (l index.Limits) {
+	if c != nil {
+		l = c.Limits.Limits
 	}
 	var machine unix.Sysinfo_t
 	unset := l.Memory <= 0

@@ -68,8 +68,8 @@ func (rd *reader) xattr(pos, end int64, xs *[]index.Xattr) (next int64, err erro
 	if int(prefix) >= len(xattrPrefixes) || xattrPrefixes[prefix] == "" {
 		return 0, v.errorf(index.ErrUnsupported, pos, "attribute name with prefix %d", prefix)
 	}
-	if rd.limits.XattrBytes -= int64(len(xattrPrefixes[prefix]) + nameLen + valueLen); rd.limits.XattrBytes < 0 {
-		return 0, v.errorf(index.ErrLimit, pos, "attributes exceed the limit XattrBytes")
+	if err := rd.take(pos, len(xattrPrefixes[prefix])+nameLen+valueLen); err != nil {
+		return 0, err
 	}
 	if b, err = v.read(pos+xattrEntry, nameLen+valueLen); err != nil {
 		return 0, err

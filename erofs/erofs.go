@@ -112,22 +112,18 @@ type Run struct {
 // the default. Passing a limit is an error that wraps index.ErrLimit and names
 // the field.
 type Limits struct {
-	Entries    int   // names in all directories; 10,000,000
-	NameBytes  int64 // of these names and of symbolic links' targets; 256 MiB
-	XattrBytes int64 // of all attributes' names and values; 256 MiB
-	PathBytes  int   // length of a path; 16 KiB; this bounds the depth, too
-	Runs       int64 // chunk index entries of all files, holes included; 64 Mi
+	Entries       int   // names in all directories; 10,000,000
+	MetadataBytes int64 // of these names, of symbolic links' targets, and of all attributes; 1 GiB
+	PathBytes     int   // length of a path; 16 KiB; this bounds the depth, too
+	Runs          int64 // chunk index entries of all files, holes included; 64 Mi
 }
 
 func (l Limits) withDefaults() Limits {
 	if l.Entries == 0 {
 		l.Entries = 10_000_000
 	}
-	if l.NameBytes == 0 {
-		l.NameBytes = 256 << 20
-	}
-	if l.XattrBytes == 0 {
-		l.XattrBytes = 256 << 20
+	if l.MetadataBytes == 0 {
+		l.MetadataBytes = 1 << 30
 	}
 	if l.PathBytes == 0 {
 		l.PathBytes = 16 << 10

@@ -36,7 +36,7 @@ func FuzzOpen(f *testing.F) {
 		im, err := Open(bytes.NewReader(b), int64(len(b)), "image")
 		var tree *index.Tree
 		if err == nil {
-			limits := Limits{Entries: 10000, NameBytes: 1 << 20, XattrBytes: 1 << 20, PathBytes: 4096, Runs: 1 << 20}
+			limits := Limits{Entries: 10000, MetadataBytes: 1 << 20, PathBytes: 4096, Runs: 1 << 20}
 			tree, err = im.Tree(limits, func(path string, size int64, runs []Run) ([]index.Extent, error) {
 				next := int64(0)
 				for _, r := range runs {

@@ -101,7 +101,7 @@ func (rd *reader) target(in *rawInode) (string, error) {
 	if in.size == 0 || in.size > maxTarget {
 		return "", rd.v.errorf(index.ErrCorrupt, in.pos+8, "link target has %d bytes, want 1 to %d", in.size, maxTarget)
 	}
-	if err := rd.takeName(in.pos, int(in.size)); err != nil {
+	if err := rd.take(in.pos, int(in.size)); err != nil {
 		return "", err
 	}
 	pos, n, err := rd.flat(in, 0)

@@ -199,13 +199,13 @@ func TestCorrupt(t *testing.T) {
 func TestLimits(t *testing.T) {
 	_, img := small(t)
 	for says, l := range map[string]Limits{
-		"Entries": {Entries: 5}, "NameBytes": {NameBytes: 8}, "XattrBytes": {XattrBytes: 6}, "PathBytes": {PathBytes: 2},
+		"(Entries)": {Entries: 2}, "(MetadataBytes)": {MetadataBytes: 15}, "PathBytes": {PathBytes: 2},
 	} {
 		if err := readAll(img, l); !errors.Is(err, index.ErrLimit) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: got %v", says, err)
 		}
 	}
-	if err := readAll(img, Limits{Entries: 7, NameBytes: 15, XattrBytes: 7, PathBytes: 4, Runs: 1}); err != nil {
+	if err := readAll(img, Limits{Entries: 3, MetadataBytes: 16, PathBytes: 4, Runs: 1}); err != nil {
 		t.Errorf("limits that are just met: %v", err)
 	}
 }

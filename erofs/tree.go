@@ -216,11 +216,13 @@ func (rd *reader) dirent(b []byte, k int, pos int64) (e entry, more bool, err er
 	if end-off > maxName {
 		return bad("has more than 255 bytes")
 	}
-	if rd.limits.Entries--; rd.limits.Entries < 0 {
-		return entry{}, false, rd.v.errorf(index.ErrLimit, pos, "directories exceed the limit Entries")
-	}
-	if err := rd.takeName(pos, end-off); err != nil {
-		return entry{}, false, err
+	if name := b[off:end]; string(name) != "." && string(name) != ".." {
+		if rd.limits.Entries--; rd.limits.Entries < 0 {
+			return entry{}, false, rd.v.errorf(index.ErrLimit, pos, "there are too many names (Entries)")
+		}
+		if err := rd.take(pos, len(name)); err != nil {
+			return entry{}, false, err
+		}
 	}
 	e = entry{name: string(b[off:end]), nid: le.Uint64(de), kind: de[10]}
 	if e.name == "" || strings.IndexByte(e.name, '/') >= 0 || strings.IndexByte(e.name, 0) >= 0 {
@@ -229,10 +231,10 @@ func (rd *reader) dirent(b []byte, k int, pos int64) (e entry, more bool, err er
 	return e, more, nil
 }
 
-// takeName counts a name against the limits, before it is allocated.
-func (rd *reader) takeName(pos int64, n int) error {
-	if rd.limits.NameBytes -= int64(n); rd.limits.NameBytes < 0 {
-		return rd.v.errorf(index.ErrLimit, pos, "names exceed the limit NameBytes")
+// take counts a name, target or attribute against the limits, before it is allocated.
+func (rd *reader) take(pos int64, n int) error {
+	if rd.limits.MetadataBytes -= int64(n); rd.limits.MetadataBytes < 0 {
+		return rd.v.errorf(index.ErrLimit, pos, "names, targets and attributes take too much (MetadataBytes)")
 	}
 	return nil
 }

@@ -66,3 +66,81 @@ func (l Limits) WithDefaults() Limits {
 	l.FileSize = min(l.FileSize, 1<<62) // sums must not overflow
 	return l
 }
+
+// CheckLimits refuses a tree that passes a limit. Whatever reader has made it, it is
+// for this to say in the end; readers refuse earlier what they could not even read.
+func (t *Tree) CheckLimits(lim Limits) error {
+	c := limitCheck{lim: lim.WithDefaults(), seen: map[*Inode]struct{}{}}
+	if err := c.inode("", "", t.Root); err != nil {
+		return err
+	}
+	for i := range t.Blobs {
+		if err := c.blob(&t.Blobs[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type limitCheck struct {
+	lim      Limits
+	entries  int
+	metadata int64
+	seen     map[*Inode]struct{} // that have attributes or a target
+}
+
+func (c *limitCheck) inode(dir, name string, ino *Inode) error {
+	bad := func(format string, args ...any) error {
+		return Errorf(ErrLimit, dir+"/"+name, -1, format, args...)
+	}
+	if ino.IsRegular() && ino.Size > c.lim.FileSize {
+		return bad("a file of %d bytes, want at most %d (FileSize)", ino.Size, c.lim.FileSize)
+	}
+	if _, ok := c.seen[ino]; !ok && (len(ino.Xattrs) > 0 || ino.Target != "") {
+		c.seen[ino] = struct{}{}
+		var n int64
+		for _, x := range ino.Xattrs {
+			n += int64(len(x.Name) + len(x.Value))
+		}
+		if n > c.lim.XattrBytes {
+			return bad("extended attributes of %d bytes, want at most %d (XattrBytes)", n, c.lim.XattrBytes)
+		}
+		c.metadata += n + int64(len(ino.Target))
+	}
+	if c.entries += len(ino.Children); c.entries > c.lim.Entries {
+		return bad("with the names in it there are more than %d (Entries)", c.lim.Entries)
+	}
+	for name := range ino.Children {
+		c.metadata += int64(len(name))
+	}
+	if c.metadata > c.lim.MetadataBytes {
+		return bad("with it names, targets and attributes have more than %d bytes (MetadataBytes)", c.lim.MetadataBytes)
+	}
+	if len(ino.Children) == 0 {
+		return nil
+	}
+	if name != "" {
+		dir += "/" + name
+	}
+	for name, child := range ino.Children {
+		if err := c.inode(dir, name, child); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *limitCheck) blob(b *Blob) error {
+	stream, stored := b.StreamSize(), b.Size
+	if stored == 0 && len(b.Spans) > 0 {
+		last := &b.Spans[len(b.Spans)-1]
+		stored = last.Offset + last.Length
+	}
+	switch {
+	case stream > c.lim.StreamBytes:
+		return Errorf(ErrLimit, "blob "+b.Digest, -1, "%d bytes uncompressed, want at most %d (StreamBytes)", stream, c.lim.StreamBytes)
+	case stream > ExpansionFrom && (stream-ExpansionFrom)/c.lim.Expansion > stored:
+		return Errorf(ErrLimit, "blob "+b.Digest, -1, "%d bytes uncompressed, more than %d for each of %d stored (Expansion)", stream, c.lim.Expansion, stored)
+	}
+	return nil
+}

@@ -49,7 +49,7 @@ func OpenFile(file, dir string) (*Image, error) {
 	if im.RAFS, err = openBootstrap(f, size, file, metas.open); err != nil {
 		return fail(err)
 	}
-	if im.Tree, err = im.RAFS.Tree(); err != nil {
+	if im.Tree, err = im.RAFS.Tree(index.Limits{}); err != nil {
 		return fail(err)
 	}
 	for i := range im.Tree.Blobs {

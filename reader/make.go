@@ -112,6 +112,9 @@ func Make(ctx context.Context, j Job) (_ *Made, err error) {
 	if m.Tree, err = scan.Image(layers, blobs, m.side); err != nil {
 		return nil, err
 	}
+	if err := m.Tree.CheckLimits(j.Limits); err != nil {
+		return nil, fmt.Errorf("%s: %w", j.Manifest, err)
+	}
 	if n := len(m.Tree.Blobs); n > len(blobs) {
 		m.Side = image.Descriptor{MediaType: SideMediaType, Digest: m.Tree.Blobs[n-1].Digest, Size: m.Tree.Blobs[n-1].Size}
 	}

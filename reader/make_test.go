@@ -125,17 +125,7 @@ func (j *job) make(t *testing.T) (*Made, *index.Tree) {
 			t.Fatalf("the side is %s, want %s; %v", ref.Digest, m.Side.Digest, err)
 		}
 	}
-	f, err := os.Create(filepath.Join(t.TempDir(), "index"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	f.Write(m.Encoded)
-	raw, err := LocalIndex(j.Manifest, j.Layers, f, m.Side)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tree, err := raw.Tree()
+	tree, err := j.local(t, m).Tree()
 	if err != nil {
 		t.Fatal(err)
 	}

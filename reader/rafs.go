@@ -182,7 +182,7 @@ func (r *Raw) rafs() (*rafs.Image, *index.Tree, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := b.Tree()
+	t, err := b.Tree(r.Limits)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -227,21 +227,26 @@ func (r *Raw) Tree() (*index.Tree, error) {
 // other images there are none. If tables of contents turn out to be of no use,
 // the error wraps ErrNoIndex and the cause. Of the rafs.Image only what is in memory may be
 // used (Blobs, Flags, ...) once the Raw is closed.
-func (r *Raw) Open() (*rafs.Image, *index.Tree, error) {
+func (r *Raw) Open() (im *rafs.Image, t *index.Tree, err error) {
 	switch r.Kind {
 	case Nydus:
-		return r.rafs()
+		im, t, err = r.rafs()
 	case Index:
-		t, err := r.artifact()
-		return nil, t, err
+		t, err = r.artifact()
 	case TOC:
-		t, err := r.toc()
-		return nil, t, err
+		t, err = r.toc()
 	case SOCI:
-		t, err := r.soci()
-		return nil, t, err
+		t, err = r.soci()
+	default:
+		err = fmt.Errorf("index of kind %q: %w", r.Kind, index.ErrUnsupported)
 	}
-	return nil, nil, fmt.Errorf("index of kind %q: %w", r.Kind, index.ErrUnsupported)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := t.CheckLimits(r.Limits); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", r.Name, err)
+	}
+	return im, t, nil
 }
 
 // Bootstrap returns the layer of a Nydus image that holds its metadata.

@@ -30,10 +30,6 @@ const (
 	tail = 256 << 10
 
 	tablesAtOnce = 8 // are fetched
-
-	// maxEntries bounds what the tables of an image together have of files, their
-	// chunks and spans.
-	maxEntries = 16 << 20
 )
 
 // Table is where the table of contents of a layer is. What format it has, and its
@@ -224,20 +220,21 @@ func (r *Raw) mergeTables() (*index.Tree, error) {
 // merge fills layers by read, and makes one tree of them, which has to be checked.
 func (r *Raw) merge(layers []*scan.Layer, read func(i int) (*scan.Layer, error)) (*index.Tree, error) {
 	blobs := make([]index.Blob, len(r.Layers))
-	var entries atomic.Int64
+	var took atomic.Int64
+	most := r.Limits.WithDefaults().Memory
 	var g errgroup.Group
 	g.SetLimit(Parallel)
 	for i, l := range r.Layers {
 		blobs[i] = index.Blob{Digest: l.Digest, Size: l.Size}
 		g.Go(func() (err error) {
-			if entries.Load() > maxEntries { // another has said it
+			if took.Load() > most { // another has said it
 				return nil
 			}
 			if layers[i], err = read(i); err != nil {
 				return err
 			}
-			if entries.Add(weight(layers[i].Changes, len(layers[i].Chunks)+len(layers[i].Spans))) > maxEntries {
-				return index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with its table the image has more than %d entries", maxEntries)
+			if took.Add(weight(layers[i].Changes, len(layers[i].Chunks)+len(layers[i].Spans))) > most {
+				return index.Errorf(index.ErrLimit, "layer "+l.Digest, -1, "with its table those of the image take more than %d bytes of memory (Memory)", most)
 			}
 			return nil
 		})
@@ -302,7 +299,7 @@ func prefetch(l *estargz.Layer) (end int64) {
 	return end
 }
 
-// weight is how much memory a table takes, roughly: in pieces of a hundred bytes.
+// weight is how much memory a table takes, roughly: a hundred bytes for each thing.
 func weight(changes []index.Change, others int) int64 {
 	n := len(changes) + others
 	for _, c := range changes {
@@ -310,5 +307,5 @@ func weight(changes []index.Change, others int) int64 {
 			n += len(c.Inode.Extents)
 		}
 	}
-	return int64(n)
+	return 100 * int64(n)
 }

@@ -87,7 +87,7 @@ func open(t testing.TB, p []byte, meta ...[]byte) *Image {
 
 func tree(t testing.TB, p []byte, meta ...[]byte) *index.Tree {
 	t.Helper()
-	tr, err := open(t, p, meta...).Tree()
+	tr, err := open(t, p, meta...).Tree(index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestGoldenTrees(t *testing.T) {
 	for name, s := range sources(t) {
 		t.Run(name, func(t *testing.T) {
 			im := open(t, s[0], s[2])
-			tr, err := im.Tree()
+			tr, err := im.Tree(index.Limits{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -223,7 +223,7 @@ func TestGoldenTrees(t *testing.T) {
 
 func TestFixtureTree(t *testing.T) {
 	im := open(t, fixture(t, "rafs-v6-2.2.boot"))
-	tr, err := im.Tree()
+	tr, err := im.Tree(index.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func readAll(boot, blob, meta []byte, cache map[stored][]byte) (map[string]strin
 	if err != nil {
 		return nil, err
 	}
-	tr, err := im.Tree()
+	tr, err := im.Tree(index.Limits{})
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +264,7 @@ func TestReadError(t *testing.T) {
 	for n := 0; n < 100; n++ {
 		im, err := Open(&failing{bytes.NewReader(boot), n}, int64(len(boot)), "boot", nil)
 		if err == nil {
-			_, err = im.Tree()
+			_, err = im.Tree(index.Limits{})
 		}
 		if err == nil {
 			return
@@ -366,7 +366,7 @@ func FuzzBootstrap(f *testing.F) {
 		if err != nil {
 			return
 		}
-		tr, err := im.Tree()
+		tr, err := im.Tree(index.Limits{})
 		if err != nil {
 			return
 		}

@@ -16,13 +16,15 @@ import (
 // is one of windows, with its Data, if chunks lie in gzip layers.
 //
 // Where a file has a whole chunk of zeros, by its digest, the tree has a hole.
-// Each call makes a new tree.
-func (im *Image) Tree() (*index.Tree, error) {
+// Each call makes a new tree. What does not fit lim is refused while it is read as far
+// as memory is concerned; the rest is for index.Tree.CheckLimits.
+func (im *Image) Tree(lim index.Limits) (*index.Tree, error) {
+	lim = lim.WithDefaults()
 	x := extents{im: im}
 	if len(im.chunks) > 0 {
 		x.zeros = zeroDigest(im.digester, im.ext.chunkSize).Sum
 	}
-	t, err := im.fs.Tree(erofs.Limits{}, x.file)
+	t, err := im.fs.Tree(erofs.Limits{Entries: lim.Entries, MetadataBytes: lim.MetadataBytes}, x.file)
 	if err != nil {
 		return nil, err
 	}

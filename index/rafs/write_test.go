@@ -263,7 +263,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Parallel()
 			w := sample(t, o)
 			im := open(t, w.boot)
-			tr, err := im.Tree()
+			tr, err := im.Tree(index.Limits{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -246,7 +246,7 @@ func FuzzMeta(f *testing.F) {
 		if err != nil {
 			return
 		}
-		tr, err := im.Tree()
+		tr, err := im.Tree(index.Limits{})
 		if err != nil {
 			return
 		}
