@@ -58,6 +58,7 @@ func (s *store) add(ctx context.Context, repo *image.Repository, img *image.Imag
 		return nil, pack, err
 	}
 	rec.ManifestDigest, rec.Platform, rec.Pulled, rec.config = img.ManifestDigest, img.Platform.String(), time.Now().UTC(), img.ConfigBytes
+	rec.Layers = img.Layers
 	return rec, pack, s.install(made, dir, rec)
 }
 

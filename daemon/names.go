@@ -108,17 +108,19 @@ func (s *store) byDigest(ref image.Ref, want image.Platform, enough func(*record
 // maxWithin is how many indexes that led to an image are kept, the last ones.
 const maxWithin = 16
 
-// noteIndexes notes which indexes have led to an image. The caller holds its lock.
-func (s *store) noteIndexes(rec *record, img *image.Image) error {
+// noteManifest notes what an image's manifest says, and which indexes have led to it. The
+// caller holds its lock.
+func (s *store) noteManifest(rec *record, img *image.Image) error {
 	all := rec.Within
 	for _, d := range img.Within {
 		if !slices.Contains(all, d) {
 			all = append(all, d)
 		}
 	}
-	if len(all) == len(rec.Within) {
+	if len(all) == len(rec.Within) && len(rec.Layers) == len(img.Layers) {
 		return nil
 	}
+	rec.Layers = img.Layers
 	rec.Within = all[max(0, len(all)-maxWithin):]
 	return s.saveRecord(rec)
 }

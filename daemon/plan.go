@@ -57,9 +57,9 @@ type planned struct {
 	Blobs        map[string]index.Cost `json:"blobs"` // by digest
 }
 
-// Plan tells what the first start of an image will cost. Only its manifest and
-// its index are fetched, and a byte of a layer, to see whether parts can be had;
-// nothing is kept.
+// Plan tells what the first start of an image will cost. Nothing is asked about what the
+// node knows. Of others only manifest and index are fetched, and a byte of a layer, to see
+// whether parts can be had; nothing is kept.
 func (c *Client) Plan(ctx context.Context, s Source) (*Plan, error) {
 	var out Plan
 	err := s.whenAsked(ctx, func() error {
@@ -88,6 +88,12 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if img := st.manifest(ref, src.Platform, platform); img != nil {
+		p := newPlan(src, img)
+		if known, err := s.planKnown(ctx, img, trust, p); known || err != nil {
+			return p, err
+		}
+	}
 	if src.Unasked {
 		return nil, fmt.Errorf("%s: %w: %w", ref, ErrUnasked, blob.ErrNotFound)
 	}
@@ -100,36 +106,69 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	p := newPlan(src, img)
+	if known, err := s.planKnown(ctx, img, trust, p); known || err != nil {
+		return p, err
+	}
+	return p, s.planUnknown(ctx, repo, img, trust, p)
+}
+
+func newPlan(src Source, img *image.Image) *Plan {
 	p := &Plan{Ref: src.Ref, ManifestDigest: img.ManifestDigest}
 	for _, l := range img.Layers {
 		p.LayerBytes += l.Size
 		p.Layers = append(p.Layers, PlanLayer{Digest: l.Digest, Size: l.Size})
 	}
+	return p
+}
+
+// planKnown is plan of an image that the node has an index of; it returns false if it has
+// none that is of use.
+func (s *server) planKnown(ctx context.Context, img *image.Image, trust reader.Trust, p *Plan) (known bool, _ error) {
+	st := s.store
 	// As store.add does.
 	rec, err := st.load(img.ManifestDigest)
 	if err == nil && rec.Wrong != "" {
 		if err := st.usable(rec); err != nil {
-			return nil, err
+			return false, err
 		}
 	}
 	if err == nil && st.believed(rec, trust) && (rec.Doubted == "" || st.unused(rec.ManifestDigest) != nil) {
 		dir := filepath.Join(st.path(rec.ManifestDigest), "linked")
 		if err = st.planBy(ctx, p, order{Pool: st.poolDir, Dir: dir}, nil); err == nil {
 			p.Known, p.Lazy, p.Index, p.IndexTrust, p.MetadataBytes = true, true, rec.Kind, rec.Index, rec.IndexBytes
-			return p, nil
+			return true, nil
 		}
 		if !stale(err) {
-			return nil, err
+			return false, err
 		}
 	}
 	if raw, err := st.localIndex(img.ManifestDigest, img.Layers); err == nil {
 		defer raw.Close()
 		if err = st.planBy(ctx, p, order{Raw: *raw, Pool: st.poolDir, Dir: filepath.Join(st.path(img.ManifestDigest), "linked")}, raw.File); !errors.Is(err, index.ErrCorrupt) {
 			p.Known, p.Lazy, p.Index, p.IndexTrust, p.MetadataBytes = true, true, raw.Kind, raw.Trust, raw.Size
-			return p, err
+			return true, err
 		}
 	}
-	return p, s.planUnknown(ctx, repo, img, trust, p)
+	return false, nil
+}
+
+// manifest is what the node knows of the manifest of an image; nil if it does not.
+func (s *store) manifest(ref image.Ref, platform string, want image.Platform) *image.Image {
+	s.mu.Lock()
+	digest, ok := s.names[nameKey(ref.String(), platform)]
+	s.mu.Unlock()
+	if !ok {
+		digest = s.byDigest(ref, want, s.isComplete)
+	}
+	if digest == "" {
+		return nil
+	}
+	rec, err := s.loadRecord(digest)
+	if err != nil || len(rec.Layers) == 0 {
+		return nil
+	}
+	return &image.Image{Ref: ref, ManifestDigest: digest, Layers: rec.Layers}
 }
 
 // planUnknown is plan of an image that the node has no index of.

@@ -83,6 +83,8 @@ type record struct {
 	// Checked says that the layers of an image that is used by tables of contents were
 	// seen to be those of its config, as far as they are read at all.
 	Checked bool `json:"checked,omitempty"`
+	// Layers are those of its manifest; none in records of old.
+	Layers []image.Descriptor `json:"layers,omitempty"`
 	// Within are the digests of indexes that have led to it: it is found by these, too.
 	Within []string `json:"within,omitempty"`
 	// Packs are the start packs that lay beside the image when it was asked for
@@ -301,7 +303,7 @@ func (s *store) fetch(ctx context.Context, key string, repo *image.Repository, w
 	s.mu.Lock()
 	s.uses[rec.ManifestDigest]++
 	s.mu.Unlock()
-	if err := errors.Join(s.name(key, rec.ManifestDigest), s.noteIndexes(rec, img)); err != nil {
+	if err := errors.Join(s.name(key, rec.ManifestDigest), s.noteManifest(rec, img)); err != nil {
 		s.endUse(rec.ManifestDigest)
 		if pack != nil {
 			_ = pack.Close()

@@ -15,8 +15,9 @@ func newPlan(g *globals) *cobra.Command {
 		Use:   "plan REF",
 		Short: "Tell what the first start of an image will cost on this node",
 		Long: `Tell which path an image takes to its first start on this node, and what it will
-cost: bytes of metadata, bytes that are here already, bytes to fetch. Nothing but
-the manifest and the index is fetched, and nothing is kept. "In all" counts each
+cost: bytes of metadata, bytes that are here already, bytes to fetch. About an image
+that the node knows no registry is asked; of others nothing but the manifest and the
+index is fetched, and nothing is kept. "In all" counts each
 stored byte once, and what gzip layers need besides to be read in parts. "At most"
 is a bound however the image is read: parts that overlap are fetched again. Not in
 it are manifest and config, requests that fail or are slow and are made again, and
