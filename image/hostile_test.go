@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/shale-image/shale/blob"
@@ -202,6 +203,34 @@ func TestMirrors(t *testing.T) {
 		if _, err := image.Open(t.Context(), r, image.Options{Mirrors: []string{bad}}); err == nil {
 			t.Errorf("mirror %q is accepted", bad)
 		}
+	}
+}
+
+// TestMirrorHangs: a mirror that has a manifest and does not bring it, or what refers to
+// it, delays an image and does not keep it.
+func TestMirrorHangs(t *testing.T) {
+	origin := serve(t, nil)
+	subject := pushImage(t, open(t, origin+"/app", image.Options{}), "v1", "amd64")
+	a := pushArtifact(t, open(t, origin+"/app", image.Options{}), subject, typeA, "x", nil)
+	mirror := serve(t, func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !strings.Contains(r.URL.Path, "/blobs/") {
+				io.WriteString(w, `{"schemaVersion":2,`)
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			}
+			http.NotFound(w, r)
+		})
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a request has 30
+	defer cancel()
+	repo := open(t, origin+"/app:v1", image.Options{Mirrors: []string{mirror}})
+	if img, err := repo.Resolve(ctx, linux("amd64")); err != nil || img.ManifestDigest != subject.Digest {
+		t.Error(err)
+	}
+	repo = open(t, origin+"/app:v1", image.Options{Mirrors: []string{mirror}})
+	if got, err := repo.Referrers(ctx, subject.Digest, typeA); err != nil || len(got) != 1 || got[0].Digest != a {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 

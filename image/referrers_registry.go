@@ -31,8 +31,8 @@ const (
 // errNoList says that a registry has no API for referrers.
 var errNoList = errors.New("no list of referrers")
 
-func (g *registry) referrers(ctx context.Context, subject string, types []string) (out []Referrer, err error) {
-	err = g.each(ctx, func(e *endpoint) error {
+func (g *registry) referrers(ctx context.Context, subject string, types []string) ([]Referrer, error) {
+	return each(ctx, g, func(ctx context.Context, e *endpoint) (out []Referrer, err error) {
 		list, err := g.list(ctx, e, subject, types)
 		if err == nil {
 			out, err = ofType(ctx, list, types, g.opts.ManifestLimit, func(ctx context.Context, digest string) (Manifest, error) {
@@ -44,14 +44,13 @@ func (g *registry) referrers(ctx context.Context, subject string, types []string
 		// may yet be good for blobs.
 		down := errors.Is(err, blob.ErrUnavailable) && status(err) == 0
 		if e != g.self() && len(out) == 0 && !down {
-			return notFound(subject, "no referrers: %v", err)
+			return nil, notFound(subject, "no referrers: %v", err)
 		}
-		return err
+		if err != nil {
+			return nil, err
+		}
+		return out, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 // list asks an endpoint's API for the referrers (1 request a page), and for the

@@ -78,11 +78,14 @@ func TestNoAPI(t *testing.T) {
 // counts, and a pusher who is let to adds to it.
 func TestBadAPI(t *testing.T) {
 	for name, api := range map[string]http.HandlerFunc{
-		"401":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) },
-		"403":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) },
-		"500":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
-		"hangs":   func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
-		"garbage": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Type", image.MediaTypeIndex); io.WriteString(w, "{") },
+		"401":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) },
+		"403":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) },
+		"500":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
+		"hangs": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"garbage": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", image.MediaTypeIndex)
+			io.WriteString(w, "{")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -128,10 +128,11 @@ func (g *registry) close() error {
 	return nil
 }
 
-// each calls f for the endpoints, the healthiest first, until one succeeds. If all
-// fail, the registry's own error counts.
-func (g *registry) each(ctx context.Context, f func(*endpoint) error) error {
-	return g.blobs.Each(ctx, func(n int) error { return f(g.endpoints[n]) })
+// each calls f for the endpoints, the healthiest first, until one succeeds; for two at
+// once where the first brings nothing for 3 s. If all fail, the registry's own error
+// counts.
+func each[T any](ctx context.Context, g *registry, f func(context.Context, *endpoint) (T, error)) (T, error) {
+	return choose.Each(ctx, g.blobs, func(ctx context.Context, n int) (T, error) { return f(ctx, g.endpoints[n]) })
 }
 
 // Range implements blob.Source.
@@ -144,12 +145,11 @@ func (g *registry) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.Re
 
 var acceptManifests = strings.Join([]string{MediaTypeIndex, MediaTypeManifest, MediaTypeDockerList, MediaTypeDockerManifest}, ", ")
 
-func (g *registry) manifest(ctx context.Context, reference string) (m Manifest, err error) {
-	err = g.each(ctx, func(e *endpoint) (err error) {
-		m, _, err = g.manifestFrom(ctx, e, reference)
-		return err
+func (g *registry) manifest(ctx context.Context, reference string) (Manifest, error) {
+	return each(ctx, g, func(ctx context.Context, e *endpoint) (Manifest, error) {
+		m, _, err := g.manifestFrom(ctx, e, reference)
+		return m, err
 	})
-	return m, err
 }
 
 // manifestFrom also returns the answer's entity tag, "" if it has none.

@@ -7,6 +7,7 @@
 //	health.go  what is known of a place: latencies, failures
 //	place.go   what it has not, or not right
 //	body.go    an answer: it may stall, break off, or be rejected
+//	each.go    what is no range of an object
 //
 // It verifies nothing, and retries nothing: each place is asked once for a
 // range, and blob/retry goes around it. It knows no protocol.
@@ -15,7 +16,6 @@ package choose
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -76,26 +76,6 @@ func New(places ...Place) *Source {
 // Range implements blob.Source. Bodies implement blob.Rejecter.
 func (s *Source) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
 	return s.ask(ctx, s.order(ref), ref, off, n)
-}
-
-// Each calls f with the numbers of places, as New has got them, the most promising
-// first, until one succeeds: for what is no range of an object. What fails rests as
-// for a range; that a place does not have something is held against nobody.
-func (s *Source) Each(ctx context.Context, f func(place int) error) error {
-	errs := map[*place]error{}
-	for _, p := range s.order(blob.Ref{}) {
-		err := p.Health.told()
-		if err == nil {
-			if err = f(slices.Index(s.places, p)); err == nil || ctx.Err() != nil {
-				return err
-			}
-			if !errors.Is(err, blob.ErrNotFound) && !errors.Is(err, blob.ErrRange) {
-				p.failed(blob.Ref{}, err)
-			}
-		}
-		errs[p] = err
-	}
-	return errs[s.places[len(s.places)-1]]
 }
 
 // answer is what became of one request.
