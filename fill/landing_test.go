@@ -326,3 +326,34 @@ func TestLandEnds(t *testing.T) {
 		t.Errorf("%d requests for what was here", len(asked))
 	}
 }
+
+// TestLandSpan: what a request decodes anyway is kept, also if a pack is to bring it, or
+// the same span would be fetched for each of its chunks.
+func TestLandSpan(t *testing.T) {
+	n := newNode(t, Options{})
+	b := newBuilder(chunk.Zstd)
+	b.blob()
+	b.files(2 * patience)
+	b.batch(20_000, 30_000, 15_000, 9_000)
+	x := n.image(b)
+	all := x.blocks()
+	p := n.packOf(x, all)
+	g := newGate(p)
+	g.open(len(p) / 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	known, landed := make(chan struct{}), make(chan error, 1)
+	go func() { landed <- x.Land(ctx, reading(t, g), func() { close(known) }) }()
+	<-known
+	last := x.linked.Chunks() - 1
+	for i := last - 3; i <= last; i++ {
+		must(t, x.read(t.Context(), t, x.linked.Chunk(i).Flat, 100))
+	}
+	if asked := n.asked(); len(asked) != 1 {
+		t.Errorf("%d requests for one batch", len(asked))
+	}
+	cancel()
+	g.open(len(p))
+	if err := <-landed; !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}

@@ -80,7 +80,7 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 			}
 			bytes += length
 			all.Extend(more)
-		} else if im.comes(c, k, i) {
+		} else if im.here(c) { // what decoding yields anyway need not come otherwise
 			continue
 		}
 		if own && k >= i {
