@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"path"
-
-	"github.com/shale-image/shale/index"
 )
 
 // apk reads lib/apk/db/installed, or usr/lib/apk/db/installed: lines of a letter
@@ -20,14 +18,12 @@ func apk(r *reader) ([]Package, error) {
 		var p Package
 		dir := ""
 		end := func() error {
-			if p.Name != "" {
-				out = append(out, p)
+			q := p
+			if p, dir = (Package{}), ""; q.Name == "" {
+				return nil
 			}
-			if len(out) > maxPackages {
-				return index.Errorf(index.ErrLimit, name, -1, "more than %d packages", maxPackages)
-			}
-			p, dir = Package{}, ""
-			return nil
+			out = append(out, q)
+			return r.found(&q, name)
 		}
 		err := r.lines(name, func(line string) error {
 			if line == "" {

@@ -5,8 +5,6 @@ import (
 	"io/fs"
 	"path"
 	"strings"
-
-	"github.com/shale-image/shale/index"
 )
 
 const dpkgDir = "var/lib/dpkg"
@@ -22,11 +20,8 @@ func dpkg(r *reader) ([]Package, error) {
 		if p.Name == "" || !strings.HasSuffix(p.status, " installed") {
 			return nil
 		}
-		if len(out) >= maxPackages {
-			return index.Errorf(index.ErrLimit, dpkgDir, -1, "more than %d packages", maxPackages)
-		}
 		out = append(out, p.Package)
-		return nil
+		return r.found(&p.Package, dpkgDir)
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -96,9 +91,10 @@ func (r *reader) statusDir() ([]Package, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		if out = append(out, p); len(out) > maxPackages {
-			return nil, index.Errorf(index.ErrLimit, dir, -1, "more than %d packages", maxPackages)
+		if err := r.found(&p, name); err != nil {
+			return nil, err
 		}
+		out = append(out, p)
 	}
 	return out, nil
 }

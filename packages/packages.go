@@ -43,7 +43,7 @@ const (
 	maxPackages = 100_000
 	maxFiles    = 10_000_000 // of all packages
 	maxPath     = 4096       // bytes of a name
-	maxNames    = 256 << 20  // of all names
+	maxNames    = 256 << 20  // of all names, of packages too
 )
 
 // Read reads what databases there are; there may be none. Errors wrap
@@ -61,9 +61,6 @@ func Read(root fs.FS) (*Database, error) {
 		}
 		if found == nil {
 			continue
-		}
-		if len(d.Packages)+len(found) > maxPackages {
-			return nil, index.Errorf(index.ErrLimit, k.name, -1, "more than %d packages", maxPackages)
 		}
 		d.Kinds = append(d.Kinds, k.name)
 		d.Packages = append(d.Packages, found...)
@@ -86,10 +83,22 @@ func Source(name string) string {
 
 // reader reads files of an image.
 type reader struct {
-	root  fs.FS
-	links map[string]string // where a directory really is
-	files int               // of packages, so far
-	bytes int               // of names, so far
+	root     fs.FS
+	links    map[string]string // where a directory really is
+	packages int               // so far
+	files    int               // of packages, so far
+	bytes    int               // of names, so far
+}
+
+// found counts a package that is kept.
+func (r *reader) found(p *Package, name string) error {
+	if r.packages++; r.packages > maxPackages {
+		return index.Errorf(index.ErrLimit, name, -1, "more than %d packages", maxPackages)
+	}
+	if !r.room(p.Name) || !r.room(p.Version) || !r.room(p.Arch) {
+		return index.Errorf(index.ErrLimit, name, -1, "names of more than %d bytes", maxNames)
+	}
+	return nil
 }
 
 // open opens a file, which must be a regular one: a pipe could keep it for ever.

@@ -3,6 +3,7 @@ package packages
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -290,4 +291,26 @@ func FuzzRead(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// What is kept of packages without files, and the tags of a header, have bounds too.
+func TestPackageNames(t *testing.T) {
+	root := fstest.MapFS{}
+	long := file("Package: " + strings.Repeat("x", 1000_000) + "\n")
+	for i := range 300 {
+		root[fmt.Sprintf("var/lib/dpkg/status.d/%03d", i)] = long
+	}
+	if _, err := Read(root); !errors.Is(err, index.ErrLimit) || !strings.Contains(err.Error(), "status.d/268: limit exceeded: names of more than") {
+		t.Error(err)
+	}
+	header := func(tags int) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, uint32(tags)), make([]byte, 4+16*tags)...)
+	}
+	r := &reader{}
+	if _, err := r.rpmHeader(header(maxTags), "db"); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.rpmHeader(header(maxTags+1), "db"); !errors.Is(err, index.ErrLimit) {
+		t.Error(err)
+	}
 }

@@ -61,14 +61,12 @@ func (r *reader) rpmdb(f fs.File, name string) ([]Package, error) {
 		if err != nil {
 			return err
 		}
-		if len(out) >= maxPackages {
-			return index.Errorf(index.ErrLimit, name, -1, "more than %d packages", maxPackages)
-		}
 		p, err := r.rpmHeader(cols[1].blob, name)
-		if err == nil && p.Name != "gpg-pubkey" { // a key, kept as if it were a package
-			out = append(out, p)
+		if err != nil || p.Name == "gpg-pubkey" { // a key, kept as if it were a package
+			return err
 		}
-		return err
+		out = append(out, p)
+		return r.found(&p, name)
 	})
 	return out, err
 }
@@ -80,6 +78,8 @@ const (
 	tagStates, tagDirs, tagBases, tagNames = 1029, 1116, 1117, 1118 // of files: state, number of the directory, name; directories
 )
 
+const maxTags = 1<<16 - 1 // of a header, as RPM itself has it
+
 const notInstalled = 2 // state of a file: left out, as documentation may be
 
 // rpmHeader reads a header: counts of entries and of bytes of data, entries of 16
@@ -90,6 +90,9 @@ func (r *reader) rpmHeader(b []byte, name string) (p Package, err error) {
 		return p, index.Errorf(index.ErrCorrupt, name, -1, "header of %d bytes", len(b))
 	}
 	entries, size := int64(be.Uint32(b)), int64(be.Uint32(b[4:]))
+	if entries > maxTags {
+		return p, index.Errorf(index.ErrLimit, name, -1, "a header of %d tags, want at most %d", entries, maxTags)
+	}
 	if 8+16*entries+size > int64(len(b)) {
 		return p, index.Errorf(index.ErrCorrupt, name, -1, "header of %d bytes with %d entries and %d bytes of data", len(b), entries, size)
 	}
