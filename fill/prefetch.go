@@ -2,7 +2,9 @@ package fill
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"time"
 
 	"github.com/shale-image/shale/pool"
 )
@@ -57,11 +59,16 @@ func (im *Image) front(blob int, end int64) []want {
 	return nil
 }
 
+// orderedRequests is how many requests of FetchInOrder are in flight: they share the
+// link with what a reader may want next, and are not what it waits for.
+const orderedRequests = 4
+
 // FetchInOrder brings chunks, in this order, before somebody asks for them: what other
 // nodes have read at such a start. Those that lie side by side come by one request.
-// What it is told need not be true: chunks that the image does not have are passed
-// over. It returns when the last request is made. The caller sees to it that it has
-// returned before Close.
+// While a reader waits for a request only one is in flight, of half of what a round trip
+// is worth: none at all would be late where round trips are long. What it is told need not be
+// true: chunks that the image does not have are passed over. It returns when the last
+// request is made. The caller sees to it that it has returned before Close.
 func (im *Image) FetchInOrder(ctx context.Context, wanted []pool.Entry) {
 	entries := slices.Clone(wanted)
 	var order []int // positions in the map
@@ -75,23 +82,39 @@ func (im *Image) FetchInOrder(ctx context.Context, wanted []pool.Entry) {
 			order, among[n] = append(order, n), true
 		}
 	}
+	turn := make(chan struct{}, orderedRequests)
 	for _, n := range order {
 		select {
-		case im.ahead <- struct{}{}:
+		case turn <- struct{}{}:
 		case <-ctx.Done():
 			return
 		case <-im.ctx.Done():
 			return
 		}
+		if im.standBack(ctx, func() bool { return len(turn) == 1 }) != nil {
+			return
+		}
 		wants := im.among(n, among)
 		if len(wants) == 0 { // it is here, or on its way
-			<-im.ahead
+			<-turn
 			continue
 		}
 		im.requests.Go(func() {
-			defer func() { <-im.ahead }()
+			defer func() { <-turn }()
 			im.fetch(im.ctx, wants)
 		})
+	}
+}
+
+// standBack returns when no reader waits for a request, or this would be the only one
+// besides. An error is that of a context that has ended.
+func (im *Image) standBack(ctx context.Context, only func() bool) error {
+	const look = 2 * time.Millisecond
+	for {
+		if err := errors.Join(ctx.Err(), im.ctx.Err()); err != nil || len(im.demand) == 0 || only() {
+			return err
+		}
+		time.Sleep(look)
 	}
 }
 
@@ -102,6 +125,9 @@ func (im *Image) among(n int, wanted map[int]bool) []want {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	window, _ := im.reach()
+	if len(im.demand) > 0 {
+		window = int64(im.worth.bytes() / 2) // at least the chunk comes
+	}
 	wants := im.collect(n, n, window, window)
 	for last := len(wants) - 1; last >= 0 && !wanted[wants[last].index]; last-- {
 		wants = wants[:last]

@@ -1,11 +1,18 @@
 package fill
 
 import (
+	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/memblob"
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/link"
+	"github.com/shale-image/shale/pool"
 )
 
 // TestPrefetch: what lies first comes by one request a blob, and nothing else does.
@@ -44,4 +51,64 @@ func TestPrefetch(t *testing.T) {
 	if got := n.asked(); len(got) != 1 || got[0].off != maxPrefetch {
 		t.Errorf("asked for %+v", got)
 	}
+}
+
+// TestFetchInOrder: what others have read comes in their order, a few requests at a
+// time, one while a reader waits for another.
+func TestFetchInOrder(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodeIn(t, dir, Options{})
+		b := newBuilder(chunk.None)
+		b.blob()
+		b.files(cut)
+		b.blob()
+		const others = 20
+		for range others {
+			b.files(cut)
+			b.gap(2 * maxGap) // so that each comes by a request of its own
+		}
+		x := n.image(b)
+		var wanted []pool.Entry
+		for i := others; i > 0; i-- {
+			c := x.linked.Chunk(i)
+			wanted = append(wanted, pool.Entry{Digest: c.Digest, Size: c.Size}, pool.Entry{Digest: chunk.Sum(chunk.BLAKE3, []byte{byte(i)}), Size: 1})
+		}
+		hold := make(chan struct{})
+		var flying, most atomic.Int32
+		n.setFault(func(_ context.Context, ref blob.Ref, _, _ int64) *memblob.Fault {
+			if ref.Digest == b.tree.Blobs[0].Digest {
+				<-hold
+				return nil
+			}
+			most.Store(max(most.Load(), flying.Add(1)))
+			time.Sleep(10 * time.Millisecond)
+			flying.Add(-1)
+			return nil
+		})
+		read := make(chan error)
+		go func() { read <- x.chunk(t, 0) }()
+		synctest.Wait()
+		n.asked()
+		ordered := func(some []pool.Entry, atATime int32) {
+			t.Helper()
+			most.Store(0)
+			x.FetchInOrder(t.Context(), some)
+			time.Sleep(time.Second)
+			got := n.asked()
+			inOrder := atATime > 1 || slices.IsSortedFunc(got, func(a, b asked) int { return int(b.off - a.off) })
+			if len(got) != others/2 || !inOrder || most.Load() != atATime {
+				t.Errorf("%d requests, %d at a time, want %d: %+v", len(got), most.Load(), atATime, got)
+			}
+		}
+		ordered(wanted[:others], 1) // each is followed by one that the image does not have
+		close(hold)
+		must(t, <-read)
+		x.settle()
+		ordered(wanted[others:], orderedRequests)
+		if p := x.present(); len(p) != others+1 {
+			t.Errorf("%d chunks are here", len(p))
+		}
+		x.close(t)
+	})
 }

@@ -335,6 +335,57 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// All that lie beside an image come in two rounds of requests, behind the list.
+func TestAtOnce(t *testing.T) {
+	var mu sync.Mutex
+	wait := map[string]chan struct{}{} // nil: nobody waits
+	count := map[string]int{}
+	const nodes = 4
+	reg := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		kind, digest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/app/"), "/")
+		if kind == "manifests" && !strings.HasPrefix(digest, "sha256:") {
+			kind = "list"
+		}
+		mu.Lock()
+		all := wait[kind]
+		if count[kind]++; all != nil && count[kind] == nodes {
+			close(all)
+		}
+		mu.Unlock()
+		if all != nil {
+			select {
+			case <-all:
+			case <-time.After(20 * time.Second): // the others never come
+				w.WriteHeader(http.StatusTeapot)
+				return
+			}
+		}
+		reg.ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	repo := open(t, strings.TrimPrefix(srv.URL, "http://")+"/app")
+	img := pushImage(t, repo)
+	for n := range nodes {
+		if _, err := Push(t.Context(), repo, img, run(img, n), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mu.Lock()
+	clear(count)
+	wait["manifests"], wait["blobs"] = make(chan struct{}), make(chan struct{})
+	mu.Unlock()
+	got, err := Traces(t.Context(), repo, img)
+	if err != nil || len(got.Runs) != nodes {
+		t.Errorf("%v, %v", got, err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if count["manifests"] != nodes || count["blobs"] != nodes || count["list"] != 1 {
+		t.Errorf("requests: %v", count)
+	}
+}
+
 // What is read of all traces together is bounded.
 func TestTooMuch(t *testing.T) {
 	repo := open(t, places(t)["layout"])

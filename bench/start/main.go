@@ -3,7 +3,7 @@
 // lazily, converted or as they are, with and without an index. It prints a
 // table of medians and leaves nothing behind but the cached images.
 //
-//	go run ./bench/start [-images python,numpy] [-modes plain,convert,index,none,pack,soci]
+//	go run ./bench/start [-images python,numpy] [-modes plain,convert,index,none,pack,traces,soci]
 //	    [-compression gzip|zstd] [-service] [-runs 3] [-json FILE]
 package main
 

@@ -41,6 +41,13 @@ var allModes = []mode{
 			}
 			return lab.Optimize(ctx, repo+":plain", cold.Command{Args: w.Command, User: w.User})
 		}},
+	{name: "traces", tag: "plain", start: (*cold.Node).Lazy, each: true, // of as many nodes as may share theirs
+		ready: func(ctx context.Context, lab *cold.Lab, repo string, w debian.Workload) error {
+			if err := lab.Index(ctx, repo+":plain"); err != nil {
+				return err
+			}
+			return lab.Share(ctx, repo+":plain", cold.Command{Args: w.Command, User: w.User}, 16)
+		}},
 	{name: "other-pack", tag: "plain", start: (*cold.Node).Lazy, each: true, // of another use of the program
 		ready: func(ctx context.Context, lab *cold.Lab, repo string, w debian.Workload) error {
 			if err := lab.Index(ctx, repo+":plain"); err != nil {

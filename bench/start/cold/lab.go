@@ -163,6 +163,27 @@ func (l *Lab) Optimize(ctx context.Context, name string, c Command) (err error) 
 	return l.shale(ctx, os.Stderr, append(append(args, l.Host()+"/"+name, "--"), c.Args...)...)
 }
 
+// Share has a command run on so many new nodes, which push what it has read beside the
+// image.
+func (l *Lab) Share(ctx context.Context, name string, c Command, nodes int) error {
+	one := func() (err error) {
+		n := l.Node()
+		defer func() { err = errors.Join(err, n.Close()) }()
+		args := []string{"--root", n.dir, "run", "--rm", "--share-traces"}
+		if c.User != "" {
+			args = append(args, "--user", c.User)
+		}
+		err = l.shale(ctx, io.Discard, append(append(args, l.Host()+"/"+name), c.Args...)...)
+		return errors.Join(err, n.StopService()) // which waits for that
+	}
+	for range nodes {
+		if err := one(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (l *Lab) shale(ctx context.Context, stdout io.Writer, args ...string) error {
 	cmd := command(ctx, l.Shale, args...)
 	cmd.Stdout, cmd.Stderr = stdout, os.Stderr
