@@ -1,6 +1,7 @@
 package fill
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,9 +73,12 @@ func (r *record) add(first, last int64, wait time.Duration) {
 			r.lost = true
 			continue
 		}
-		r.touches = append(r.touches, touch{uint32(b), uint32(max(0, now-wait) / tick), uint32(wait / tick)})
+		r.touches = append(r.touches, touch{uint32(b), ticks(now - wait), ticks(wait)})
 	}
 }
+
+// ticks saturates: after 11.9 hours all is as late.
+func ticks(d time.Duration) uint32 { return uint32(min(max(0, d/tick), math.MaxUint32)) }
 
 // Linked tells of which linking of the image the flat addresses of Touched are.
 func (im *Image) Linked() *link.Info { return &im.linked.Info }

@@ -89,6 +89,29 @@ func TestTouchedBound(t *testing.T) {
 	}
 }
 
+// In a container that runs for days the times end, and do not begin again.
+func TestTouchedLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRecord(4 * chunk.Block)
+		for i, after := range []time.Duration{0, 11 * time.Hour, 48 * time.Hour} {
+			time.Sleep(after)
+			r.note(int64(i)*chunk.Block, int64(i+1)*chunk.Block, time.Duration(i)*24*time.Hour)
+		}
+		for i, at := range []time.Duration{0, 0, 11*time.Hour + 48*time.Hour - 48*time.Hour} {
+			if got := time.Duration(r.touches[i].at) * tick; got != at {
+				t.Errorf("block %d was read at %v, want %v", i, got, at)
+			}
+		}
+		if r.touches[2].wait != 1<<32-1 {
+			t.Errorf("waited %v", time.Duration(r.touches[2].wait)*tick)
+		}
+		time.Sleep(24 * time.Hour)
+		if r.note(3*chunk.Block, 4*chunk.Block, 0); r.touches[3].at != 1<<32-1 {
+			t.Errorf("read at %v", time.Duration(r.touches[3].at)*tick)
+		}
+	})
+}
+
 // BenchmarkRecord is a hit of one page and of 128 KiB: not recorded, of blocks that
 // were read before, and for the first time. docs/BENCHMARKS.md has figures.
 func BenchmarkRecord(b *testing.B) {

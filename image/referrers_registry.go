@@ -22,7 +22,9 @@ const (
 
 	// settle is how long a change of a list must have been there, and up to
 	// twice that: longer than another pusher takes from reading it to writing.
-	settle = 250 * time.Millisecond
+	// Nobody knows how long that is: three times as long as it took here, maxSettle at most.
+	settle    = 250 * time.Millisecond
+	maxSettle = 15 * time.Second
 
 	// apiPatience is how long an API may say nothing when the index is here.
 	apiPatience = 3 * time.Second
@@ -292,6 +294,7 @@ func (g *registry) delete(ctx context.Context, digest string) error {
 func (g *registry) tagReferrer(ctx context.Context, f *referral) error {
 	tag := referrersTag(f.subject)
 	for range maxRaces {
+		begun := time.Now()
 		old, etag, err := g.manifestFrom(ctx, g.self(), tag)
 		if err != nil && !lacks(err) {
 			return err
@@ -310,7 +313,7 @@ func (g *registry) tagReferrer(ctx context.Context, f *referral) error {
 		if code := status(err); err != nil && code != http.StatusPreconditionFailed && code != http.StatusConflict {
 			return err
 		}
-		if err := sleep(ctx, settle+rand.N(settle)); err != nil {
+		if err := sleep(ctx, min(max(settle, 3*time.Since(begun)), maxSettle)+rand.N(settle)); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/image"
@@ -412,6 +414,7 @@ func TestRaces(t *testing.T) {
 	t.Run("docker-registry", func(t *testing.T) { pushers(t, debianRegistry(t, "")+"/app", 2, nil) })
 	t.Run("if-match", func(t *testing.T) { pushers(t, serve(t, ifMatch)+"/app", 4, nil) })
 	t.Run("lost", func(t *testing.T) { pushers(t, serve(t, losing)+"/app", 2, nil) })
+	t.Run("slow", func(t *testing.T) { pushers(t, serve(t, slow)+"/app", 2, nil) })
 	t.Run("each other", func(t *testing.T) { // neither was there before the other
 		pushers(t, serve(t, losing)+"/app", 2, func(image.Descriptor) bool { return true })
 	})
@@ -432,6 +435,35 @@ func ifMatch(next http.Handler) http.Handler {
 				return
 			}
 			w.Header().Set("ETag", etag)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// slow takes a while for each request of the list, and lets the second pusher read it
+// when the first is about to write: it writes later than lists settle elsewhere.
+func slow(next http.Handler) http.Handler {
+	const while = 500 * time.Millisecond
+	about := make(chan struct{})
+	var read, written atomic.Int64
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch list := strings.Contains(r.URL.Path, "/manifests/sha256-"); {
+		case list && r.Method == http.MethodGet:
+			if read.Add(1) == 2 {
+				<-about
+			}
+			answer := httptest.NewRecorder()
+			next.ServeHTTP(answer, r)
+			time.Sleep(while)
+			maps.Copy(w.Header(), answer.Header())
+			w.WriteHeader(answer.Code)
+			w.Write(answer.Body.Bytes())
+			return
+		case list && r.Method == http.MethodPut:
+			if written.Add(1) == 1 {
+				close(about)
+			}
+			time.Sleep(while)
 		}
 		next.ServeHTTP(w, r)
 	})
