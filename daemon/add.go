@@ -149,7 +149,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		return err
 	})
 	beside.Go(func() error {
-		ranges = hasRanges(actx, repo, img)
+		ranges = reader.HasRanges(actx, repo, img)
 		return nil
 	})
 	o := reader.Options{TempDir: dir, Trust: w.trust, Keys: s.cfg.Keys(), Limits: s.limits(), Start: w.start}
@@ -159,9 +159,9 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		}
 		switch {
 		case !ranges && raw.Kind == reader.Nydus: // whose layers are no archives
-			progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", errNoRanges)})
+			progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", reader.ErrNoRanges)})
 		case !ranges:
-			return errNoRanges
+			return reader.ErrNoRanges
 		}
 		err := errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
 			return keepBeside(filepath.Join(dir, ztocDir), ref.Digest, content)
@@ -184,7 +184,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		whole := !ranges && raw.Kind == reader.Nydus
 		return &record{Index: raw.Trust, Kind: raw.Kind, IndexBytes: raw.Stored, Key: raw.Key, Whole: whole, Packs: raw.Packs, traced: raw.Traced}, pack, raw.Close()
 	}
-	if !errors.Is(none, reader.ErrNoIndex) && !errors.Is(none, errNoRanges) || ctx.Err() != nil {
+	if !errors.Is(none, reader.ErrNoIndex) && !errors.Is(none, reader.ErrNoRanges) || ctx.Err() != nil {
 		return nil, nil, none
 	}
 	progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
@@ -194,21 +194,4 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 	}
 	defer own.Close()
 	return &record{Index: own.Trust, Kind: own.Kind, IndexBytes: own.Size}, nil, s.linkRaw(ctx, own, linked)
-}
-
-var errNoRanges = errors.New("the registry does not serve parts of objects")
-
-// hasRanges tells whether a registry serves parts of an image's layers. It is
-// believed to unless it says otherwise.
-func hasRanges(ctx context.Context, repo *image.Repository, img *image.Image) bool {
-	for _, l := range img.Layers {
-		if l.Size > 4<<20 { // of less it does not matter
-			r, err := repo.Blobs().Range(ctx, l.Ref(), l.Size-1, 1)
-			if err == nil {
-				r.Close()
-			}
-			return !errors.Is(err, blob.ErrRange)
-		}
-	}
-	return true
 }

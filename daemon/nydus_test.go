@@ -17,6 +17,7 @@ import (
 
 	"github.com/shale-image/shale/bench/treecmp"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/reader"
 	"github.com/shale-image/shale/reader/nydustest"
 )
 
@@ -135,11 +136,11 @@ func testWithoutRanges(t *testing.T, tag string) {
 	c := service(t)
 	plan, err := c.Plan(background, Source{Ref: p.ref, Platform: "linux/amd64"})
 	must(t, err)
-	if plan.Lazy || plan.Reason != errNoRanges.Error() || plan.StartBytes != plan.LayerBytes {
+	if plan.Lazy || plan.Reason != reader.ErrNoRanges.Error() || plan.StartBytes != plan.LayerBytes {
 		t.Errorf("the plan is %+v", plan)
 	}
 	dir, notes := mountNoting(t, c, p.ref)
-	if !strings.Contains(notes, "all of the image is read, once") || !strings.Contains(notes, errNoRanges.Error()) {
+	if !strings.Contains(notes, "all of the image is read, once") || !strings.Contains(notes, reader.ErrNoRanges.Error()) {
 		t.Errorf("it notes %q", notes)
 	}
 	p.requests()

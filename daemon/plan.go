@@ -137,6 +137,9 @@ func (s *server) planKnown(ctx context.Context, img *image.Image, trust reader.T
 		dir := filepath.Join(st.path(rec.ManifestDigest), "linked")
 		if err = st.planBy(ctx, p, order{Pool: st.poolDir, Dir: dir}, nil); err == nil {
 			p.Known, p.Lazy, p.Index, p.IndexTrust, p.MetadataBytes = true, true, rec.Kind, rec.Index, rec.IndexBytes
+			if rec.Whole && p.FetchBytes > 0 {
+				p.Lazy, p.Reason, p.StartBytes = false, reader.ErrNoRanges.Error(), p.FetchBytes
+			}
 			return true, nil
 		}
 		if !stale(err) {
@@ -181,8 +184,8 @@ func (s *server) planUnknown(ctx context.Context, repo *image.Repository, img *i
 	defer os.RemoveAll(tmp)
 	o := reader.Options{TempDir: tmp, Trust: trust, Keys: st.cfg.Keys(), Limits: st.limits()}
 	raw, err := reader.Use(ctx, repo, img, o, func(raw *reader.Raw) error {
-		if !hasRanges(ctx, repo, img) {
-			return errNoRanges
+		if !reader.HasRanges(ctx, repo, img) {
+			return reader.ErrNoRanges
 		}
 		return st.planBy(ctx, p, order{Raw: *raw, Pool: st.poolDir, Dir: filepath.Join(tmp, "linked")}, raw.File)
 	})
@@ -192,11 +195,11 @@ func (s *server) planUnknown(ctx context.Context, repo *image.Repository, img *i
 		p.FetchBytes += raw.Stored
 		p.MostBytes += raw.Stored
 		return raw.Close()
-	case !errors.Is(err, errNoRanges) && !errors.Is(err, reader.ErrNoIndex), ctx.Err() != nil:
+	case !errors.Is(err, reader.ErrNoRanges) && !errors.Is(err, reader.ErrNoIndex), ctx.Err() != nil:
 		return err
 	}
 	p.Reason = err.Error()
-	if trust == reader.Local {
+	if trust == reader.Local && errors.Is(err, reader.ErrNoIndex) {
 		p.Reason = "only an index of this node's own is believed"
 	}
 	p.StartBytes, p.FetchBytes, p.MostBytes = p.LayerBytes, p.LayerBytes, p.LayerBytes

@@ -148,6 +148,33 @@ func TestCheckTOCLies(t *testing.T) {
 	}
 }
 
+// TestRefuted: an index that is of no use, beside an image whose layers have tables of
+// contents, is what check tells of; the image is looked into by the tables.
+func TestRefuted(t *testing.T) {
+	p, annotations := tocLayer(t, "estargz", "chunks.gz")
+	im, repo := tocImage(t, p, annotations)
+	junk := []byte("no index")
+	d := image.Descriptor{MediaType: reader.IndexMediaType, Digest: reader.IndexDigest(junk), Size: int64(len(junk))}
+	if err := repo.PushBlob(t.Context(), d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(junk)), nil }); err != nil {
+		t.Fatal(err)
+	}
+	subject := image.Descriptor{MediaType: im.Manifest.MediaType, Digest: im.Manifest.ManifestDigest, Size: int64(len(im.Manifest.ManifestBytes))}
+	if _, err := repo.PushArtifact(t.Context(), subject, reader.ArtifactType, []image.Descriptor{d}, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(t.Context(), repo, im.Manifest, reader.Options{TempDir: t.TempDir()})
+	if err != nil || im.Damage != nil || !im.HasRanges(t.Context()) {
+		t.Fatalf("%+v, %v", im, err)
+	}
+	if s := Inspect(im); !s.Lazy || s.Index != string(reader.TOC) {
+		t.Errorf("%+v", s)
+	}
+	r := check(t, im)
+	if len(r.Defects) != 1 || r.Defects[0].Object != "index" || !strings.Contains(r.Defects[0].Problem, "sha256:") {
+		t.Errorf("%+v", r.Defects)
+	}
+}
+
 // edited is a table with another entry of licenses/GPL-2.
 func edited(t *testing.T, table string, edit func(map[string]any)) string {
 	t.Helper()

@@ -65,6 +65,8 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 		c.res.ManifestDigest = im.Manifest.ManifestDigest
 	}
 	switch err := im.Damage; {
+	case err == nil && im.Refuted != nil:
+		c.add(Defect{Object: "index", Offset: -1, Problem: im.Refuted.Error(), object: -1})
 	case err == nil:
 	case errors.Is(err, reader.ErrNoIndex) && (errors.Is(err, index.ErrCorrupt) || errors.Is(err, blob.ErrRange)):
 		c.add(Defect{Object: "index", Offset: -1, Problem: err.Error(), object: -1})

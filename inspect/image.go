@@ -7,6 +7,7 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ type Image struct {
 	Metadata int64        // stored bytes that are fetched before anything is read
 	RAFS     *rafs.Image  // nil if the index has no such tables, or Damage is set
 	Tree     *index.Tree  // nil if Damage is set
+	Refuted  error        // what is wrong with an index that was passed over for that of Tree, if one was
 	Damage   error        // why there is no Tree; wraps reader.ErrNoIndex, or what is wrong with the index
 	Source   blob.Source  // of the blobs of Tree and Manifest; not verified
 	Release  func() error // called by Close; may be nil
@@ -41,20 +43,25 @@ type Image struct {
 // are only about getting at it.
 func Open(ctx context.Context, repo *image.Repository, m *image.Image, o reader.Options) (*Image, error) {
 	im := &Image{Name: repo.Ref().String(), Manifest: m, Source: retry.New(repo.Blobs(), retry.Policy{}), Release: repo.Close, repo: repo}
-	raw, err := reader.Fetch(ctx, repo, m, o)
-	if err == nil {
-		defer raw.Close()
-		im.Kind, im.Trust, im.Metadata = raw.Kind, raw.Trust, raw.Stored
+	raw, err := reader.Use(ctx, repo, m, o, func(raw *reader.Raw) (err error) {
 		im.RAFS, im.Tree, err = raw.Open()
-	}
+		im.Refuted = cmp.Or(im.Refuted, err)
+		return err
+	})
 	if err == nil {
-		return im, nil
+		im.Kind, im.Trust, im.Metadata = raw.Kind, raw.Trust, raw.Stored
+		return im, raw.Close()
 	}
 	im.Damage = fmt.Errorf("%s: %w", im.Name, err)
 	if !isDefect(im.Damage) && !errors.Is(im.Damage, reader.ErrNoIndex) {
 		return nil, im.Damage
 	}
 	return im, nil
+}
+
+// HasRanges tells whether parts of its layers can be had: one is asked for.
+func (im *Image) HasRanges(ctx context.Context) bool {
+	return im.repo == nil || reader.HasRanges(ctx, im.repo, im.Manifest)
 }
 
 // Spare tells whether the image starts in spite of its Damage: by its layers, all of

@@ -275,11 +275,19 @@ func cmdMkimage(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 || len(args) > 2 {
-		ts.Fatalf("usage: registry VAR [USER:PASSWORD | @FILE]")
+		ts.Fatalf("usage: registry VAR [USER:PASSWORD | @FILE | noranges]")
 	}
 	h := http.Handler(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	login := ""
-	if len(args) == 2 {
+	switch {
+	case len(args) < 2:
+	case args[1] == "noranges": // who asks for a part gets all
+		whole := h
+		h = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.Header.Del("Range")
+			whole.ServeHTTP(w, r)
+		})
+	default:
 		login = args[1]
 		wants := func() string { return login }
 		if file, ok := strings.CutPrefix(args[1], "@"); ok { // what it has at the moment

@@ -17,8 +17,9 @@ func newInspect(g *globals) *cobra.Command {
 		Use:   "inspect REF",
 		Short: "What an image consists of: layers, blobs, chunks, sizes",
 		Long: `Show what an image consists of where it is stored, and how it starts. Only its
-manifest and its index are fetched; they always are, since the node keeps of an image
-what it takes to read it, not how its registry has it.
+manifest and its index are fetched, and a byte of a layer, to see whether parts can be
+had; they always are, since the node keeps of an image what it takes to read it, not
+how its registry has it.
 
 --json prints an object; all sizes are bytes:
   ref, manifest_digest, platform, layer_bytes
@@ -48,6 +49,9 @@ what it takes to read it, not how its registry has it.
 				return im.Damage
 			}
 			r := inspect.Inspect(im)
+			if r.Lazy && !im.HasRanges(cmd.Context()) {
+				r.Lazy, r.Reason = false, reader.ErrNoRanges.Error()
+			}
 			if g.json {
 				return printJSON(cmd.OutOrStdout(), r)
 			}
@@ -62,14 +66,14 @@ what it takes to read it, not how its registry has it.
 // starts tells which path an image takes to its first start.
 func starts(r *inspect.Report) string {
 	switch {
+	case !r.Lazy:
+		return readWhole + r.Reason
 	case r.Converted:
 		return fmt.Sprintf("lazily, by its own index of %s", size(r.IndexBytes))
 	case r.Index == string(reader.SOCI):
 		return fmt.Sprintf("lazily, as it is, by a SOCI index of %s, small layers included (--index-trust %s)", size(r.IndexBytes), r.IndexTrust)
-	case r.Lazy:
-		return fmt.Sprintf("lazily, as it is, by an index of %s (--index-trust %s)", size(r.IndexBytes), r.IndexTrust)
 	}
-	return readWhole + r.Reason
+	return fmt.Sprintf("lazily, as it is, by an index of %s (--index-trust %s)", size(r.IndexBytes), r.IndexTrust)
 }
 
 func printReport(w io.Writer, r *inspect.Report) error {

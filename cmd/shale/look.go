@@ -50,12 +50,15 @@ func readTree(ctx context.Context, repo *image.Repository, img *image.Image) (*i
 	if err != nil {
 		return nil, err
 	}
-	raw, err := reader.Fetch(ctx, repo, img, opts)
+	var tree *index.Tree
+	raw, err := reader.Use(ctx, repo, img, opts, func(raw *reader.Raw) (err error) {
+		tree, err = raw.Tree()
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer raw.Close()
-	return raw.Tree()
+	return tree, raw.Close()
 }
 
 // indexOptions say which index verbs look into that ask no service: any, unless

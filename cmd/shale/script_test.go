@@ -57,7 +57,8 @@ func testMain(m *testing.M) int {
 //	mkoci DIR TAG TAR...     an image in a layout, a layer for each archive
 //	mkimage REF TAR...       the same anywhere
 //	                         both: -platform P, -config MEDIATYPE, -compress zstd before
-//	registry VAR [USER:PW]   a registry in this process, at $VAR
+//	registry VAR [USER:PW]   a registry in this process, at $VAR; noranges: it
+//	                         gives all of an object to who asks for a part
 //	down HOST                ends such a registry: nobody answers there any more
 //	stuck VAR                a registry, at $VAR, that never answers
 //	login HOST USER:PW       what docker login would write
