@@ -74,6 +74,9 @@ func (f *faults) run(ctx context.Context, args []string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("mounting needs root: run `sudo make faults`")
 	}
+	if f.face != "" && f.face != device && f.face != fanotify {
+		return fmt.Errorf("-face %q: want %s or %s", f.face, device, fanotify)
+	}
 	var s *stage
 	switch {
 	case f.registry == "" && f.plain == "" && len(args) == 0:
@@ -89,12 +92,10 @@ func (f *faults) run(ctx context.Context, args []string) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
 	s.timeout, s.face = f.timeout, f.face
 	switch {
-	case f.face != "" && f.face != device && f.face != fanotify:
-		return fmt.Errorf("-face %q: want %s or %s", f.face, device, fanotify)
-	case f.face != device && s.able != nil:
-		if f.face == fanotify {
-			return s.able
-		}
+	case s.able == nil || f.face == device:
+	case f.face == fanotify:
+		return s.able
+	default:
 		fmt.Println("skip", s.able)
 	}
 	var acts []*act
