@@ -278,6 +278,9 @@ func (s *stage) anew(ctx context.Context, a *act, o *outcome, n *node, d *disk.D
 	if err := d.Remount(ctx); err != nil {
 		return err
 	}
+	if err := n.configure((5 * s.timeout).String()); err != nil { // nothing is to fail any more
+		return err
+	}
 	mnt, err := n.mount(ctx, a.face, s.ref(a, proxy))
 	if err != nil {
 		return fmt.Errorf("on the disk, mounted anew: %w", err)

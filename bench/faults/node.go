@@ -26,6 +26,7 @@ type node struct {
 	root  string // of the service
 	env   []string
 	mnts  []string
+	settings
 
 	service *exec.Cmd // nil: does not run
 	ended   chan struct{}
@@ -51,13 +52,21 @@ func newNode(shale, dir, root string, s settings, env ...string) (*node, error) 
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	js, err := json.Marshal(s)
+	n := &node{shale: shale, dir: dir, root: root, settings: s}
+	n.env = append(os.Environ(), append(env, "SHALE_ROOT="+root, "SHALE_CONFIG="+n.config())...)
+	return n, n.configure(s.ReadTimeout)
+}
+
+func (n *node) config() string { return filepath.Join(n.dir, "config.json") }
+
+// configure has reads wait so long from the next start of the service on.
+func (n *node) configure(readTimeout string) error {
+	n.ReadTimeout = readTimeout
+	js, err := json.Marshal(n.settings)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	config := filepath.Join(dir, "config.json")
-	n := &node{shale: shale, dir: dir, root: root, env: append(os.Environ(), append(env, "SHALE_ROOT="+root, "SHALE_CONFIG="+config)...)}
-	return n, os.WriteFile(config, js, 0o600)
+	return os.WriteFile(n.config(), js, 0o600)
 }
 
 // start starts the service, as a service manager does: what it says goes elsewhere
