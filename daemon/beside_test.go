@@ -93,3 +93,44 @@ func TestGarbageBeside(t *testing.T) {
 		t.Errorf("nothing to compare is kept: %v", err)
 	}
 }
+
+// TestSideFails: readers see nothing of it where what lies beside the layers is refused
+// or does not come, and the layers do.
+func TestSideFails(t *testing.T) {
+	for what, answer := range map[string]http.HandlerFunc{
+		"403":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) },
+		"500":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
+		"hangs": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
+			found, err := p.repo.Referrers(background, p.img.ManifestDigest, reader.ArtifactType)
+			must(t, err)
+			a, err := p.repo.Artifact(background, found[0].Descriptor, p.img.ManifestDigest)
+			must(t, err)
+			if len(a.Layers) != 2 {
+				t.Fatalf("the artifact has %v", a.Layers)
+			}
+			p.mu.Lock()
+			p.spoil = func(w http.ResponseWriter, r *http.Request) bool {
+				bad := strings.HasSuffix(r.URL.Path, a.Layers[1].Digest)
+				if bad {
+					answer(w, r)
+				}
+				return bad
+			}
+			p.mu.Unlock()
+			c := service(t)
+			dir, m := attach(t, c, p.ref)
+			p.requests()
+			wholly(t, dir)
+			if !contains(p.requests(), a.Layers[1].Digest) {
+				t.Error("nobody asked for what lies beside the layers")
+			}
+			if s := statusOf(t, c, m.ID); s.Fill.Errors != 0 {
+				t.Errorf("readers saw it: %+v", s.Fill)
+			}
+		})
+	}
+}

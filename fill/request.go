@@ -116,10 +116,10 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	wctx, cancel := context.WithCancel(ctx)
+	wctx, cancel := context.WithCancelCause(ctx)
 	window := r.im.window(wctx, source, &spans[0])
 	defer window() // it uses the source
-	defer cancel()
+	defer cancel(nil)
 	r.im.stats.request(all.Length)
 	asked := time.Now()
 	body, err := source.Range(ctx, r.im.blob(all.Blob), all.Offset, all.Length)
@@ -134,10 +134,19 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		return err
 	}
 	defer r.im.memory.Release(min(n, imageMemory))
+	late := time.AfterFunc(r.im.rescue.patience(), func() {
+		if r.im.rescue.all != nil {
+			cancel(errNoWindow)
+		}
+	})
 	w, beside, err := window()
+	late.Stop()
 	r.beside = beside
 	if err != nil {
 		r.elsewhere(err)
+		if ctx.Err() == nil && (context.Cause(wctx) == errNoWindow || errors.Is(err, blob.ErrUnauthorized)) {
+			err = fmt.Errorf("%w: %w", errNoWindow, err)
+		}
 		return err
 	}
 	in, err := stream.NewReader(body, spans, first.Offset, last.End(), w)

@@ -42,6 +42,23 @@ type rescue struct {
 	next    time.Time // not before
 }
 
+// errNoWindow says that a layer is served, and what lies beside it is not.
+var errNoWindow = errors.New("what a layer is decoded with cannot be had")
+
+// windowTime is how long a window may take when what it is for is here, if the image can
+// be had in another way: until it has been.
+const windowTime = 20 * time.Second
+
+// patience is how long to wait for a window.
+func (r *rescue) patience() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done {
+		return time.Second
+	}
+	return windowTime
+}
+
 // OnWrongIndex sets what brings all of the image's content into the pool, by
 // another way than the index. It is called if what the index says cannot be
 // fetched or is not what it should be; readers wait meanwhile. Without, the index is
@@ -66,7 +83,7 @@ func (im *Image) rescued(w want, err error) error {
 	if all == nil || im.ctx.Err() != nil {
 		return err
 	}
-	wrong := errors.Is(err, chunk.ErrCorrupt) || errors.Is(err, blob.ErrRange) || errors.Is(err, blob.ErrNotFound)
+	wrong := errors.Is(err, chunk.ErrCorrupt) || errors.Is(err, blob.ErrRange) || errors.Is(err, blob.ErrNotFound) || errors.Is(err, errNoWindow)
 	// What it has brought may have been evicted since: then once more.
 	for again := false; ; again = true {
 		done, ended := im.readAll(all, wrong, again)
