@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"sync"
@@ -50,7 +51,7 @@ func (s *server) land(u *use, im *fill.Image, start *reader.Start) *landing {
 		tell()
 		go func() {
 			defer close(l.ended)
-			s.prefetch(l.ctx, u, im, start)
+			s.prefetch(l.ctx, u, im, &reader.Start{Args: start.Args, Any: start.Any, Entrypoint: u.hasEntrypoint()})
 		}()
 		return l
 	default:
@@ -108,6 +109,15 @@ func (a *mountArgs) start() *reader.Start {
 		return nil
 	}
 	return &reader.Start{Args: a.Command, Any: a.AnyCommand}
+}
+
+// hasEntrypoint tells whether what is said behind the image's name is arguments of a
+// program of its own.
+func (r *record) hasEntrypoint() bool {
+	var c struct {
+		Config struct{ Entrypoint []string } `json:"config"`
+	}
+	return json.Unmarshal(r.config, &c) == nil && len(c.Config.Entrypoint) > 0
 }
 
 // awaitStart does endStart when it is time to.

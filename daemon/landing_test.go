@@ -323,6 +323,30 @@ func TestPackOfAnother(t *testing.T) {
 	}
 }
 
+// TestPackOfEntrypoint: other arguments of the image's own program are no other command.
+func TestPackOfEntrypoint(t *testing.T) {
+	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
+	m := p.push(p.record([]string{"--a"}, halves(t)), func(m *reader.MadePack) { m.Entrypoint = true })
+	for name, c := range map[string]struct {
+		command []string
+		want    bool
+	}{
+		"other arguments": {[]string{"--b"}, true},
+		"another program": {[]string{"--entrypoint=sh"}, false},
+	} {
+		p.requests()
+		attachAs(t, service(t), p.ref, Place{Command: c.command})
+		if got := contains(p.requests(), m.Blob.Digest); got != c.want {
+			t.Errorf("%s: asked for: %v", name, got)
+		}
+	}
+	for config, want := range map[string]bool{`{"config": {"Entrypoint": ["a"]}}`: true, `{"config": {"Cmd": ["a"]}}`: false, `{"config": {"Entrypoint": []}}`: false} {
+		if got := (&record{config: []byte(config)}).hasEntrypoint(); got != want {
+			t.Errorf("%s: %v", config, got)
+		}
+	}
+}
+
 // TestPackLater: a node that has an image asks for another of its packs when it is
 // of use.
 func TestPackLater(t *testing.T) {

@@ -2,6 +2,7 @@ package reader
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +32,7 @@ const (
 	packSize     = "io.github.shale-image.pack.size"
 	packIndex    = "io.github.shale-image.pack.index"
 	packCommands = "io.github.shale-image.pack.commands"
+	packProgram  = "io.github.shale-image.pack.entrypoint"
 )
 
 // Bounds on what a list of referrers may have one look at.
@@ -46,14 +49,20 @@ type PackRef struct {
 	Blob     image.Descriptor `json:"blob"`
 	Index    string           `json:"index,omitempty"` // digest of the metadata; "" if there are none
 	Commands [][]string       `json:"commands"`        // that it is of: what was said behind the image's name
+	// Entrypoint says that the image has one, so that these are arguments of it.
+	Entrypoint bool `json:"entrypoint,omitempty"`
 }
 
 // annotations are those of the pack's artifact.
 func (p *PackRef) annotations() (map[string]string, error) {
 	js, err := json.Marshal(p.Commands)
-	return map[string]string{
+	a := map[string]string{
 		packDigest: p.Blob.Digest, packSize: strconv.FormatInt(p.Blob.Size, 10), packIndex: p.Index, packCommands: string(js),
-	}, err
+	}
+	if p.Entrypoint {
+		a[packProgram] = "true"
+	}
+	return a, err
 }
 
 var reSHA256 = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
@@ -63,7 +72,7 @@ func packRefs(found []image.Referrer) (out []PackRef) {
 	for _, d := range found {
 		a := d.Annotations
 		size, err := strconv.ParseInt(a[packSize], 10, 64)
-		p := PackRef{Artifact: d.Descriptor, Index: a[packIndex], Blob: image.Descriptor{MediaType: PackMediaType, Digest: a[packDigest], Size: size}}
+		p := PackRef{Artifact: d.Descriptor, Index: a[packIndex], Entrypoint: a[packProgram] == "true", Blob: image.Descriptor{MediaType: PackMediaType, Digest: a[packDigest], Size: size}}
 		p.Artifact.Annotations = nil
 		if d.Type != PackArtifactType || err != nil || size <= 0 || size > maxPackBlob || !reSHA256.MatchString(p.Blob.Digest) ||
 			p.Index != "" && !reSHA256.MatchString(p.Index) ||
@@ -79,11 +88,13 @@ func packRefs(found []image.Referrer) (out []PackRef) {
 type Start struct {
 	Args []string `json:"args,omitempty"` // what is said behind the image's name
 	Any  bool     `json:"any,omitempty"`  // what will run is not known
+	// Entrypoint says that the image has one, so that Args are arguments of it.
+	Entrypoint bool `json:"entrypoint,omitempty"`
 }
 
 // Fit tells how well what is known of a command fits the start, 0 for not at all:
 // the same command fits best, and of the same program that with the longest
-// beginning in common.
+// beginning in common. Other arguments of the image's own entrypoint fit least.
 func (s *Start) Fit(command []string) int {
 	n := 0
 	for n < min(len(command), len(s.Args)) && command[n] == s.Args[n] {
@@ -92,28 +103,34 @@ func (s *Start) Fit(command []string) int {
 	if slices.Equal(command, s.Args) {
 		n++
 	}
-	if s.Any {
+	if s.Any || n == 0 && s.Entrypoint && !otherProgram(s.Args) && !otherProgram(command) {
 		return 2*n + 1
 	}
 	return 2 * n
 }
 
-// Choose returns the pack that fits a start best, nil if none does.
-func (s *Start) Choose(packs []PackRef) *PackRef {
-	best, most := -1, 0
-	for i, p := range packs {
+// otherProgram tells whether a command is not of the image's entrypoint.
+func otherProgram(command []string) bool {
+	return len(command) > 0 && strings.HasPrefix(command[0], "--entrypoint=")
+}
+
+// Choose returns the pack that fits a start best, nil if none does. Of several it is the
+// one of the fewest commands, which has the least that this one does not read, and of
+// these the smallest.
+func (s *Start) Choose(packs []PackRef) (best *PackRef) {
+	most := 0
+	for i := range packs {
+		p := &packs[i]
+		of := Start{s.Args, s.Any, s.Entrypoint || p.Entrypoint}
 		fit := 0
 		for _, c := range p.Commands {
-			fit = max(fit, s.Fit(c))
+			fit = max(fit, of.Fit(c))
 		}
-		if fit > most {
-			best, most = i, fit
+		if fit > most || fit > 0 && fit == most && cmp.Or(len(p.Commands)-len(best.Commands), cmp.Compare(p.Blob.Size, best.Blob.Size)) < 0 {
+			best, most = p, fit
 		}
 	}
-	if best < 0 {
-		return nil
-	}
-	return &packs[best]
+	return best
 }
 
 // Pack is a start pack that is being fetched. Its methods must not be called

@@ -46,6 +46,7 @@ type Packer struct {
 	source   blob.Source
 	tree     *index.Tree
 	numbers  map[chunk.Digest]uint32
+	program  bool             // the image has an entrypoint
 	index    image.Descriptor // only digest and size; empty if packs have none
 	metadata []byte
 }
@@ -62,6 +63,10 @@ func NewPacker(ctx context.Context, repo *image.Repository, img *image.Image, o 
 	if p.tree, err = raw.Tree(); err != nil {
 		return nil, err
 	}
+	if err := repo.LoadConfig(ctx, img); err != nil {
+		return nil, err
+	}
+	p.program = len(img.Config.Entrypoint) > 0
 	for i := range p.tree.Chunks {
 		p.numbers[p.tree.Chunks[i].Digest] = uint32(i)
 	}
@@ -92,7 +97,7 @@ func (p *Packer) Make(ctx context.Context, t *trace.Trace, limit int64) (*MadePa
 		return nil, err
 	}
 	defer s.file.Close()
-	m := &MadePack{PackRef: PackRef{Commands: commands(t), Index: p.index.Digest}, Metadata: p.index.Size}
+	m := &MadePack{PackRef: PackRef{Commands: commands(t), Index: p.index.Digest, Entrypoint: p.program}, Metadata: p.index.Size}
 	var out bytes.Buffer
 	m.Table, err = pack.Build(ctx, &out, p.metadata, blocks, pack.Options{Limit: limit, Content: s.content})
 	m.Bytes = out.Bytes()

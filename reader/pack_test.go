@@ -26,7 +26,7 @@ func TestPackRefs(t *testing.T) {
 		return image.Referrer{Type: PackArtifactType, Descriptor: image.Descriptor{Digest: digest, Annotations: a}}
 	}
 	found := []image.Referrer{
-		with("", ""), with(packIndex, ""),
+		with("", ""), with(packIndex, ""), with(packProgram, "true"),
 		{Type: ArtifactType, Descriptor: image.Descriptor{Annotations: good}},
 		{Type: PackArtifactType},
 		with(packDigest, "sha256:12"), with(packDigest, "sha512:"+strings.Repeat("ab", 64)), with(packSize, "0"), with(packSize, "-1"), with(packSize, "9e9"),
@@ -34,7 +34,7 @@ func TestPackRefs(t *testing.T) {
 		with(packCommands, "["+strings.Repeat("[],", 300)+"[]]"),
 	}
 	got := packRefs(found)
-	if len(got) != 2 || got[0].Blob.Digest != digest || got[0].Blob.Size != 100 || len(got[0].Commands) != 2 || got[1].Index != "" {
+	if len(got) != 3 || got[0].Blob.Digest != digest || got[0].Blob.Size != 100 || len(got[0].Commands) != 2 || got[1].Index != "" || got[0].Entrypoint || !got[2].Entrypoint {
 		t.Errorf("%+v", got)
 	}
 	var many []image.Referrer
@@ -43,6 +43,10 @@ func TestPackRefs(t *testing.T) {
 	}
 	if got := packRefs(many); len(got) != maxPacks {
 		t.Errorf("%d packs of 1000 are looked at", len(got))
+	}
+	withProgram := PackRef{Entrypoint: true}
+	if a, err := withProgram.annotations(); err != nil || a[packProgram] != "true" {
+		t.Errorf("%v, %v", a, err)
 	}
 	back, err := got[0].annotations()
 	if err != nil || !maps.Equal(back, good) {
@@ -57,7 +61,11 @@ func TestChoose(t *testing.T) {
 		1: of([]string{"python3", "a.py"}, []string{"python3", "b.py"}),
 		2: of([]string{"python3", "-c", "import numpy"}),
 		3: of([]string{"--entrypoint=sh", "-c"}),
+		4: of([]string{}, []string{"python3", "-c", "import numpy"}), // in no case better than one of one command
+		5: of([]string{"big"}),
+		6: of([]string{"big"}),
 	}
+	packs[2].Blob.Size, packs[5].Blob.Size, packs[6].Blob.Size = 1<<20, 2000, 1000
 	for _, c := range []struct {
 		start Start
 		want  int // -1: none
@@ -65,10 +73,13 @@ func TestChoose(t *testing.T) {
 		{Start{}, 0},
 		{Start{Args: []string{"python3", "b.py"}}, 1},
 		{Start{Args: []string{"python3", "-c", "print(1)"}}, 2},
-		{Start{Args: []string{"python3"}}, 1},
+		{Start{Args: []string{"python3"}}, 2}, // of one command
 		{Start{Args: []string{"bash"}}, -1},
 		{Start{Args: []string{"--entrypoint=sh", "-c", "x"}}, 3},
 		{Start{Any: true}, 0},
+		{Start{Args: []string{"python3", "-c", "import numpy"}}, 2},
+		{Start{Args: []string{"big"}}, 6},
+		{Start{Args: []string{"--entrypoint=bash"}}, -1},
 	} {
 		got := -1
 		if p := c.start.Choose(packs); p != nil {
@@ -82,10 +93,43 @@ func TestChoose(t *testing.T) {
 			t.Errorf("%+v: pack %d, want %d", c.start, got, c.want)
 		}
 	}
+	// The image's entrypoint takes what is said behind its name.
+	for i := range packs {
+		packs[i].Entrypoint = i != 0
+	}
+	for _, c := range []struct {
+		args []string
+		want int // -1: none
+		from int // packs[from:to] are there
+		to   int
+	}{
+		{[]string{"--port", "80"}, 1, 0, 2},
+		{[]string{"python3", "c.py"}, 1, 0, 2},
+		{nil, 0, 0, 2},
+		{[]string{"--port", "80"}, 2, 1, 4}, // of one command
+		{[]string{"--entrypoint=sh", "x"}, 3, 1, 4},
+		{[]string{"--entrypoint=bash"}, -1, 1, 4},
+		{[]string{"--port", "80"}, -1, 3, 4},
+	} {
+		got := -1
+		if p := (&Start{Args: c.args}).Choose(packs[c.from:c.to]); p != nil {
+			for i := range packs {
+				if &packs[i] == p {
+					got = i
+				}
+			}
+		}
+		if got != c.want {
+			t.Errorf("%q of an entrypoint: pack %d, want %d", c.args, got, c.want)
+		}
+	}
+	if f := (&Start{Args: []string{"--b"}, Entrypoint: true}).Fit([]string{"--a"}); f != 1 {
+		t.Errorf("other arguments of an entrypoint fit %d", f)
+	}
 	if p := (&Start{Any: true}).Choose(nil); p != nil {
 		t.Error("a pack of none")
 	}
-	if p := (&Start{Any: true}).Choose(packs[2:]); p != &packs[2] {
+	if p := (&Start{Any: true}).Choose(packs[2:4]); p != &packs[3] {
 		t.Errorf("any: %+v", p)
 	}
 }
