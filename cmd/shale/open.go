@@ -79,6 +79,9 @@ func (o *opener) known(name string) (*inspect.Image, error) {
 			return nil, usageError{err}
 		}
 	}
+	if _, err := indexOptions(); err != nil {
+		return nil, err
+	}
 	more := &lazily{open: func(ctx context.Context) (*image.Repository, error) { return o.g.repository(ctx, name) }}
 	l, err := daemon.Look(o.g.root, ref, o.platform, more)
 	if err != nil {
