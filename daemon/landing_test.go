@@ -323,6 +323,22 @@ func TestPackOfAnother(t *testing.T) {
 	}
 }
 
+// TestPackOfComplete: of an image of which nothing is missing no pack is asked for.
+func TestPackOfComplete(t *testing.T) {
+	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
+	p.push(p.record([]string{"half"}, halves(t)), nil)
+	c := service(t)
+	dir, _ := attachAs(t, c, p.ref, Place{Command: []string{"other"}})
+	wholly(t, dir)
+	must(t, unix.Unmount(dir, 0))
+	p.requests()
+	dir, _ = attachAs(t, c, p.ref, Place{Command: []string{"half"}})
+	halves(t)(dir)
+	if asked := p.requests(); len(asked) > 0 {
+		t.Errorf("requests %v", asked)
+	}
+}
+
 // TestPackOfEntrypoint: other arguments of the image's own program are no other command.
 func TestPackOfEntrypoint(t *testing.T) {
 	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
