@@ -70,6 +70,8 @@ type Options struct {
 	// Timeout is how long a request may bring nothing, retries included,
 	// before it fails (default 1 minute): nobody waits for ever.
 	Timeout time.Duration
+	// ZstdWindow is the largest window of a zstd frame: index.Limits.Window.
+	ZstdWindow int64
 	// Unrecorded has no note taken of what is read; Image.Touched has nothing.
 	Unrecorded bool
 	Logger     *slog.Logger

@@ -130,10 +130,24 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 	r.body, r.beside, r.bad = body, nil, nil
 	answered := time.Now()
 	n := stream.Memory(spans)
-	if err := r.im.memory.Acquire(ctx, min(n, imageMemory)); err != nil {
+	var held int64
+	room := func(n int64) error {
+		if n = min(n, imageMemory); n <= held {
+			return nil
+		}
+		// Who waits holds nothing, or two could wait for each other.
+		r.im.memory.Release(held)
+		held = 0
+		if err := r.im.memory.Acquire(ctx, n); err != nil {
+			return err
+		}
+		held = n
+		return nil
+	}
+	defer func() { r.im.memory.Release(held) }()
+	if err := room(n); err != nil {
 		return err
 	}
-	defer r.im.memory.Release(min(n, imageMemory))
 	late := time.AfterFunc(r.im.rescue.patience(), func() {
 		if r.im.rescue.all != nil {
 			cancel(errNoWindow)
@@ -149,7 +163,7 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		}
 		return err
 	}
-	in, err := stream.NewReader(body, spans, first.Offset, last.End(), w)
+	in, err := stream.Options{Window: r.im.engine.opt.ZstdWindow, Room: room}.NewReader(body, spans, first.Offset, last.End(), w)
 	if err != nil {
 		r.elsewhere(err)
 		return err

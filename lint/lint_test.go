@@ -20,7 +20,7 @@ const module = "github.com/shale-image/shale/"
 var layers = [][]string{
 	{"chunk", "trust", "keeper"},
 	{"index", "blob"},
-	{"erofs", "index/zran", "index/artifact", "blob/internal", "blob/retry", "blob/count", "blob/choose", "pool"},
+	{"erofs", "index/zran", "index/zframe", "index/artifact", "blob/internal", "blob/retry", "blob/count", "blob/choose", "pool"},
 	{"index/layer", "index/stream", "blob/memblob", "blob/dirblob", "blob/httpblob"},
 	{"blob/blobtest", "index/rafs", "index/scan", "index/estargz", "index/soci", "content", "image", "link"},
 	{"packages", "export", "index/zstdchunked", "trace", "pack"},

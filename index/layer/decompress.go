@@ -10,6 +10,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/zframe"
 	"github.com/shale-image/shale/index/zran"
 )
 
@@ -88,7 +89,8 @@ func decompress(r io.Reader, lim index.Limits, m *Marks) (io.ReadCloser, Compres
 		}
 		in.r, in.close = z, z.Close
 		if m != nil {
-			in.r = &frames{src: bufio.NewReader(br), d: z, m: m}
+			m.frames = zframe.New(br, z, m.frame)
+			in.r = m.frames
 		}
 	default:
 		if m == nil {
@@ -149,7 +151,7 @@ func (i *inflater) explain(err error) error {
 	switch {
 	case i.src.err != nil:
 		return i.src.err
-	case errors.Is(err, zstd.ErrWindowSizeExceeded):
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded): // or the frame is one segment
 		return index.Errorf(index.ErrLimit, i.kind.String(), i.src.n, "needs a window of more than %d bytes (Window)", i.lim.Window)
 	case errors.Is(err, io.ErrUnexpectedEOF) || err == io.EOF:
 		return index.Errorf(index.ErrCorrupt, i.kind.String(), i.src.n, "the stream is cut off")

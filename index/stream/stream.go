@@ -14,6 +14,7 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/zframe"
 	"github.com/shale-image/shale/index/zran"
 )
 
@@ -37,6 +38,17 @@ type Reader struct {
 
 	err error // of what is neither decoded nor passed over; sticks
 	mem *memory
+	opt Options
+}
+
+// Options are what may be said of a Reader besides.
+type Options struct {
+	// Window is the largest window of a zstd frame: index.Limits.Window.
+	Window int64
+
+	// Room, if it is not nil, is asked before a zstd frame is decoded that takes more
+	// memory than a Memory counts, with what it takes in all.
+	Room func(memory int64) error
 }
 
 // memory is what Readers use again and again.
@@ -49,10 +61,15 @@ var memories = sync.Pool{New: func() any { return new(memory) }}
 // the window of the first span, decompressed, if it has one. Close the Reader;
 // body is the caller's.
 func NewReader(body io.Reader, spans []index.Span, from, to int64, window []byte) (*Reader, error) {
+	return Options{}.NewReader(body, spans, from, to, window)
+}
+
+// NewReader is the function of that name, with options.
+func (o Options) NewReader(body io.Reader, spans []index.Span, from, to int64, window []byte) (*Reader, error) {
 	if len(spans) == 0 || from < spans[0].Start || from >= spans[0].End() || from >= to || to > spans[len(spans)-1].End() {
 		return nil, fmt.Errorf("%w: the stream's bytes %d to %d are in no span", chunk.ErrCorrupt, from, to)
 	}
-	r := &Reader{body: body, spans: spans, pos: spans[0].Start, window: window, mem: memories.Get().(*memory)}
+	r := &Reader{body: body, spans: spans, pos: spans[0].Start, window: window, mem: memories.Get().(*memory), opt: o}
 	r.at, _ = index.Stored(spans, from, to)
 	r.end = r.pos
 	if spans[0].Divisible() || spans[0].Whole() {
@@ -74,10 +91,13 @@ func (r *Reader) Close() {
 	}
 }
 
-// Memory is how many bytes a Reader of spans may hold.
+const base = 512 << 10 // bytes of memory of what decodes a stream
+
+// Memory is how many bytes a Reader of spans may hold, windows of zstd frames of more
+// than that aside: Options.Room is asked for those.
 func Memory(spans []index.Span) (n int64) {
 	for i := range spans {
-		m := int64(512 << 10)
+		m := int64(base)
 		switch s := &spans[i]; {
 		case s.Whole():
 			m = s.Length + s.Size
@@ -233,7 +253,7 @@ func (r *Reader) open(group []index.Span, length int64) error {
 			return unexpected(err)
 		}
 		data := grow(&r.mem.data, int(s.Size))
-		if err := s.Codec.Decode(data, stored); err != nil && !begins(s, data, stored) {
+		if err := s.Codec.Decode(data, stored); err != nil && !r.begins(s, data, stored) {
 			r.pos = r.end // what follows is none the worse
 			return err
 		}
@@ -256,15 +276,9 @@ func (r *Reader) open(group []index.Span, length int64) error {
 	case chunk.None:
 		r.in = stored
 	case chunk.Zstd:
-		d := decoders.Get().(*zstd.Decoder)
-		r.free = func() {
-			_ = d.Reset(nil)
-			decoders.Put(d)
-		}
-		if err := d.Reset(in); err != nil {
-			return err
-		}
-		r.in = decoded{d, in}
+		z, free := r.frames(in)
+		r.free = free
+		r.in = decoded{z, in}
 	case chunk.Gzip, chunk.Deflate:
 		cp := zran.Checkpoint{In: s.Offset, Out: s.Start, Bits: s.Bits, Member: s.Codec == chunk.Gzip && s.Window.Length == 0}
 		if s.Window.Length > 0 && r.window == nil {
@@ -285,24 +299,51 @@ func (r *Reader) open(group []index.Span, length int64) error {
 
 // begins decodes a span that decodes to more than the stream has of it, as in
 // layers whose frames also hold what lies between files.
-func begins(s *index.Span, data, stored []byte) bool {
+func (r *Reader) begins(s *index.Span, data, stored []byte) bool {
 	if s.Codec != chunk.Zstd {
 		return false
 	}
-	d := decoders.Get().(*zstd.Decoder)
-	defer decoders.Put(d)
-	err := d.Reset(bytes.NewReader(stored))
-	if err == nil {
-		_, err = io.ReadFull(d, data)
-	}
+	z, free := r.frames(bytes.NewReader(stored))
+	defer free()
+	_, err := io.ReadFull(z, data)
 	return err == nil
 }
 
-// maxWindow bounds the memory of a zstd stream.
-const maxWindow = 128 << 20
+// frames decodes zstd frames, as long as there is room for what they take, and returns
+// what gives the decoder back.
+func (r *Reader) frames(in io.Reader) (*zframe.Reader, func()) {
+	d := decoders.Get().(*zstd.Decoder)
+	most, has := index.Limits{Window: r.opt.Window}.WithDefaults().Window, int64(0)
+	z := zframe.New(in, d, func(f zframe.Frame) error {
+		if f.Window > most {
+			return passed{fmt.Errorf("%w: a zstd frame needs a window of %d bytes, want at most %d (Window)", index.ErrLimit, f.Window, most)}
+		}
+		if has = max(has, f.Window); has > base/2 && r.opt.Room != nil {
+			if err := r.opt.Room(base + has); err != nil {
+				return passed{err}
+			}
+		}
+		return nil
+	})
+	return z, func() {
+		if has > keptWindow {
+			d.Close()
+			return
+		}
+		_ = d.Reset(nil)
+		decoders.Put(d)
+	}
+}
+
+// passed is an error that is not the stream's.
+type passed struct{ error }
+
+// keptWindow is the largest window whose memory is used again. Most tools make none
+// larger unless they are asked to.
+const keptWindow = 8 << 20
 
 var decoders = sync.Pool{New: func() any {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<40), zstd.WithDecoderMaxMemory(1<<62), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		panic(err) // the options are constants
 	}
@@ -332,8 +373,11 @@ type decoded struct {
 
 func (d decoded) Read(p []byte) (int, error) {
 	n, err := d.Reader.Read(p)
+	var other passed
 	switch {
 	case err == nil:
+	case errors.As(err, &other):
+		err = other.error
 	case d.s.err != nil:
 		err = d.s.err
 	case d.s.N > 0 && (err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF)): // the body's end
