@@ -85,7 +85,7 @@ var lies = []struct {
 		last := b.Spans[len(b.Spans)-1]
 		b.Spans = []index.Span{{Size: last.End(), Length: last.Offset + last.Length, Codec: chunk.Zstd}}
 	}},
-	{what: "spans that decode to a lot", outcome: noticed, missed: true, tree: func(t *index.Tree) {
+	{what: "spans that decode to a lot", outcome: refused, missed: true, tree: func(t *index.Tree) {
 		b := &t.Blobs[0]
 		b.Spans[len(b.Spans)-1].Size = 1 << 50
 		t.Chunks[file(t, "big").Extents[3].Chunk].Offset = 1<<50 - chunk.Size
