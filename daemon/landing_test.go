@@ -324,15 +324,16 @@ func TestPackOfAnother(t *testing.T) {
 }
 
 // TestPackOfComplete: of an image of which nothing is missing no pack is asked for.
+// (The comparison with the layers, which a mount that is to be completed brings, asks.)
 func TestPackOfComplete(t *testing.T) {
 	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
 	p.push(p.record([]string{"half"}, halves(t)), nil)
 	c := service(t)
-	dir, _ := attachAs(t, c, p.ref, Place{Command: []string{"other"}})
+	dir, _ := attachAs(t, c, p.ref, Place{Command: []string{"other"}, NoComplete: true})
 	wholly(t, dir)
 	must(t, unix.Unmount(dir, 0))
 	p.requests()
-	dir, _ = attachAs(t, c, p.ref, Place{Command: []string{"half"}})
+	dir, _ = attachAs(t, c, p.ref, Place{Command: []string{"half"}, NoComplete: true})
 	halves(t)(dir)
 	if asked := p.requests(); len(asked) > 0 {
 		t.Errorf("requests %v", asked)
