@@ -71,7 +71,7 @@ func (s *store) foreign(dir string) (*reader.Raw, error) {
 	if err := json.Unmarshal(js, raw); err != nil {
 		return nil, err
 	}
-	raw.Limits = s.limits() // as they are now
+	raw.Limits, raw.TempDir = s.limits(), dir // as they are now
 	raw.File, err = os.Open(filepath.Join(dir, foreignFile))
 	return raw, err
 }
