@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/mount"
 )
 
 // Such a process has what it reads as descriptors from 3 on, an order as JSON on
@@ -32,6 +33,7 @@ var children = map[string]func() error{
 	"shale-lister":  lister,
 	looker:          lookUp,
 	"shale-sealer":  sealer,
+	kernelTrier:     mount.TryKernel,
 }
 
 // Init must come first in the main function of a program that runs a service.

@@ -27,6 +27,7 @@ import (
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/keeper"
+	"github.com/shale-image/shale/mount"
 	"github.com/shale-image/shale/pool"
 )
 
@@ -139,6 +140,7 @@ type server struct {
 // work is the worker's part of Run.
 func work(ctx context.Context, cfg Config, w *keeper.Worker) error {
 	debug.SetGCPercent(garbage)
+	mount.Try = tryKernel
 	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1), alone: make(chan struct{})}
 	w.Check = s.check
 	kept, err := w.Hello(cfg.Version)

@@ -17,9 +17,22 @@ import (
 
 var errHidden = errors.New("EROFS shows zeros where the file it reads has an error")
 
+// Try is how this process finds that out, TryKernel by default. To try it is to serve a
+// mount and to read it: a process that is killed meanwhile waits for itself, and is never
+// quite dead. Who may be killed at any moment has another process try. Set it before all
+// mounts.
+var Try = TryKernel
+
 // tellsErrors returns nil if this kernel was seen to tell of such an error, when it was
 // tried for the first time.
-var tellsErrors = sync.OnceValue(func() error {
+var tellsErrors = sync.OnceValue(func() error { return Try() })
+
+// Ready finds out what mounts need to know of the kernel, once. That takes some 5 ms,
+// or 30 if another process has to, which the first mount would take; nobody has to call it.
+func Ready() { _ = tellsErrors() }
+
+// TryKernel tries whether the kernel tells of errors, and returns nil if it does.
+func TryKernel() error {
 	m, err := makeDevice(context.Background(), badBlock{probeImage()}, Options{Options: probeOptions, Backing: File, Buffered: true})
 	if err != nil {
 		return err
@@ -31,11 +44,7 @@ var tellsErrors = sync.OnceValue(func() error {
 		return errHidden
 	}
 	return err
-})
-
-// TryKernel finds out what mounts need to know of the kernel. That takes some 5 ms the
-// first time, which the first mount would take; nobody has to call it.
-func TryKernel() { _ = tellsErrors() }
+}
 
 // readProbe returns how much of the file there is to read.
 func readProbe(m *Mounted) (int, error) {
