@@ -265,6 +265,7 @@ func (s *server) run(ctx context.Context, kept []keeper.Mount) error {
 		s.log.Error("no metrics", "err", err)
 	}
 	s.keeper.Ready()
+	go mount.Ready() // before anybody waits for a mount
 	go s.keepHouse(ctx)
 	s.background.Go(func() { s.scrubInTime(ctx) })
 	s.background.Go(func() { s.sealInTime(ctx) })

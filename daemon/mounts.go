@@ -130,7 +130,6 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	if a.Rehearsal {
 		a.ReadAheadKiB = packReadAhead
 	}
-	go mount.Ready() // while the registry is waited for
 	u, im, err := s.pullImage(ctx, a.Source, start, progress)
 	if err != nil {
 		return nil, nil, err
