@@ -28,7 +28,7 @@ var Try = TryKernel
 var tellsErrors = sync.OnceValue(func() error { return Try() })
 
 // Ready finds out what mounts need to know of the kernel, once. That takes some 5 ms,
-// or 30 if another process has to, which the first mount would take; nobody has to call it.
+// or 20 if another process has to, which the first mount would take; nobody has to call it.
 func Ready() { _ = tellsErrors() }
 
 // TryKernel tries whether the kernel tells of errors, and returns nil if it does.

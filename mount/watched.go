@@ -126,17 +126,7 @@ func (s *watchSet) drop(w *watched) {
 		s.mu.Unlock()
 		return
 	}
-	delete(s.live, w)
-	w.needs.Store(false)
-	for _, id := range w.files {
-		x := s.files[id]
-		if delete(x.by, w); len(x.by) == 0 {
-			_ = s.group.Unmark(x.file) // an error would be that there is no such mark
-			_ = x.file.Close()
-			delete(s.files, id)
-		}
-	}
-	w.files = nil
+	s.forget(w, func(f *os.File) { _ = s.group.Unmark(f) }) // an error would be that there is no such mark
 	var idle *fanotify.Group
 	if len(s.live) == 0 {
 		idle, s.group = s.group, nil
@@ -151,11 +141,18 @@ func (s *watchSet) drop(w *watched) {
 func (s *watchSet) leave(w *watched) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.forget(w, func(*os.File) {})
+}
+
+// forget knows a mount no more, and calls last with each file that no other wants marked.
+// mu is held.
+func (s *watchSet) forget(w *watched, last func(*os.File)) {
 	delete(s.live, w)
 	w.needs.Store(false)
 	for _, id := range w.files {
 		x := s.files[id]
 		if delete(x.by, w); len(x.by) == 0 {
+			last(x.file)
 			_ = x.file.Close()
 			delete(s.files, id)
 		}

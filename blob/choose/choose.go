@@ -85,6 +85,21 @@ type answer struct {
 	err  error
 }
 
+// nextOf takes the first place off order that can be asked, and nil if there is none; errs
+// tells why those before it cannot.
+func nextOf(order *[]*place, errs map[*place]error) *place {
+	for len(*order) > 0 {
+		p := (*order)[0]
+		*order = (*order)[1:]
+		err := p.Health.told()
+		if err == nil {
+			return p
+		}
+		errs[p] = err
+	}
+	return nil
+}
+
 // ask makes a request at the first place, and at the next one when it fails or
 // is late. The first answer counts; other requests are broken off.
 func (s *Source) ask(ctx context.Context, order []*place, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
@@ -104,17 +119,11 @@ func (s *Source) ask(ctx context.Context, order []*place, ref blob.Ref, off, n i
 	}
 	// next launches at the next place that can be asked, and returns false if there is none.
 	next := func() bool {
-		for len(order) > 0 {
-			p := order[0]
-			order = order[1:]
-			if err := p.Health.told(); err != nil {
-				errs[p] = err
-				continue
-			}
+		p := nextOf(&order, errs)
+		if p != nil {
 			launch(p)
-			return true
 		}
-		return false
+		return p != nil
 	}
 	defer func() {
 		if len(running) == 0 {

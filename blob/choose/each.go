@@ -29,21 +29,16 @@ func Each[T any](ctx context.Context, s *Source, f func(ctx context.Context, pla
 		errs    = map[*place]error{}
 	)
 	next := func() bool {
-		for len(order) > 0 {
-			p := order[0]
-			order = order[1:]
-			if err := p.Health.told(); err != nil {
-				errs[p] = err
-				continue
-			}
-			begun[p] = time.Now()
-			go func() {
-				v, err := f(fctx, slices.Index(s.places, p))
-				results <- result{p, v, err}
-			}()
-			return true
+		p := nextOf(&order, errs)
+		if p == nil {
+			return false
 		}
-		return false
+		begun[p] = time.Now()
+		go func() {
+			v, err := f(fctx, slices.Index(s.places, p))
+			results <- result{p, v, err}
+		}()
+		return true
 	}
 	next()
 	late := time.NewTimer(stalled)

@@ -23,8 +23,8 @@ func newStatus(g *globals) *cobra.Command {
 		Use:   "status [MOUNT]",
 		Short: "What is mounted, what was fetched, what is missing",
 		Long: `What is mounted, what was fetched and what is missing; of one mount, in detail.
-MOUNT is its directory, its id or a container's id. It starts no service and
-answers within a second.
+MOUNT is its directory, its id or a container's id. It starts no service,
+and answers within a second; where no processor is free even for that it fails after three.
 
 With --json: {root, version, processes[], started, mounts[], images[], pool, full}, or of
 one mount: {id, ref, manifest_digest, platform, where, face, since, dev,
