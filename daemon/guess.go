@@ -20,32 +20,41 @@ func guessAll(kept []keeper.Mount) {
 	for i := range kept {
 		k := &kept[i]
 		var j journal
-		if !k.Held || json.Unmarshal(k.Rest, &j) == nil && len(k.Files) == ownFiles+len(j.Segments) {
+		if !k.Held || json.Unmarshal(k.Rest, &j) == nil && j.fits(k) {
 			continue
 		}
-		own, data := make([]*os.File, ownFiles), []*os.File{}
+		var own [3][]*os.File // by kind
+		var data []*os.File
 		j = journal{}
 		for _, f := range k.Files {
 			kind, segment := kindOf(f)
 			switch {
-			case kind >= 0 && own[kind] == nil:
-				own[kind] = f
+			case kind >= 0:
+				own[kind] = append(own[kind], f)
 			case segment != 0:
 				j.Segments, data = append(j.Segments, segment), append(data, f)
 			default:
 				f.Close()
 			}
 		}
-		for n := range own {
-			if own[n] == nil {
-				own[n] = another(kept, n)
+		for kind := range own {
+			if len(own[kind]) > 0 {
+				continue
+			}
+			if f := another(kept, kind); f != nil {
+				own[kind] = append(own[kind], f)
 			}
 		}
+		j.Groups = min(len(own[0]), len(own[1])) // a group comes with its journal, or neither
 		rest, err := json.Marshal(j)
-		if err != nil || own[0] == nil || own[1] == nil || own[2] == nil {
+		if err != nil || j.Groups == 0 || len(own[2]) == 0 {
 			continue // it can only be held
 		}
-		k.Rest, k.Files = rest, append(own, data...)
+		k.Rest, k.Files = rest, nil
+		for i := range j.Groups {
+			k.Files = append(k.Files, own[0][i], own[1][i])
+		}
+		k.Files = append(append(k.Files, own[2][0]), data...)
 	}
 }
 
@@ -74,7 +83,7 @@ func kindOf(f *os.File) (kind int, segment uint32) {
 	return -1, 0
 }
 
-// another is a descriptor of what all mounts of the face share, if one of them has it.
+// another is a descriptor of what mounts of the face share, if one of them has it.
 func another(kept []keeper.Mount, kind int) (g *os.File) {
 	for _, k := range kept {
 		for _, f := range k.Files {

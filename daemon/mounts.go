@@ -24,26 +24,28 @@ import (
 
 // mounted is an image that a face shows.
 type mounted struct {
-	id      string
-	ref     string
-	where   string
-	asked   mountArgs
-	use     *use
-	since   time.Time
-	image   *fill.Image
-	landing *landing
-	rest    *completion
-	release func() // lets what the kernel reads without us be evicted
-	fs      *mount.Mounted
-	face    string
-	dev     uint64        // st_dev of what is mounted
-	number  uint64        // of its FUSE file system, if it is kept
-	kept    bool          // it outlives this process
-	aside   bool          // room for all of it is set aside; watched.go
-	looked  time.Time     // when it was last seen whether all of it is here; detachComplete's
-	before  totals        // what earlier workers have counted
-	told    totals        // what the keeper has of what was counted; keepCounts'
-	gone    chan struct{} // closed when the mount is no more and all is released
+	id       string
+	ref      string
+	where    string
+	asked    mountArgs
+	use      *use
+	since    time.Time
+	image    *fill.Image
+	landing  *landing
+	rest     *completion
+	release  func() // lets what the kernel reads without us be evicted
+	fs       *mount.Mounted
+	face     string
+	dev      uint64 // st_dev of what is mounted
+	number   uint64 // of its FUSE file system, if it is kept
+	kept     bool   // it outlives this process
+	aside    bool   // room for all of it is set aside; watched.go
+	groups   int    // of mount.Watching, and its In
+	markedIn []int
+	looked   time.Time     // when it was last seen whether all of it is here; detachComplete's
+	before   totals        // what earlier workers have counted
+	told     totals        // what the keeper has of what was counted; keepCounts'
+	gone     chan struct{} // closed when the mount is no more and all is released
 
 	reading sync.RWMutex // held while image is asked for its status
 	ended   bool         // image is closed

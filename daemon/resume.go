@@ -35,8 +35,11 @@ type journal struct {
 	Number  uint64       `json:"number"`
 	BDI     string       `json:"bdi,omitempty"`
 
-	// Of the face fanotify: whose data files come behind mount.Watching's, and its ID.
+	// Of the face fanotify: whose data files come behind mount.Watching's; how many groups
+	// that has, its In, and its ID.
 	Segments []uint32 `json:"segments,omitempty"`
+	Groups   int      `json:"groups,omitempty"`
+	MarkedIn []int    `json:"marked_in,omitempty"`
 	Watching int32    `json:"watching,omitempty"`
 }
 
@@ -56,6 +59,7 @@ func (s *server) keepMount(m *mounted, files []*os.File) error {
 		for _, ls := range m.image.Linked().Segments {
 			j.Segments = append(j.Segments, ls.ID)
 		}
+		j.Groups, j.MarkedIn = m.groups, m.markedIn
 	}
 	if files == nil {
 		j.BDI, j.Watching = m.fs.BDI(), m.fs.Watching().ID

@@ -26,15 +26,26 @@ import (
 // directFace is the face that needs no process.
 const directFace = "direct"
 
-// ownFiles is how many files of a kept mount are mount.Watching's.
-const ownFiles = 3
+// own is how many of a kept mount's files are mount.Watching's: of each group the group and
+// its journal, then Ends. Those of its segments' data come behind.
+func (k *journal) own() int { return 2*max(k.Groups, 1) + 1 }
+
+// fits tells whether a mount of the face fanotify has the files that its journal tells of.
+func (k *journal) fits(m *keeper.Mount) bool {
+	return len(k.Segments) > 0 && len(m.Files) == k.own()+len(k.Segments)
+}
 
 // keepWatched has a mount kept that is about to be made, or refuses it.
 func (s *server) keepWatched(m *mounted, w mount.Watching) error {
 	if s.keeper.Keeper() == 0 {
 		return fmt.Errorf("the keeper is dead: %w", mount.ErrNoHolder)
 	}
-	files := []*os.File{w.Group, w.Journal, w.Ends}
+	var files []*os.File
+	for _, g := range w.Groups {
+		files = append(files, g.Group, g.Journal)
+	}
+	files = append(files, w.Ends)
+	own := len(files)
 	for _, ls := range m.image.Linked().Segments {
 		segment, ok := s.pool.Segment(ls.ID)
 		if !ok {
@@ -43,12 +54,12 @@ func (s *server) keepWatched(m *mounted, w mount.Watching) error {
 		files = append(files, segment.File())
 	}
 	if len(files) > keeper.MaxFiles {
-		return fmt.Errorf("the image lies in %d segments, at most %d can be kept: use the face device", len(files)-ownFiles, keeper.MaxFiles-ownFiles)
+		return fmt.Errorf("the image lies in %d segments, at most %d can be kept: use the face device", len(files)-own, keeper.MaxFiles-own)
 	}
 	if err := s.setAside(m); err != nil {
 		return err
 	}
-	m.kept, m.face = true, fanotifyFace
+	m.kept, m.face, m.groups, m.markedIn = true, fanotifyFace, len(w.Groups), w.In
 	return s.keepMount(m, files)
 }
 
@@ -60,30 +71,36 @@ func watchedData(kept []keeper.Mount) map[uint32]*os.File {
 	for i := range kept {
 		k := &kept[i]
 		var j journal
-		if !k.Held || json.Unmarshal(k.Rest, &j) != nil || len(k.Files) != ownFiles+len(j.Segments) {
+		if !k.Held || json.Unmarshal(k.Rest, &j) != nil || !j.fits(k) {
 			continue
 		}
 		for n, id := range j.Segments {
+			f := k.Files[j.own()+n]
 			if data[id] != nil {
-				k.Files[ownFiles+n].Close()
+				f.Close()
 			} else {
-				data[id] = k.Files[ownFiles+n]
+				data[id] = f
 			}
 		}
-		k.Files = k.Files[:ownFiles]
+		k.Files = k.Files[:j.own()]
 	}
 	return data
 }
 
 func (k *journal) from(files []*os.File, dev uint64) mount.Watching {
-	return mount.Watching{Group: files[0], Journal: files[1], Ends: files[2], ID: k.Watching, Dev: dev, BDI: k.BDI}
+	w := mount.Watching{In: k.MarkedIn, Ends: files[len(files)-1], ID: k.Watching, Dev: dev, BDI: k.BDI}
+	for i := 0; i+1 < len(files); i += 2 {
+		w.Groups = append(w.Groups, mount.Held{Group: files[i], Journal: files[i+1]})
+	}
+	return w
 }
 
 // resumeWatched goes on with a mount that another worker has made.
 func (s *server) resumeWatched(m *mounted, k *keeper.Mount, dev uint64, j *journal) (*mount.Mounted, error) {
-	if len(k.Files) != ownFiles {
-		return nil, fmt.Errorf("%d files, want %d: %w", len(k.Files), ownFiles, os.ErrInvalid)
+	if len(k.Files) != j.own() {
+		return nil, fmt.Errorf("%d files, want %d: %w", len(k.Files), j.own(), os.ErrInvalid)
 	}
+	m.groups, m.markedIn = j.Groups, j.MarkedIn
 	image, err := s.imageOf(m.use.record, m.image)
 	if err != nil {
 		return nil, err
@@ -109,15 +126,20 @@ func (s *server) lose(k *keeper.Mount, why error) {
 	var show MountStatus
 	var j journal
 	err := errors.Join(json.Unmarshal(k.Show, &show), json.Unmarshal(k.Rest, &j))
-	var image mount.Image
-	for _, id := range j.Segments {
-		if segment, ok := s.pool.Segment(id); ok {
-			image.Segments, image.Flat = append(image.Segments, segment.Path()), append(image.Flat, 0)
-		}
-	}
 	var fs *mount.Mounted
-	if len(k.Files) == ownFiles {
-		fs, err = mount.ResumeFanotify(j.from(k.Files, show.Dev), image, mount.Options{Options: fusedev.Options{Logger: s.log}})
+	if len(k.Files) == j.own() {
+		from := j.from(k.Files, show.Dev)
+		from.In = nil
+		var image mount.Image
+		for i, id := range j.Segments {
+			if segment, ok := s.pool.Segment(id); ok {
+				image.Segments, image.Flat = append(image.Segments, segment.Path()), append(image.Flat, 0)
+				if i < len(j.MarkedIn) {
+					from.In = append(from.In, j.MarkedIn[i])
+				}
+			}
+		}
+		fs, err = mount.ResumeFanotify(from, image, mount.Options{Options: fusedev.Options{Logger: s.log}})
 	}
 	if fs == nil {
 		s.log.Error("and they wait until it is gone", "id", k.ID, "err", err) // the files stay open

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-
-	"github.com/shale-image/shale/mount/fanotify"
 )
 
 // Filler is a Content that can be brought into Image.Segments without being read here.
@@ -20,17 +18,23 @@ type Filler interface {
 }
 
 // Watching is what another process needs to go on with a mount of Fanotify when the one
-// that made it is dead. The files are one set for all such mounts of a process. As long
-// as somebody has Group open who reads waits; when nobody does, the kernel lets it read
-// what is there, zeros perhaps.
+// that made it is dead. Mounts share files: those of groups if they share segments, Ends
+// in any case.
 type Watching struct {
-	Group, Journal, Ends *os.File
+	Groups []Held
+	// In tells for each segment which of Groups asks for its readers; nil: the first for all.
+	In   []int
+	Ends *os.File
 	// ID is the mount's in Ends, 0 as long as there is no mount, or if nobody knows it.
 	ID int32
 	// Of the mount: Mounted.Dev and Mounted.BDI.
 	Dev uint64
 	BDI string
 }
+
+// Held are the files of a fanotify group. As long as somebody has Group open who reads
+// waits; when nobody does, the kernel lets it read what is there, zeros perhaps.
+type Held struct{ Group, Journal *os.File }
 
 // ErrNoHolder says that Fanotify needs somebody else who holds what it is answered by.
 var ErrNoHolder = errors.New("nobody holds the mount while this process is not there, and its readers would then see zeros")
@@ -64,14 +68,7 @@ func Fanotify(ctx context.Context, im Image, o Options) (_ *Mounted, err error) 
 	}
 	defer watches.ends.release()
 	w := newWatched(f, o)
-	err = watches.begin(w, im, func() (*fanotify.Group, error) {
-		g, err := fanotify.New(o.logger())
-		if err == nil {
-			g.Serve(&watches)
-		}
-		return g, err
-	})
-	if err != nil {
+	if err := watches.begin(w, im, o); err != nil {
 		w.cancel()
 		return nil, err
 	}
@@ -85,10 +82,7 @@ func Fanotify(ctx context.Context, im Image, o Options) (_ *Mounted, err error) 
 
 // make makes a mount whose segments are marked.
 func (s *watchSet) make(w *watched, im Image, o Options, ends *os.File) (*Mounted, error) {
-	s.mu.RLock()
-	group, journal := s.group.Files() // w keeps it
-	s.mu.RUnlock()
-	if err := o.Watch(Watching{Group: group, Journal: journal, Ends: ends}); err != nil {
+	if err := o.Watch(Watching{Groups: s.held(w), In: w.in, Ends: ends}); err != nil {
 		return nil, err
 	}
 	fd, bdi, err := mountFile(im.Meta, im.Segments, false, o.ReadAheadKiB)
@@ -133,17 +127,12 @@ func (m *Mounted) Watching() Watching {
 // after the last mount was resumed.
 func ResumeFanotify(from Watching, im Image, o Options) (*Mounted, error) {
 	f, _ := im.Content.(Filler)
-	if len(im.Flat) != len(im.Segments) {
-		return nil, fmt.Errorf("%d segments, %d addresses of them: %w", len(im.Segments), len(im.Flat), os.ErrInvalid)
+	if len(im.Flat) != len(im.Segments) || from.In != nil && len(from.In) != len(im.Segments) {
+		return nil, fmt.Errorf("%d segments, %d addresses of them, %d groups: %w", len(im.Segments), len(im.Flat), len(from.In), os.ErrInvalid)
 	}
 	w := newWatched(f, o)
 	w.id = from.ID
-	err := watches.enter(w, im, func() (*fanotify.Group, error) {
-		return fanotify.Take(from.Group, from.Journal, o.logger())
-	})
-	if err == nil {
-		watches.closeOther(from)
-	}
+	err := watches.resume(w, from, im, o)
 	var gone <-chan struct{}
 	if err == nil {
 		gone, err = watches.ends.again(from.Ends, from.ID)
@@ -165,7 +154,9 @@ func ServeFanotify() {
 	if len(s.taken) == 0 {
 		return
 	}
-	s.group.Serve(s)
+	for _, g := range s.groups {
+		g.serve()
+	}
 	for _, begin := range s.taken {
 		begin()
 	}

@@ -63,7 +63,8 @@ func TestResumeFanotifyFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	from := Watching{Ends: os.NewFile(uintptr(ends), "inotify"), ID: int32(wd)}
-	from.Group, from.Journal = g.Files()
+	group, journal := g.Files()
+	from.Groups = []Held{{group, journal}}
 
 	im := Image{Segments: []string{first, second}, Flat: []int64{0, 1 << 20}, Content: &nothing{}}
 	if _, err := ResumeFanotify(from, im, Options{}); err == nil {

@@ -1,6 +1,7 @@
 package fusedev
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -274,7 +275,12 @@ func (s *Server) Stats() Stats {
 func Resend(dev *os.File) error {
 	var p [outHeaderSize]byte
 	putNotification(p[:], notifyResend)
-	if _, err := unix.Write(int(dev.Fd()), p[:]); err != nil {
+	conn, err := dev.SyscallConn()
+	if err == nil {
+		cerr := conn.Control(func(fd uintptr) { _, err = unix.Write(int(fd), p[:]) })
+		err = cmp.Or(cerr, err)
+	}
+	if err != nil {
 		return fmt.Errorf("fuse: resend: %w", err)
 	}
 	return nil
