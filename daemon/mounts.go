@@ -198,7 +198,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 // endStart gives a mount that was made for a start pack the kernel's readahead.
 func (m *mounted) endStart() {
 	m.fs.SetReadAhead(defaultReadAhead)
-	m.fs.StopPush()
+	m.fs.Steady()
 }
 
 // watch forgets a mount when the kernel has.

@@ -45,6 +45,9 @@ func BenchmarkRead(b *testing.B) {
 		b.Fatal(err)
 	}
 	content := &fileContent{memContent{data: make([]byte, info.Size())}, f}
+	if _, err := f.ReadAt(content.data, 0); err != nil {
+		b.Fatal(err)
+	}
 
 	faces := []struct {
 		name string
@@ -68,6 +71,16 @@ func BenchmarkRead(b *testing.B) {
 	}
 	device("device-ra-1024", Options{ReadAheadKiB: 1024})
 	device("device-buffered", Options{Buffered: true})
+	faces = append(faces, struct {
+		name string
+		dir  func(b *testing.B) string
+	}{"device-pushed", func(b *testing.B) string { // as after a start with a pack
+		a := &around{c: &memContent{data: content.data}, missing: func(int64, int) bool { return false }}
+		dir, m := mounted(b, content, Options{Buffered: true, ReadAheadKiB: 4, Options: fusedev.Options{Around: a}})
+		m.SetReadAhead(128)
+		m.Steady()
+		return dir
+	}})
 	device("device-open-direct", Options{Buffered: true, Options: fusedev.Options{DirectIO: true}})
 	device("device-loop", Options{Backing: Loop})
 

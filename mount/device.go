@@ -28,7 +28,9 @@ type Options struct {
 	fusedev.Options         // for Device and Fuse; Name also becomes the source shown in mount tables
 	Dir             string  // for Fuse without root: an absolute path, where to attach the mount
 	Backing         Backing // how EROFS gets at files
-	ReadAheadKiB    int     // of EROFS and FUSE; 0 leaves the kernel's 128. No effect with Loop, nor if /sys is read-only
+	// ReadAheadKiB is the kernel's readahead, of EROFS and FUSE; 0 leaves its 128. With
+	// Buffered FUSE has none. No effect with Loop, nor if /sys is read-only.
+	ReadAheadKiB int
 	// Keep, if not nil, is called for Device when there is a connection, and before
 	// anything waits for it. An error fails the mount.
 	Keep func(Connection) error
@@ -107,7 +109,14 @@ func makeDevice(ctx context.Context, c fusedev.Content, o Options) (_ *Mounted, 
 // lockDevices: the kernel reads the super block and the root directory from our own
 // server meanwhile.
 func (k *conn) mountImage(name string, o Options) (fd *os.File, bdi string, err error) {
-	setReadAhead(k.bdi(), o.ReadAheadKiB)
+	switch {
+	case o.ReadAheadKiB > 0 && o.Buffered:
+		// With any, the kernel reads on behind what EROFS has asked for once it takes that
+		// for a stream: other files, which nobody reads.
+		setReadAhead(k.bdi(), 0)
+	case o.ReadAheadKiB > 0:
+		setReadAhead(k.bdi(), o.ReadAheadKiB)
+	}
 	// A path through the mount's descriptor, which the kernel shows as the
 	// mount's source: end it in the image's name.
 	path := fmt.Sprintf("/proc/self/fd/%d/%s", k.root.Fd(), name)

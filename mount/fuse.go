@@ -63,7 +63,9 @@ func Fuse(ctx context.Context, meta string, c fusedev.Content, o Options) (_ *Mo
 	} else {
 		settle(unix.AT_FDCWD, o.Dir)
 	}
-	setReadAhead(k.bdi(), o.ReadAheadKiB)
+	if o.ReadAheadKiB > 0 {
+		setReadAhead(k.bdi(), o.ReadAheadKiB)
+	}
 	return &Mounted{fd: k.root, dev: k.number, bdi: k.bdi(), done: k.done, conn: k, stop: tree.Abort}, nil
 }
 

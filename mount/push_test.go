@@ -98,17 +98,44 @@ func TestPush(t *testing.T) {
 		t.Errorf("%d READs of what is not at hand, want %d", n, window/4096)
 	}
 	read(0, int64(len(want))&^4095)
+}
 
-	m.StopPush()
-	settle()
-	all := a.peeked.Load()
-	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+// After a start pages are pushed for who reads one after the other, and for nobody else.
+func TestPushSteady(t *testing.T) {
+	tree, c := image(t)
+	want, err := os.ReadFile(filepath.Join(tree, "big"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	read(0, 2<<20)
-	settle()
-	if n := a.peeked.Load(); n != all {
-		t.Errorf("%d bytes were pushed when that was over", n-all)
+	big := int64(bytes.Index(c.data, want[:4096]))
+	a := &around{c: c, missing: func(int64, int) bool { return false }}
+	f, m := pushing(t, a)
+	m.Steady()
+	time.Sleep(20 * time.Millisecond)
+	a.peeked.Store(0)
+	reads := func(offs ...int64) (n int64) { // how many READs that takes
+		t.Helper()
+		before := m.Stats().Hits
+		p := make([]byte, 4096)
+		for _, off := range offs {
+			if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:off+4096]) {
+				t.Errorf("at %d: %v", off, err)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		return m.Stats().Hits - before
+	}
+	reads(1<<20, 512<<10, 768<<10, 256<<10)
+	if n := a.peeked.Load(); n != 0 {
+		t.Errorf("%d bytes were pushed for who reads here and there", n)
+	}
+	unit := (big+16<<10-1)&^(16<<10-1) - big // of the units that lie in the file
+	var pages []int64
+	for off := unit; off < unit+200<<10; off += 4096 {
+		pages = append(pages, off)
+	}
+	if n := reads(pages...); n > int64(len(pages)/3) {
+		t.Errorf("%d READs of %d pages", n, len(pages))
 	}
 }
 

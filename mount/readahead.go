@@ -17,9 +17,7 @@ const bdiDir = "/sys/class/bdi"
 // setReadAhead sets the readahead of a backing device, "0:52" or "erofs-3". It
 // is a matter of speed only: in a container /sys is often read-only.
 func setReadAhead(bdi string, kib int) {
-	if kib > 0 {
-		_ = os.WriteFile(filepath.Join(bdiDir, bdi, "read_ahead_kb"), []byte(strconv.Itoa(kib)), 0)
-	}
+	_ = os.WriteFile(filepath.Join(bdiDir, bdi, "read_ahead_kb"), []byte(strconv.Itoa(kib)), 0)
 }
 
 // SetReadAhead sets the kernel's readahead of a mount that was made with one
@@ -30,13 +28,13 @@ func (m *Mounted) SetReadAhead(kib int) {
 	}
 }
 
-// StopPush ends what fusedev.Options.Around is for.
-func (m *Mounted) StopPush() {
+// Steady says that a start with fusedev.Options.Around is over.
+func (m *Mounted) Steady() {
 	if m.conn == nil {
 		return
 	}
 	if s, ok := m.conn.server.(*fusedev.Server); ok {
-		s.StopPush()
+		s.Steady()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 const (
 	pushWindow = 128 << 10 // as much as the kernel's readahead would read, and aligned
 	pushUnit   = 16 << 10  // what is pushed if all of it is at hand
+	pushAhead  = 512 << 10 // at most, for who reads one window after the other
 	pushQueue  = 64        // windows that wait; others are passed over
 
 	storeOutSize = 24 // nodeid u64, offset u64, size u32, padding u32
@@ -22,7 +23,8 @@ const (
 
 // pusher gives the kernel pages that lie around those it asks for, if they are at
 // hand. It does what readahead would, but for what is missing: that a reader of
-// readahead would have to wait for.
+// readahead would have to wait for. It has to do so as long as there is a file that the
+// kernel has opened with no readahead.
 //
 // Storing a page waits for its lock, which whoever reads that page holds until we
 // have answered. So no thread that reads requests ever does it, and what finds the
@@ -31,8 +33,18 @@ type pusher struct {
 	server *Server
 	around Around
 	queue  chan int64 // where READs were
-	off    atomic.Bool
+	steady atomic.Bool
 	used   atomic.Bool // there were READs since the last time
+
+	pushed  []uint64   // bits, by unit
+	streams [16]stream // of those who read lately
+	oldest  int
+}
+
+// stream is somebody who may read one page after the other.
+type stream struct {
+	next  int64 // where the next READ would be
+	ahead int64 // bytes that were pushed last
 }
 
 // near notes a READ at off.
@@ -42,9 +54,6 @@ func (p *pusher) near(off int64) {
 	}
 	if !p.used.Load() {
 		p.used.Store(true)
-	}
-	if p.off.Load() {
-		return
 	}
 	select {
 	case p.queue <- off:
@@ -60,16 +69,22 @@ func (p *pusher) run() {
 		return
 	}
 	defer b.free()
-	pushed := make([]uint64, p.server.size/pushUnit/64+1) // bits, by unit
+	p.pushed = make([]uint64, p.server.size/pushUnit/64+1)
 	tick := time.NewTicker(forgetEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case off := <-p.queue:
-			p.window(off, pushed, b)
+			if p.steady.Load() {
+				p.follow(off, b)
+			} else {
+				lo := off &^ (pushWindow - 1)
+				p.extent(off, lo, lo+pushWindow, b)
+			}
 		case <-tick.C:
-			if p.off.Load() && p.used.Swap(false) {
+			if p.steady.Load() && p.used.Swap(false) {
 				p.forget()
+				clear(p.pushed)
 			}
 		case <-p.server.ctx.Done():
 			return
@@ -77,19 +92,36 @@ func (p *pusher) run() {
 	}
 }
 
-// window pushes what is at hand around off and was not pushed before; and, since
-// the kernel has asked for it, what lies right there.
-func (p *pusher) window(off int64, pushed []uint64, b *buffer) {
+// follow pushes for who reads one page after the other, further and further.
+func (p *pusher) follow(off int64, b *buffer) {
+	u := off / pushUnit
+	if p.pushed[u/64]>>(u%64)&1 != 0 {
+		return // while this READ was on its way
+	}
+	for i := range p.streams {
+		if s := &p.streams[i]; s.next == off {
+			s.ahead = min(max(2*s.ahead, pushUnit), pushAhead)
+			s.next = p.extent(off, off, off+s.ahead, b)
+			return
+		}
+	}
+	p.streams[p.oldest] = stream{next: off + pageSize}
+	p.oldest = (p.oldest + 1) % len(p.streams)
+}
+
+// extent pushes what is at hand in [lo, hi), of what belongs together with off, and was not
+// pushed before; and, since the kernel has asked for it, what lies right there. It returns
+// the end.
+func (p *pusher) extent(off, lo, hi int64, b *buffer) int64 {
 	here := off / pushUnit
-	lo := off &^ (pushWindow - 1)
-	lo, hi := p.around.Extent(off, lo, min(lo+pushWindow, p.server.size))
+	lo, hi = p.around.Extent(off, lo, min(hi, p.server.size))
 	first, last := (lo+pushUnit-1)/pushUnit, hi/pushUnit
 	var from, to int64 // bytes of the body that are to be pushed
 	base := first * pushUnit
 	for u := first; u < last; u++ {
-		word, bit := &pushed[u/64], uint64(1)<<(u%64)
+		word, bit := &p.pushed[u/64], uint64(1)<<(u%64)
 		at := u*pushUnit - base
-		if (u == here || *word&bit == 0) && p.around.Peek(b.body(pushWindow)[at:at+pushUnit], u*pushUnit) {
+		if (u == here || *word&bit == 0) && p.around.Peek(b.body(pushAhead)[at:at+pushUnit], u*pushUnit) {
 			*word |= bit
 			if to < at {
 				p.store(b, base, from, to)
@@ -99,6 +131,7 @@ func (p *pusher) window(off int64, pushed []uint64, b *buffer) {
 		}
 	}
 	p.store(b, base, from, to)
+	return last * pushUnit
 }
 
 // store gives the kernel the bytes [from, to) of the body, which begins at base.

@@ -43,8 +43,8 @@ type Options struct {
 	DirectIO    bool          // FOPEN_DIRECT_IO: reads by others than the page cache itself bypass it
 	Logger      *slog.Logger  // default slog.Default()
 	// Around, if not nil, has the kernel given what lies around a READ and is at
-	// hand, until StopPush: readahead without waiting. The file has to be read
-	// through its page cache (not DirectIO) for that to be of use.
+	// hand: readahead without waiting. The file has to be read through its page cache
+	// (not DirectIO), and without the kernel's readahead, for that to be of use.
 	Around Around
 }
 
@@ -132,12 +132,12 @@ func New(c Content, o Options) (*Server, error) {
 	return s, nil
 }
 
-// StopPush says that readahead is better from now on than what Options.Around is
-// for. What the kernel has of the file is given back from time to time: who reads
-// it has a copy.
-func (s *Server) StopPush() {
+// Steady says that a start is over: Options.Around goes on to be used as readahead is, and
+// what the kernel has of the file is given back from time to time, since who reads it has a
+// copy.
+func (s *Server) Steady() {
 	if s.push != nil {
-		s.push.off.Store(true)
+		s.push.steady.Store(true)
 	}
 }
 
