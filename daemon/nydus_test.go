@@ -51,8 +51,12 @@ func TestMountZran(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
-	c, ref := service(t), nydusImage(t, nydustest.Zran(t))
-	want := nydustest.Extract(t)
+	t.Run("two layers", func(t *testing.T) { testMountZran(t, nydustest.Zran(t), nydustest.Extract(t)) })
+	t.Run("awkward", func(t *testing.T) { testMountZran(t, nydustest.Awkward(t), nydustest.ExtractAwkward(t)) })
+}
+
+func testMountZran(t *testing.T, objects []*nydustest.Object, want string) {
+	c, ref := service(t), nydusImage(t, objects)
 	if _, err := c.Pull(background, Source{Ref: ref}, false, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -38,16 +38,21 @@ func (o *Object) Name() string { return fmt.Sprintf("sha256:%x", sha256.Sum256(o
 
 // Zran is an image of two gzip layers, lowest first, which are unlisted; then for
 // each one what tells of its chunks, and last the bootstrap.
-func Zran(t testing.TB) []*Object {
+func Zran(t testing.TB) []*Object { return zran(t, "merged", "zran", "upper") }
+
+// Awkward is one as Zran, of a layer that has all that is hard and that nydus-image takes.
+func Awkward(t testing.TB) []*Object { return zran(t, "awkward", "awkward") }
+
+func zran(t testing.TB, boot string, layers ...string) []*Object {
 	t.Helper()
 	var all, metas []*Object
-	for _, name := range []string{"zran", "upper"} {
+	for _, name := range layers {
 		layer := &Object{MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Data: read(t, name+".tar.gz"), Unlisted: true}
 		all = append(all, layer)
 		metas = append(metas, &Object{MediaType: blobType, Data: gunzip(t, name+".inline.gz"),
 			Annotations: map[string]string{blobAnnotation: "true", "containerd.io/snapshot/nydus-ref": layer.Name()}})
 	}
-	return append(append(all, metas...), Pack(gunzip(t, "merged.boot.gz")))
+	return append(append(all, metas...), Pack(gunzip(t, boot+".boot.gz")))
 }
 
 // Batch is an image of one blob with batches, and its bootstrap.
@@ -162,16 +167,25 @@ func Push(t testing.TB, repo *image.Repository, objects []*Object) *image.Image 
 // the upper one.
 func Extract(t testing.TB) (dir string) {
 	t.Helper()
+	dir = extract(t, "zran", "upper")
+	at := time.Unix(981173106, 0) // as the upper layer has it
+	if err := errors.Join(os.Remove(filepath.Join(dir, "dir/f03")), os.Chtimes(filepath.Join(dir, "dir"), at, at)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// ExtractAwkward unpacks the layer of Awkward as tar does.
+func ExtractAwkward(t testing.TB) (dir string) { return extract(t, "awkward") }
+
+func extract(t testing.TB, layers ...string) (dir string) {
+	t.Helper()
 	dir = t.TempDir()
-	for _, name := range []string{"zran", "upper"} {
+	for _, name := range layers {
 		cmd := exec.Command("tar", "--delay-directory-restore", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--exclude=.wh.*", "-xpzf", testdata(name+".tar.gz"), "-C", dir)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("tar: %v\n%s", err, out)
 		}
-	}
-	at := time.Unix(981173106, 0) // as the upper layer has it
-	if err := errors.Join(os.Remove(filepath.Join(dir, "dir/f03")), os.Chtimes(filepath.Join(dir, "dir"), at, at)); err != nil {
-		t.Fatal(err)
 	}
 	return dir
 }
