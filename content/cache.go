@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"sync"
 
 	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/stream"
 )
 
 // Windows of a Cached source: large enough that requests are few, and so many
@@ -20,18 +23,71 @@ const (
 )
 
 // Cached makes a source fetch whole windows of 1 MiB and keep the last 64 of
-// them: for who reads an image file by file. It is safe for concurrent use.
-// Objects whose size is not known are passed through.
+// them: for who reads an image file by file. A long frame of zstd, which is decoded from
+// its start for whatever is wanted of it, is decoded once, to a file without a name. It is
+// safe for concurrent use. Objects whose size is not known are passed through.
 func Cached(src blob.Source) blob.Source {
-	return &cache{src: src, windows: map[windowKey]*list.Element{}, order: list.New()}
+	return &cache{src: src, windows: map[windowKey]*list.Element{}, order: list.New(), frames: map[windowKey]*os.File{}}
 }
 
-// Chunk implements AtHand for a source that does.
-func (c *cache) Chunk(t *index.Tree, chunk uint32, p []byte) bool {
-	hand, ok := c.src.(AtHand)
-	return ok && hand.Chunk(t, chunk, p)
+// Chunk implements AtHand: for a source that does, and for chunks in long frames.
+func (c *cache) Chunk(ctx context.Context, t *index.Tree, n uint32, p []byte) bool {
+	k := &t.Chunks[n]
+	if hand, ok := c.src.(AtHand); ok && hand.Chunk(ctx, t, n, p) && k.Digest.Verify(p) == nil {
+		return true
+	}
+	b := &t.Blobs[k.Blob]
+	spans := b.Cover(k.Offset, k.Offset+int64(k.Size))
+	if len(spans) != 1 || spans[0].Codec != chunk.Zstd || spans[0].Length <= cacheWindow {
+		return false
+	}
+	f, err := c.frame(ctx, b, spans[0])
+	if err != nil {
+		return false // who reads it without us finds out why
+	}
+	_, err = f.ReadAt(p, k.Offset-spans[0].Start)
+	return err == nil
 }
 
+// frame returns what a span decodes to.
+func (c *cache) frame(ctx context.Context, b *index.Blob, s index.Span) (*os.File, error) {
+	c.decoding.Lock()
+	defer c.decoding.Unlock()
+	key := windowKey{b.Digest, s.Offset}
+	if f := c.frames[key]; f != nil {
+		return f, nil
+	}
+	body, err := c.src.Range(ctx, blob.Ref{Digest: b.Digest, Size: b.Size}, s.Offset, s.Length)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	r, err := stream.NewReader(body, []index.Span{s}, s.Start, s.End(), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	f, err := os.CreateTemp("", ".shale-frame-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	for r.Pos() < s.End() {
+		p, err := r.Next(int(min(s.End()-r.Pos(), 128<<10)))
+		if err == nil {
+			_, err = f.Write(p)
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	c.frames[key] = f
+	return f, nil
+}
+
+// windowKey is a window by its number, or a frame by its offset.
 type windowKey struct {
 	digest string
 	number int64
@@ -50,6 +106,9 @@ type cache struct {
 	mu      sync.Mutex
 	windows map[windowKey]*list.Element
 	order   *list.List // of *cached, last used first
+
+	decoding sync.Mutex // held while a frame is decoded
+	frames   map[windowKey]*os.File
 }
 
 // Range implements blob.Source.

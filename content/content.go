@@ -31,7 +31,7 @@ type AtHand interface {
 	blob.Source
 	// Chunk fills p, which is as long as a chunk, with what is thought to be its content,
 	// or returns false. Its caller verifies it.
-	Chunk(t *index.Tree, chunk uint32, p []byte) bool
+	Chunk(ctx context.Context, t *index.Tree, chunk uint32, p []byte) bool
 }
 
 // Pieces calls fn with the data of a regular file in order of offset, each
@@ -43,7 +43,7 @@ func Pieces(ctx context.Context, t *index.Tree, src blob.Source, ino *index.Inod
 	for extents := ino.Extents; len(extents) > 0; {
 		if c := &t.Chunks[extents[0].Chunk]; hand != nil && t.CheckChunk(c) == nil {
 			buf = slices.Grow(buf[:0], int(c.Size))[:c.Size]
-			if hand.Chunk(t, extents[0].Chunk, buf) && c.Digest.Algorithm != chunk.Origin && c.Digest.Verify(buf) == nil {
+			if hand.Chunk(ctx, t, extents[0].Chunk, buf) && c.Digest.Algorithm != chunk.Origin && c.Digest.Verify(buf) == nil {
 				if err := fn(Piece{extents[0].Off, buf}); err != nil {
 					return err
 				}
@@ -61,7 +61,8 @@ func Pieces(ctx context.Context, t *index.Tree, src blob.Source, ino *index.Inod
 }
 
 // run reads extents whose chunks lie one behind the other in a stream, from the
-// first on, by one request. It returns how many.
+// first on, by one request: without gaps, but for those that come anyway. It returns how
+// many.
 func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Extent, fn func(Piece) error) (n int, err error) {
 	first := &t.Chunks[extents[0].Chunk]
 	if err := t.CheckChunk(first); err != nil {
@@ -73,15 +74,16 @@ func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Ex
 	var off, length int64
 	for n < len(extents) {
 		c := &t.Chunks[extents[n].Chunk]
-		if c.Blob != first.Blob || c.Offset != end || t.CheckChunk(c) != nil {
+		if c.Blob != first.Blob || c.Offset < end || t.CheckChunk(c) != nil {
 			break
 		}
-		more := b.Cover(first.Offset, end+int64(c.Size))
-		o, l := index.Stored(more, first.Offset, end+int64(c.Size))
-		if n > 0 && l > window {
-			break
+		to := c.Offset + int64(c.Size)
+		more := b.Cover(first.Offset, to)
+		o, l := index.Stored(more, first.Offset, to)
+		if n > 0 && l > length && (l > window || c.Offset > end) {
+			break // else all of it comes anyway, as of a frame that is decoded from its start
 		}
-		spans, off, length, end = more, o, l, end+int64(c.Size)
+		spans, off, length, end = more, o, l, to
 		n++
 	}
 	bad := func(err error) (int, error) {
@@ -103,7 +105,11 @@ func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Ex
 	defer r.Close()
 	for _, e := range extents[:n] {
 		c := &t.Chunks[e.Chunk]
-		data, err := r.Next(int(c.Size))
+		var data []byte
+		err := r.Skip(c.Offset - r.Pos())
+		if err == nil {
+			data, err = r.Next(int(c.Size))
+		}
 		if err == nil {
 			err = r.Verify(c.Digest, data)
 		}

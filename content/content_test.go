@@ -118,7 +118,7 @@ type hand struct {
 	chunks map[uint32][]byte
 }
 
-func (h *hand) Chunk(_ *index.Tree, chunk uint32, p []byte) bool {
+func (h *hand) Chunk(_ context.Context, _ *index.Tree, chunk uint32, p []byte) bool {
 	return copy(p, h.chunks[chunk]) == len(p)
 }
 

@@ -104,7 +104,7 @@ func (l *Looked) Close() error {
 }
 
 // Chunk implements content.AtHand.
-func (l *Looked) Chunk(t *index.Tree, chunk uint32, p []byte) bool {
+func (l *Looked) Chunk(_ context.Context, t *index.Tree, chunk uint32, p []byte) bool {
 	if t != l.Tree {
 		return false
 	}

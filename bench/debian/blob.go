@@ -19,7 +19,7 @@ import (
 
 // recompress makes out the image from with its gzip layers in zstd. The config
 // stays, as it names layers by what is in them.
-func recompress(ctx context.Context, from, out oci.Layout) error {
+func recompress(ctx context.Context, from, out oci.Layout, c Compression) error {
 	m, _, err := from.Manifest()
 	if err != nil {
 		return err
@@ -35,14 +35,14 @@ func recompress(ctx context.Context, from, out oci.Layout) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if m.Layers[i], err = recompressLayer(from, out, d.Digest, config.RootFS.DiffIDs[i]); err != nil {
+		if m.Layers[i], err = recompressLayer(from, out, d.Digest, config.RootFS.DiffIDs[i], c); err != nil {
 			return fmt.Errorf("layer %s: %w", d.Digest, err)
 		}
 	}
 	return out.Finish(config, m.Layers)
 }
 
-func recompressLayer(from, out oci.Layout, digest, diffID string) (oci.Descriptor, error) {
+func recompressLayer(from, out oci.Layout, digest, diffID string, c Compression) (oci.Descriptor, error) {
 	src, err := from.Blob(digest)
 	if err != nil {
 		return oci.Descriptor{}, err
@@ -56,7 +56,7 @@ func recompressLayer(from, out oci.Layout, digest, diffID string) (oci.Descripto
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
-	l, err := writeBlob(out, Zstd, func(w io.Writer) error {
+	l, err := writeBlob(out, c, func(w io.Writer) error {
 		_, err := io.Copy(w, r)
 		return err
 	})
@@ -98,14 +98,44 @@ func writeBlob(out oci.Layout, c Compression, fn func(io.Writer) error) (layer, 
 
 // compressor returns a writer that compresses into w what image builders would
 // have made of it, and the media type of such a layer. One goroutine makes
-// zstd of one frame, the same at each run; level 3 is what they take.
+// the same zstd at each run; level 3 is what they take.
 func compressor(w io.Writer, c Compression) (io.WriteCloser, string, error) {
-	if c == Zstd {
+	if c.zstd() {
 		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(3)), zstd.WithEncoderConcurrency(1))
+		if c == ZstdFrames {
+			return &frames{Encoder: z, w: w}, oci.TypeZstd, err
+		}
 		return z, oci.TypeZstd, err
 	}
 	z, err := gzip.NewWriterLevel(w, 6)
 	return z, oci.TypeGzip, err
+}
+
+func (c Compression) zstd() bool { return c == Zstd || c == ZstdFrames }
+
+// frames begins a frame after each frameSize bytes.
+type frames struct {
+	*zstd.Encoder
+	w io.Writer
+	n int // bytes in this one
+}
+
+const frameSize = 256 << 10
+
+func (f *frames) Write(p []byte) (n int, err error) {
+	for len(p) > 0 && err == nil {
+		if f.n == frameSize {
+			if err = f.Close(); err != nil {
+				break
+			}
+			f.Reset(f.w)
+			f.n = 0
+		}
+		var k int
+		k, err = f.Encoder.Write(p[:min(len(p), frameSize-f.n)])
+		n, f.n, p = n+k, f.n+k, p[k:]
+	}
+	return n, err
 }
 
 // digester counts and hashes what passes through it.

@@ -10,6 +10,12 @@ import (
 )
 
 func TestRecompress(t *testing.T) {
+	for _, c := range []Compression{Zstd, ZstdFrames} {
+		t.Run(string(c), func(t *testing.T) { testRecompress(t, c) })
+	}
+}
+
+func testRecompress(t *testing.T, c Compression) {
 	from, _ := stack(t)
 	before := checkImage(t, from)
 	var images []oci.Manifest
@@ -18,7 +24,7 @@ func TestRecompress(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := recompress(t.Context(), from, out); err != nil {
+		if err := recompress(t.Context(), from, out, c); err != nil {
 			t.Fatal(err)
 		}
 		images = append(images, checkImage(t, out))
@@ -49,7 +55,7 @@ func TestRecompressRefusesAnotherImage(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := recompress(ctx, from, out); !errors.Is(err, context.Canceled) {
+	if err := recompress(ctx, from, out, Zstd); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want that it was cancelled", err)
 	}
 	top, err := from.Blob(m.Layers[2].Digest)
@@ -63,7 +69,7 @@ func TestRecompressRefusesAnotherImage(t *testing.T) {
 	if err := os.Rename(other, top); err != nil {
 		t.Fatal(err)
 	}
-	if err := recompress(t.Context(), from, out); err == nil {
+	if err := recompress(t.Context(), from, out, Zstd); err == nil {
 		t.Error("an image with the wrong layers is taken")
 	}
 }

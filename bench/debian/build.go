@@ -26,7 +26,7 @@ func Build(ctx context.Context, r Recipe, dir string, log io.Writer) (string, er
 	if err != nil {
 		return "", err
 	}
-	if r = r.With(r.Compression); r.Compression != "" && r.Compression != Zstd {
+	if r = r.With(r.Compression); r.Compression != "" && !r.Compression.zstd() {
 		return "", fmt.Errorf("image %s: unknown compression %q", r.Name, r.Compression)
 	}
 	final := filepath.Join(dir, r.key(runtime.GOARCH))
@@ -61,7 +61,7 @@ func Build(ctx context.Context, r Recipe, dir string, log io.Writer) (string, er
 // below returns the recipe of the image that r's is made from, if there is one.
 func (r Recipe) below() (Recipe, bool) {
 	switch {
-	case r.Compression == Zstd:
+	case r.Compression.zstd():
 		return r.With(Gzip), true
 	case r.From != nil:
 		return *r.From, true
@@ -112,9 +112,9 @@ func build(ctx context.Context, r Recipe, from oci.Layout, final string, log io.
 	if err != nil {
 		return err
 	}
-	if r.Compression == Zstd {
-		fmt.Fprintf(log, "image %s: compressing it with zstd\n", r.Name)
-		err = recompress(ctx, from, out)
+	if r.Compression.zstd() {
+		fmt.Fprintf(log, "image %s: compressing it with %s\n", r.Name, r.Compression)
+		err = recompress(ctx, from, out, r.Compression)
 	} else {
 		err = install(ctx, r, from, out, log)
 	}

@@ -25,7 +25,7 @@ func TestBuild(t *testing.T) {
 	if cache == "" {
 		t.Skip("needs SHALE_IMAGES, a directory to build images in")
 	}
-	for _, c := range []Compression{Gzip, Zstd} {
+	for _, c := range []Compression{Gzip, Zstd, ZstdFrames} {
 		base := ""
 		for _, r := range Images {
 			dir, err := Build(t.Context(), r.With(c), cache, t.Output())

@@ -207,7 +207,7 @@ func TestKeys(t *testing.T) {
 	changed.Env = slices.Concat(Python.Env, []string{"A=b"})
 	all := append([]Recipe{python3, tools, changed}, Images...)
 	for i, r := range all {
-		for _, c := range []Compression{Gzip, Zstd} {
+		for _, c := range []Compression{Gzip, Zstd, ZstdFrames} {
 			for _, arch := range []string{"amd64", "arm64"} {
 				name := fmt.Sprint(i, r.Name, c, arch)
 				key := r.With(c).key(arch)

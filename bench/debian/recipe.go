@@ -36,8 +36,9 @@ type Compression string
 // The compressions an image can be built with. One recipe gives the same tar
 // archives with each of them.
 const (
-	Gzip Compression = "gzip"
-	Zstd Compression = "zstd"
+	Gzip       Compression = "gzip"
+	Zstd       Compression = "zstd"        // of one frame, as most tools make it
+	ZstdFrames Compression = "zstd-frames" // of frames with 256 KiB each: it can be read from each of them
 )
 
 // With returns the recipe of the same image with another compression.

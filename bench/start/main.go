@@ -4,7 +4,7 @@
 // table of medians and leaves nothing behind but the cached images.
 //
 //	go run ./bench/start [-images python,numpy] [-modes plain,convert,index,none,pack,traces,soci]
-//	    [-compression gzip|zstd] [-service] [-runs 3] [-json FILE]
+//	    [-compression gzip|zstd|zstd-frames] [-service] [-runs 3] [-json FILE]
 package main
 
 import (
@@ -27,7 +27,7 @@ func main() {
 	var b bench
 	images := flag.String("images", "", "comma-separated names of images or workloads (default all)")
 	modes := flag.String("modes", "plain,convert,index,none", "comma-separated ways to start")
-	compression := flag.String("compression", string(debian.Gzip), "of the images' layers: gzip or zstd")
+	compression := flag.String("compression", string(debian.Gzip), "of the images' layers: gzip, zstd or zstd-frames")
 	jsonFile := flag.String("json", "", "file to write all that was measured to")
 	flag.IntVar(&b.runs, "runs", 3, "cold starts of each kind")
 	cache := flag.String("cache", "build/images", "where the built images are kept")

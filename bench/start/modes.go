@@ -92,8 +92,8 @@ func (m mode) prepare(ctx context.Context, lab *cold.Lab, from string, w debian.
 // choose reads the flags that say what to measure.
 func (b *bench) choose(images, modes, compression string) error {
 	b.compression = debian.Compression(compression)
-	if b.compression != debian.Gzip && b.compression != debian.Zstd {
-		return fmt.Errorf("-compression %q: want gzip or zstd", compression)
+	if !slices.Contains([]debian.Compression{debian.Gzip, debian.Zstd, debian.ZstdFrames}, b.compression) {
+		return fmt.Errorf("-compression %q: want %s, %s or %s", compression, debian.Gzip, debian.Zstd, debian.ZstdFrames)
 	}
 	if b.runs < 1 {
 		return fmt.Errorf("-runs %d: want at least 1", b.runs)
