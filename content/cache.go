@@ -6,13 +6,11 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 	"sync"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
-	"github.com/shale-image/shale/index/stream"
 )
 
 // Windows of a Cached source: large enough that requests are few, and so many
@@ -23,68 +21,26 @@ const (
 )
 
 // Cached makes a source fetch whole windows of 1 MiB and keep the last 64 of
-// them: for who reads an image file by file. A long frame of zstd, which is decoded from
-// its start for whatever is wanted of it, is decoded once, to a file without a name. It is
-// safe for concurrent use. Objects whose size is not known are passed through.
-func Cached(src blob.Source) blob.Source {
-	return &cache{src: src, windows: map[windowKey]*list.Element{}, order: list.New(), frames: map[windowKey]*os.File{}}
+// them: for who reads an image file by file. Long frames, which are decoded from their
+// start for whatever is wanted of them, are decoded once, to a file without a name in
+// tempDir ("": os.TempDir), as far as there is room. It is safe for concurrent use. Objects
+// whose size is not known are passed through.
+func Cached(src blob.Source, tempDir string) blob.Source {
+	c := &cache{src: src, windows: map[windowKey]*list.Element{}, order: list.New()}
+	c.frames = frames{source: src, dir: tempDir, known: map[windowKey]*frame{}}
+	return c
 }
 
 // Chunk implements AtHand: for a source that does, and for chunks in long frames.
 func (c *cache) Chunk(ctx context.Context, t *index.Tree, n uint32, p []byte) bool {
 	k := &t.Chunks[n]
+	if k.Digest.Algorithm == chunk.Origin {
+		return false
+	}
 	if hand, ok := c.src.(AtHand); ok && hand.Chunk(ctx, t, n, p) && k.Digest.Verify(p) == nil {
 		return true
 	}
-	b := &t.Blobs[k.Blob]
-	spans := b.Cover(k.Offset, k.Offset+int64(k.Size))
-	if len(spans) != 1 || spans[0].Codec != chunk.Zstd || spans[0].Length <= cacheWindow {
-		return false
-	}
-	f, err := c.frame(ctx, b, spans[0])
-	if err != nil {
-		return false // who reads it without us finds out why
-	}
-	_, err = f.ReadAt(p, k.Offset-spans[0].Start)
-	return err == nil
-}
-
-// frame returns what a span decodes to.
-func (c *cache) frame(ctx context.Context, b *index.Blob, s index.Span) (*os.File, error) {
-	c.decoding.Lock()
-	defer c.decoding.Unlock()
-	key := windowKey{b.Digest, s.Offset}
-	if f := c.frames[key]; f != nil {
-		return f, nil
-	}
-	body, err := c.src.Range(ctx, blob.Ref{Digest: b.Digest, Size: b.Size}, s.Offset, s.Length)
-	if err != nil {
-		return nil, err
-	}
-	defer body.Close()
-	r, err := stream.NewReader(body, []index.Span{s}, s.Start, s.End(), nil)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	f, err := os.CreateTemp("", ".shale-frame-")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	for r.Pos() < s.End() {
-		p, err := r.Next(int(min(s.End()-r.Pos(), 128<<10)))
-		if err == nil {
-			_, err = f.Write(p)
-		}
-		if err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-	}
-	c.frames[key] = f
-	return f, nil
+	return c.frames.read(ctx, &t.Blobs[k.Blob], k.Offset, p)
 }
 
 // windowKey is a window by its number, or a frame by its offset.
@@ -107,8 +63,7 @@ type cache struct {
 	windows map[windowKey]*list.Element
 	order   *list.List // of *cached, last used first
 
-	decoding sync.Mutex // held while a frame is decoded
-	frames   map[windowKey]*os.File
+	frames frames
 }
 
 // Range implements blob.Source.

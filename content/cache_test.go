@@ -35,7 +35,7 @@ func TestCached(t *testing.T) {
 		}
 		return nil
 	}
-	c := Cached(src)
+	c := Cached(src, t.TempDir())
 	if _, err := blob.ReadAll(t.Context(), c, ref, 0, 10); !errors.Is(err, blob.ErrUnavailable) {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestLongFrame(t *testing.T) {
 		t.Errorf("%d chunks of %d, by %d bytes of %d; %v", got, chunks, fetched, ref.Size, err)
 	}
 	got, fetched = 0, 0
-	c := Cached(src)
+	c := Cached(src, t.TempDir())
 	for _, n := range all { // each as a file by itself
 		ino := &index.Inode{Size: size, Extents: []index.Extent{{Chunk: n}}}
 		if err := Pieces(t.Context(), tree, c, ino, func(p Piece) error { return check(n, p.Data) }); err != nil {
@@ -116,5 +116,8 @@ func TestLongFrame(t *testing.T) {
 	}
 	if got != chunks || fetched != ref.Size {
 		t.Errorf("%d chunks of %d, by %d bytes of %d", got, chunks, fetched, ref.Size)
+	}
+	if err := Chunks(t.Context(), tree, Cached(src, "/nowhere"), all, check); err != nil { // it is read without a file
+		t.Error(err)
 	}
 }

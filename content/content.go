@@ -26,7 +26,8 @@ type Piece struct {
 	Data []byte
 }
 
-// AtHand is a source that may have the content of chunks without a range of their blob.
+// AtHand is a source that may have the content of chunks in another way than by the range
+// of a blob that it is in.
 type AtHand interface {
 	blob.Source
 	// Chunk fills p, which is as long as a chunk, with what is thought to be its content,

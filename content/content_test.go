@@ -146,7 +146,7 @@ func TestAtHand(t *testing.T) {
 			t.Errorf("with %d at hand: %d bytes, %v, %d requests, want %d", len(c.here), got.Len(), err, requests, c.requests)
 		}
 		got.Reset()
-		if err := Copy(t.Context(), &got, tree, Cached(h), ino); err != nil || !bytes.Equal(got.Bytes(), want) {
+		if err := Copy(t.Context(), &got, tree, Cached(h, t.TempDir()), ino); err != nil || !bytes.Equal(got.Bytes(), want) {
 			t.Errorf("cached, with %d at hand: %v", len(c.here), err)
 		}
 	}

@@ -98,6 +98,11 @@ func (s *server) complete(m *mounted) *completion {
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
 	c.done.Go(func() {
+		select { // what is detached is unmarked, also where one that is not resumed yet needs that
+		case <-s.resumed:
+		case <-ctx.Done():
+			return
+		}
 		if off {
 			if !s.untilAlone(ctx) {
 				return

@@ -124,6 +124,7 @@ type server struct {
 	aside      aside
 	completing chan struct{} // has one if an image is being completed
 	alone      chan struct{} // closed when the keeper is dead
+	resumed    chan struct{} // closed when all mounts of the worker before are served on
 
 	mu     sync.Mutex
 	mounts map[string]*mounted
@@ -141,7 +142,7 @@ type server struct {
 func work(ctx context.Context, cfg Config, w *keeper.Worker) error {
 	debug.SetGCPercent(garbage)
 	mount.Try = tryKernel
-	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1), alone: make(chan struct{})}
+	s := &server{cfg: cfg, log: cfg.Logger, keeper: w, started: time.Now(), last: time.Now(), mounts: map[string]*mounted{}, completing: make(chan struct{}, 1), alone: make(chan struct{}), resumed: make(chan struct{})}
 	w.Check = s.check
 	kept, err := w.Hello(cfg.Version)
 	if err != nil {
@@ -259,6 +260,7 @@ func (s *server) run(ctx context.Context, kept []keeper.Mount) error {
 		s.resume(ctx, &kept[i])
 	}
 	s.serveWatched()
+	close(s.resumed)
 	s.pool.OnRot(s.rotten)
 	s.log.Info("serving", "root", s.cfg.Root, "pid", os.Getpid(), "version", s.cfg.Version, "mounts", len(kept))
 	if err := s.serveMetrics(ctx); err != nil {

@@ -54,7 +54,7 @@ func TestLook(t *testing.T) {
 					ino, err := l.Tree.Lookup(name)
 					must(t, err)
 					var got bytes.Buffer
-					err = contents.Copy(background, &got, l.Tree, contents.Cached(l), ino)
+					err = contents.Copy(background, &got, l.Tree, contents.Cached(l, t.TempDir()), ino)
 					if err == nil && !bytes.Equal(got.Bytes(), want) {
 						t.Errorf("%s has %d bytes, want %d, or others", name, got.Len(), len(want))
 					}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 )
 
 // Filler is a Content that can be brought into Image.Segments without being read here.
@@ -108,6 +109,7 @@ func (s *watchSet) make(w *watched, im Image, o Options, ends *os.File) (*Mounte
 func (m *Mounted) Release() {
 	if m.watched != nil {
 		watches.drop(m.watched)
+		m.watched.needs.Store(false)
 	}
 }
 
@@ -124,7 +126,7 @@ func (m *Mounted) Watching() Watching {
 // to be called with nil as Content, and the segments that are still known: then what is not
 // there is EIO, as well as it can be told from what other mounts have in the same segments,
 // also where that is an error. Nothing is answered before ServeFanotify is called, which is
-// after the last mount was resumed.
+// after the last mount was resumed; nor may any be released before.
 func ResumeFanotify(from Watching, im Image, o Options) (*Mounted, error) {
 	f, _ := im.Content.(Filler)
 	if len(im.Flat) != len(im.Segments) || from.In != nil && len(from.In) != len(im.Segments) {
@@ -144,6 +146,7 @@ func ResumeFanotify(from Watching, im Image, o Options) (*Mounted, error) {
 		}
 		return nil, err
 	}
+	watches.closeOthers(from)
 	watches.taken = append(watches.taken, func() { go watches.wait(w, gone) })
 	return &Mounted{dev: from.Dev, bdi: from.BDI, done: w.done, watched: w}, nil
 }
@@ -154,7 +157,10 @@ func ServeFanotify() {
 	if len(s.taken) == 0 {
 		return
 	}
-	for _, g := range s.groups {
+	s.mu.RLock()
+	groups := slices.Clone(s.groups)
+	s.mu.RUnlock()
+	for _, g := range groups {
 		g.serve()
 	}
 	for _, begin := range s.taken {

@@ -50,7 +50,7 @@ type watched struct {
 
 	late                 atomic.Pointer[lateness]
 	brings               sync.WaitGroup // in which fill is used; begun with watches.mu held
-	needs                atomic.Bool    // this process
+	needs                atomic.Bool    // this process, until it is released
 	hits, misses, errors atomic.Int64
 }
 
@@ -149,7 +149,6 @@ func (s *watchSet) leave(w *watched) {
 // mu is held.
 func (s *watchSet) forget(w *watched, last func(*watchedFile)) {
 	delete(s.live, w)
-	w.needs.Store(false)
 	for _, id := range w.files {
 		x := s.files[id]
 		if delete(x.by, w); len(x.by) == 0 {

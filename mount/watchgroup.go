@@ -83,7 +83,7 @@ func (s *watchSet) take(from Held, o Options) (*watchGroup, error) {
 }
 
 // resume has a mount's segments asked for by the groups that another process has marked
-// them in. If there is no error it takes the files.
+// them in, as far as that can be done if it is lost.
 func (s *watchSet) resume(w *watched, from Watching, im Image, o Options) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,13 +91,17 @@ func (s *watchSet) resume(w *watched, from Watching, im Image, o Options) error 
 	var groups []*watchGroup
 	for _, h := range from.Groups {
 		g, err := s.take(h, o)
+		if err != nil && w.fill == nil {
+			o.logger().Error("readers of a lost mount wait until it is gone", "err", err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		w.hold(g) // also if nothing is known to be marked in it
 		groups = append(groups, g)
 	}
-	err := s.enter(w, im, func(i int) (*watchGroup, error) {
+	return s.enter(w, im, func(i int) (*watchGroup, error) {
 		n := 0
 		if from.In != nil {
 			n = from.In[i]
@@ -107,16 +111,18 @@ func (s *watchSet) resume(w *watched, from Watching, im Image, o Options) error 
 		}
 		return groups[n], nil
 	})
-	if err != nil {
-		return err
-	}
-	for i, g := range groups {
-		if group, _ := g.Files(); group != from.Groups[i].Group { // another mount has brought it
-			_ = from.Groups[i].Group.Close()
-			_ = from.Groups[i].Journal.Close()
+}
+
+// closeOthers closes files of groups that another mount has brought.
+func (s *watchSet) closeOthers(from Watching) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, h := range from.Groups {
+		if !slices.ContainsFunc(s.groups, func(g *watchGroup) bool { group, _ := g.Files(); return group == h.Group }) {
+			_ = h.Group.Close()
+			_ = h.Journal.Close()
 		}
 	}
-	return nil
 }
 
 func inode(f *os.File) (n uint64, err error) {
@@ -198,13 +204,13 @@ func (g *watchGroup) of(e fanotify.Event) (all []*watchedFile) {
 }
 
 // lost tells whether an event may be about a file of a mount that is lost, whose segments
-// are not all in files. mu is held.
+// are not all in files, and its groups not all in groups. mu is held.
 func (g *watchGroup) lost(e fanotify.Event) bool {
 	if g.set.files[e.File] != nil {
 		return false
 	}
 	for w := range g.set.live {
-		if w.fill == nil && slices.Contains(w.groups, g) {
+		if w.fill == nil {
 			return true
 		}
 	}

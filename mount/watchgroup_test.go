@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,4 +69,30 @@ func TestWatchGroups(t *testing.T) {
 	}
 	s.drop(third)
 	reads("the fourth", unix.EIO, "e")
+}
+
+// TestServedUntilReleased: a mount that ends counts as one that needs this process for as
+// long as something is still brought for it; nobody may end the process on its account.
+func TestServedUntilReleased(t *testing.T) {
+	s := watchSet{live: map[*watched]bool{}, files: map[fanotify.File]*watchedFile{}}
+	w := newWatched(&nothing{}, Options{})
+	if err := s.begin(w, Image{}, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	m := &Mounted{watched: w, done: w.done}
+	w.brings.Add(1)
+	gone := make(chan struct{})
+	go s.wait(w, gone)
+	close(gone)
+	<-w.ctx.Done()
+	for live := true; live; time.Sleep(time.Millisecond) {
+		s.mu.RLock()
+		live = s.live[w]
+		s.mu.RUnlock()
+	}
+	if !m.Served() {
+		t.Error("it needs nobody, and something is still brought")
+	}
+	w.brings.Done()
+	wait(t, "the end of the mount", m.Done())
 }

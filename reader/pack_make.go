@@ -59,7 +59,7 @@ func NewPacker(ctx context.Context, repo *image.Repository, img *image.Image, o 
 		return nil, err
 	}
 	defer raw.Close()
-	p := &Packer{manifest: img.ManifestDigest, tempDir: o.TempDir, source: content.Cached(retry.New(repo.Blobs(), retry.Policy{})), numbers: map[chunk.Digest]uint32{}}
+	p := &Packer{manifest: img.ManifestDigest, tempDir: o.TempDir, source: content.Cached(retry.New(repo.Blobs(), retry.Policy{}), o.TempDir), numbers: map[chunk.Digest]uint32{}}
 	if p.tree, err = raw.Tree(); err != nil {
 		return nil, err
 	}

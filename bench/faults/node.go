@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -172,7 +173,7 @@ func (n *node) status(ctx context.Context) (*daemon.Status, error) {
 // log is the end of what the service has said.
 func (n *node) log() string {
 	b, _ := os.ReadFile(filepath.Join(n.dir, "log"))
-	return string(b[max(0, len(b)-30000):])
+	return string(b[max(0, len(b)-200000):])
 }
 
 // stop unmounts all and waits until the service has ended.
@@ -204,11 +205,11 @@ func (n *node) stop() error {
 func (n *node) kill() error {
 	st, err := (&daemon.Client{Root: n.root}).Status(context.Background())
 	if err == nil {
-		for _, p := range st.Processes {
+		for _, p := range slices.Backward(st.Processes) { // the worker first: both write to one log
 			_ = syscall.Kill(p.PID, syscall.SIGQUIT)
+			time.Sleep(2 * time.Second)
 		}
 	}
-	time.Sleep(time.Second)
 	_ = n.service.Process.Kill()
 	<-n.ended
 	return errors.Join(errors.New("the service does not end"), err)

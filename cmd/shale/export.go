@@ -25,9 +25,9 @@ as shale mount would; the rest is fetched. Every byte is verified on the way.`,
 			}
 			defer im.Close()
 			if rest[0] == "-" {
-				return export.Tar(cmd.Context(), cmd.OutOrStdout(), im.Tree, content.Cached(im.Source))
+				return export.Tar(cmd.Context(), cmd.OutOrStdout(), im.Tree, content.Cached(im.Source, ""))
 			}
-			return export.Dir(cmd.Context(), rest[0], im.Tree, content.Cached(im.Source))
+			return export.Dir(cmd.Context(), rest[0], im.Tree, content.Cached(im.Source, ""))
 		},
 	}
 	o.flags(cmd)

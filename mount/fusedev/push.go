@@ -36,6 +36,8 @@ type pusher struct {
 	steady atomic.Bool
 	used   atomic.Bool // there were READs since the last time
 
+	forgetting atomic.Bool
+
 	pushed  []uint64   // bits, by unit
 	streams [16]stream // of those who read lately
 	oldest  int
@@ -82,9 +84,9 @@ func (p *pusher) run() {
 				p.extent(off, lo, lo+pushWindow, b)
 			}
 		case <-tick.C:
-			if p.steady.Load() && p.used.Swap(false) {
-				p.forget()
+			if p.steady.Load() && p.used.Swap(false) && !p.forgetting.Swap(true) {
 				clear(p.pushed)
+				go p.forget()
 			}
 		case <-p.server.ctx.Done():
 			return
@@ -150,8 +152,10 @@ func (p *pusher) store(b *buffer, base, from, to int64) {
 	p.server.notify(m)
 }
 
-// forget has the kernel drop all pages of the file.
+// forget has the kernel drop all pages of the file. It waits for those that somebody waits
+// for, perhaps for long.
 func (p *pusher) forget() {
+	defer p.forgetting.Store(false)
 	var m [outHeaderSize + invalOutSize]byte
 	putNotification(m[:], notifyInvalInode)
 	ne.PutUint64(m[16:], fileNode)
