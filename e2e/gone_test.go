@@ -140,7 +140,8 @@ func TestRegistryGone(t *testing.T) {
 	if failures == 0 {
 		t.Error("nothing failed: there was no need of the registry")
 	}
-	t.Logf("gone for %v: %d reads of the complete image; of the other %d failed, after %v to %v", time.Since(start), <-reads, failures, shortest, longest)
+	right := <-reads
+	t.Logf("gone for %v: %d reads of the complete image; of the other %d failed, after %v to %v", time.Since(start), right, failures, shortest, longest)
 	if err := p.Refuse(false); err != nil {
 		t.Fatal(err)
 	}

@@ -206,7 +206,11 @@ func testMounted(t *testing.T, w *world, s *small, object string, fault netmodel
 	}
 	t.Logf("%d of %d files failed", len(failed), len(s.files))
 	p.SetFaults(nil)
-	time.Sleep(100 * time.Millisecond) // a failure stands for a moment: fill/failed.go
+	// A failure stands for a moment (fill/failed.go), and requests that are being made
+	// again may be about to end with one.
+	for end := time.Now().Add(5 * time.Second); len(s.read(t, n.mnt)) > 0 && time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond)
+	}
 	s.right(t, n.mnt)
 	n.shale(0, "umount", n.mnt)
 }
