@@ -117,6 +117,11 @@ func TestLongFrame(t *testing.T) {
 	if got != chunks || fetched != ref.Size {
 		t.Errorf("%d chunks of %d, by %d bytes of %d", got, chunks, fetched, ref.Size)
 	}
+	// Windows are fetched once in any case; the frame has to be decoded once, too.
+	decoded := c.(*cache).frames.known
+	if x := decoded[windowKey{ref.Digest, 0}]; len(decoded) != 1 || x == nil || x.err != nil {
+		t.Errorf("the frame was not decoded to a file: %v", decoded)
+	}
 	if err := Chunks(t.Context(), tree, Cached(src, "/nowhere"), all, check); err != nil { // it is read without a file
 		t.Error(err)
 	}

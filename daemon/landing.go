@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// packReadAhead is the kernel's readahead, in KiB, for the time of a start
+	// packReadAhead is the kernel's readahead in files, in KiB, for the time of a start
 	// with a pack, packStart: a pack has exactly what was read in a run without
 	// readahead, and what else the kernel read would be fetched for it.
 	packReadAhead = 4

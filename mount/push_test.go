@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -110,6 +111,10 @@ func TestPushSteady(t *testing.T) {
 	big := int64(bytes.Index(c.data, want[:4096]))
 	a := &around{c: c, missing: func(int64, int) bool { return false }}
 	f, m := pushing(t, a)
+	ahead, err := os.ReadFile(filepath.Join(bdiDir, m.conn.bdi(), "read_ahead_kb"))
+	if err != nil || strings.TrimSpace(string(ahead)) != "0" {
+		t.Errorf("the kernel reads %q KiB ahead in the served file, want 0; %v", ahead, err)
+	}
 	m.Steady()
 	time.Sleep(20 * time.Millisecond)
 	a.peeked.Store(0)
