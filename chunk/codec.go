@@ -18,6 +18,10 @@ const (
 	LZ4     // LZ4 block format, no frame
 	Gzip    // gzip or a part of it: decoded as a stream (index/stream), never one chunk alone
 	Deflate // Gzip from the start of a block on, never from that of a member
+
+	// ZstdBlocks are blocks of a zstd frame, or of several, where the first or the last is not
+	// there as a whole: decoded with what the first needs of what is before (index/zframe).
+	ZstdBlocks
 )
 
 // String returns the codec's name as the command line spells it.
@@ -33,6 +37,8 @@ func (c Codec) String() string {
 		return "gzip"
 	case Deflate:
 		return "deflate"
+	case ZstdBlocks:
+		return "zstd blocks"
 	}
 	return fmt.Sprintf("codec(%d)", uint8(c))
 }

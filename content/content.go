@@ -81,7 +81,8 @@ func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Ex
 		to := c.Offset + int64(c.Size)
 		more := b.Cover(first.Offset, to)
 		o, l := index.Stored(more, first.Offset, to)
-		if n > 0 && l > length && (l > window || c.Offset > end) {
+		_, _, beside := index.Beside(more)
+		if n > 0 && l > length && (l+beside > window || c.Offset > end) {
 			break // else all of it comes anyway, as of a frame that is decoded from its start
 		}
 		spans, off, length, end = more, o, l, to
@@ -90,7 +91,7 @@ func run(ctx context.Context, t *index.Tree, src blob.Source, extents []index.Ex
 	bad := func(err error) (int, error) {
 		return 0, fmt.Errorf("blob %s: %d stored bytes at offset %d: %w", b.Digest, length, off, err)
 	}
-	w, err := stream.WindowOf(ctx, src, t, &spans[0])
+	w, err := stream.Beside(ctx, src, t, spans)
 	if err != nil {
 		return bad(err)
 	}

@@ -30,6 +30,7 @@ type layered struct {
 	repo *image.Repository
 	img  *image.Image
 	size int64 // of the layer
+	side image.Descriptor
 }
 
 // newLayered pushes a layer that unpacks to an archive. without has the registry answer
@@ -82,6 +83,7 @@ func (x *layered) index(t *testing.T) *layered {
 	t.Cleanup(func() { made.Close() })
 	_, err = reader.Push(background, x.repo, x.img, made)
 	must(t, err)
+	x.side = made.Side
 	return x
 }
 
@@ -163,15 +165,21 @@ func TestPlanFallsBack(t *testing.T) {
 // TestPlanBounds reads an image in an order that is bad for it: what is fetched lies
 // between the bounds of the plan.
 func TestPlanBounds(t *testing.T) {
-	text := longText()
-	archive := tarOf(t, "text", text)
 	for _, c := range []struct {
 		what  string
-		layer []byte
+		pack  func(archive []byte) []byte
+		size  int
 		frame bool
-	}{{"gzip", gzipped(archive), false}, {"one zstd frame", zstded(t, archive), true}} {
+	}{
+		{"gzip", gzipped, 2 << 20, false},
+		{"one zstd frame", func(p []byte) []byte { return zstded(t, p) }, 2 << 20, false},
+		{"one zstd frame of a block", func(p []byte) []byte { return zstded(t, p) }, 100_000, true},
+	} {
 		t.Run(c.what, func(t *testing.T) {
-			x, s := newLayered(t, c.layer, archive, nil, false).index(t), service(t)
+			text := longText()
+			text = text[:min(c.size, len(text))]
+			archive := tarOf(t, "text", text)
+			x, s := newLayered(t, c.pack(archive), archive, nil, false).index(t), service(t)
 			p, err := s.Plan(background, x.src)
 			must(t, err)
 			l := p.Layers[0]

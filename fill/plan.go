@@ -1,6 +1,9 @@
 package fill
 
-import "github.com/shale-image/shale/link"
+import (
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/link"
+)
 
 // maxGap is how many bytes that nobody wants a request may pass over to reach
 // bytes that somebody does: over gaps of up to 64 KiB merging costs 13% more
@@ -33,6 +36,9 @@ func (im *Image) reach() (window, beyond int64) {
 // and, if they lie near enough, all those before hi. e.mu is held.
 func (im *Image) plan(i, hi int) []want {
 	window, beyond := im.reach()
+	if s, _ := im.linked.Span(im.linked.Chunk(i).Span); s.Codec == chunk.ZstdBlocks {
+		window += window / 2 // a request has at both ends blocks of which it needs a part, and their states
+	}
 	return im.collect(i, hi, window, beyond)
 }
 

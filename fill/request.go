@@ -117,7 +117,7 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		return err
 	}
 	wctx, cancel := context.WithCancelCause(ctx)
-	window := r.im.window(wctx, source, &spans[0])
+	window := r.im.window(wctx, source, spans)
 	defer window() // it uses the source
 	defer cancel(nil)
 	r.im.stats.request(all.Length)
@@ -182,21 +182,24 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 // blob returns how to ask for a blob.
 func (im *Image) blob(n int) blob.Ref { return blob.Ref(im.linked.Blobs[n]) }
 
-// window begins to fetch a window, and returns what waits for it, and what body it
-// came in.
-func (im *Image) window(ctx context.Context, source blob.Source, s *index.Span) func() ([]byte, io.Reader, error) {
-	w := s.Window
-	if w.Length == 0 {
+// window begins to fetch the windows of spans, and returns what waits for them, and what
+// body they came in.
+func (im *Image) window(ctx context.Context, source blob.Source, spans []index.Span) func() ([]byte, io.Reader, error) {
+	n, off, length := index.Beside(spans)
+	if length == 0 {
 		return func() ([]byte, io.Reader, error) { return nil, nil, nil }
 	}
-	im.stats.request(int64(w.Length))
+	im.stats.request(length)
 	from := bodyOf{Source: source}
 	var p []byte
 	var err error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p, err = stream.Window(ctx, &from, im.blob(int(w.Blob)), s)
+		ref := im.blob(int(n))
+		if p, err = blob.ReadAll(ctx, &from, ref, off, length); err != nil {
+			err = fmt.Errorf("windows at offset %d of blob %s: %w", off, ref.Digest, err)
+		}
 	}()
 	return func() ([]byte, io.Reader, error) {
 		<-done

@@ -141,7 +141,7 @@ func (im *Image) storePiece(ctx context.Context, source blob.Source, body io.Rea
 		return chunks, err
 	}
 	defer im.memory.Release(memory)
-	window, _, err := im.window(ctx, source, &spans[0])()
+	window, _, err := im.window(ctx, source, spans)()
 	if err != nil {
 		return chunks, err
 	}

@@ -51,7 +51,9 @@ func (t *Tree) Costs(r Reads) []Cost {
 		cover := b.Cover(c.Offset, c.End())
 		mark := marks[c.Blob][b.Find(c.Offset):]
 		_, length := Stored(cover, c.Offset, c.End())
-		length += window(&cover[0])
+		if w, _, n := Beside(cover); n > 0 && !local(w) {
+			length += n
+		}
 		o.Read = max(o.Read, length)
 		for i := range cover {
 			s := &cover[i]

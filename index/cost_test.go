@@ -58,6 +58,34 @@ func TestCosts(t *testing.T) {
 		Cost{Once: 40, Most: 40, Read: 40, Pieces: 1}, frame, Cost{})
 }
 
+// Of blocks of a zstd frame each has its state, all of which come.
+func TestCostsOfStates(t *testing.T) {
+	tree := &Tree{
+		Blobs: []Blob{{Spans: []Span{
+			{Size: 100, Length: 40, Codec: chunk.ZstdBlocks},
+			{Start: 100, Size: 100, Offset: 40, Length: 50, Codec: chunk.ZstdBlocks, Window: Window{Blob: 1, Length: 7, Offset: 20}},
+			{Start: 200, Size: 100, Offset: 90, Length: 60, Codec: chunk.ZstdBlocks, Window: Window{Blob: 1, Length: 9, Offset: 27}},
+		}}, {}},
+		Chunks: []Chunk{{Size: 90, Offset: 5}, {Size: 150, Offset: 120}, {Size: 20, Offset: 280}},
+	}
+	reads := Reads{Chunks: []uint32{0, 1, 2}}
+	for _, c := range []struct {
+		what   string
+		change func()
+		want   Cost
+	}{
+		{"nothing is here", func() {}, Cost{Once: 40 + 50 + 60 + 16, Most: 40 + (110 + 16) + (60 + 9), Read: 110 + 16, Pieces: 3}},
+		{"what lies across is", func() { reads.Here = func(n int) bool { return n == 1 } }, Cost{Once: 40 + 60 + 9, Most: 40 + 60 + 9, Read: 110 + 16, Pieces: 3}},
+		{"the states are", func() { reads.Here, tree.Blobs[1].Data = nil, []byte{1} }, Cost{Once: 150, Most: 40 + 110 + 60, Read: 110, Pieces: 3}},
+		{"one piece", func() { reads.Chunks = []uint32{2} }, Cost{Once: 60, Most: 60, Read: 60, Pieces: 1}},
+	} {
+		c.change()
+		if got := tree.Costs(reads)[0]; got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.what, got, c.want)
+		}
+	}
+}
+
 // However a blob is read, chunk by chunk with all that the spans of each decode to,
 // that takes no less than Once and no more than Most.
 func TestCostsBound(t *testing.T) {
@@ -83,6 +111,9 @@ func TestCostsBound(t *testing.T) {
 			c := &tree.Chunks[x]
 			cover := b.Cover(c.Offset, c.End())
 			_, n := Stored(cover, c.Offset, c.End())
+			for _, s := range cover {
+				n += int64(s.Window.Length)
+			}
 			fetched, most = fetched+n, max(most, n)
 			from, to := cover[0].Start, cover[len(cover)-1].End()
 			if cover[0].Divisible() {
@@ -98,7 +129,7 @@ func TestCostsBound(t *testing.T) {
 			}
 		}
 		for _, s := range b.Spans {
-			stored += s.Length
+			stored += s.Length + int64(s.Window.Length)
 		}
 		if cost.Once != stored || fetched < cost.Once || fetched > cost.Most || most > cost.Read {
 			t.Fatalf("%d bytes were fetched, %d at once, of %d stored: %+v", fetched, most, stored, cost)

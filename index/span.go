@@ -23,8 +23,8 @@ type Blob struct {
 }
 
 // Span is a run of a blob's stored bytes that can be decoded without those
-// before it: a chunk or batch of a RAFS blob, a frame of a zstd layer, what lies
-// between two checkpoints of a gzip layer, all of an archive that is not
+// before it: a chunk or batch of a RAFS blob, a frame of a zstd layer or some of its
+// blocks, what lies between two checkpoints of a gzip layer, all of an archive that is not
 // compressed. Chunks may lie in several.
 type Span struct {
 	Start  int64 // offset in the stream of what it decodes to
@@ -33,7 +33,7 @@ type Span struct {
 	Length int64 // stored bytes
 	Codec  chunk.Codec
 	Bits   uint8  // chunk.Gzip, chunk.Deflate: how many bits of the first byte belong to the span before
-	Window Window // likewise: what decoding needs besides
+	Window Window // likewise, and chunk.ZstdBlocks: what decoding needs besides
 	Proof  *Proof // of what is stored; nil if only chunks can be verified
 }
 
@@ -47,8 +47,10 @@ type Proof struct {
 }
 
 // Window is the content before a span that decoding it may refer to, at most
-// 32 KiB; in a blob, for chunk.Gzip zstd-compressed, for chunk.Deflate as it is.
-// The zero Window says that none is needed.
+// 32 KiB; in a blob, for chunk.Gzip zstd-compressed, for chunk.Deflate as it is. For
+// chunk.ZstdBlocks it is the state that decoding begins with (index/zframe),
+// zstd-compressed, and those of a blob lie one behind the other. The zero Window says that
+// none is needed.
 type Window struct {
 	Blob   uint32 // position in Tree.Blobs
 	Length uint32 // stored bytes
@@ -65,11 +67,20 @@ const maxWhole = 1 << 20
 
 // Whole tells whether the span is decoded as one piece in memory.
 func (s *Span) Whole() bool {
-	return s.Codec == chunk.Zstd && (s.Size <= maxWhole || s.Proof != nil && s.Size <= chunk.MaxSize) || s.Codec == chunk.LZ4 && s.Size <= chunk.MaxSize
+	switch s.Codec {
+	case chunk.Zstd:
+		return s.Size <= maxWhole || s.Proof != nil && s.Size <= chunk.MaxSize
+	case chunk.ZstdBlocks:
+		return s.Size <= maxWhole
+	}
+	return s.Codec == chunk.LZ4 && s.Size <= chunk.MaxSize
 }
 
 // Inflated tells whether the span is a part of a gzip stream.
 func (s *Span) Inflated() bool { return s.Codec == chunk.Gzip || s.Codec == chunk.Deflate }
+
+// Windowed tells whether decoding the span may need a Window.
+func (s *Span) Windowed() bool { return s.Inflated() || s.Codec == chunk.ZstdBlocks }
 
 // Divisible tells whether any part of the span can be had without the rest.
 func (s *Span) Divisible() bool { return s.Codec == chunk.None && s.Proof == nil }
@@ -120,12 +131,37 @@ func Stored(spans []Span, from, to int64) (off, length int64) {
 	return off, end - off
 }
 
+// Beside returns what decoding spans of one blob, which are one behind the other, needs
+// besides: a run of the bytes of another blob, with the windows, of length 0 if there are
+// none. A gzip stream needs that of the first span alone.
+func Beside(spans []Span) (blob uint32, off, length int64) {
+	for i := range spans {
+		w := &spans[i].Window
+		switch {
+		case w.Length == 0 || i > 0 && spans[i].Inflated():
+		case length == 0:
+			blob, off, length = w.Blob, w.Offset, int64(w.Length)
+		default:
+			length = w.Offset + int64(w.Length) - off
+		}
+	}
+	return blob, off, length
+}
+
 // MaxStored bounds the stored bytes of a span that is decoded or proved in
 // memory: the worst that zstd and LZ4 make of 16 MiB is 64 KiB more.
 const MaxStored = chunk.MaxSize + chunk.MaxSize/64
 
-// maxWindow bounds the stored bytes of a window.
-const maxWindow = 33 << 10
+// maxWindow bounds the stored bytes of a window of gzip. A state of blocks of zstd has no
+// content twice, so that it is smaller than what they decode to, but for slack.
+const (
+	maxWindow = 33 << 10
+	slack     = 1 << 10
+)
+
+// MoreStored is how much longer than twice what they decode to, in bytes, a span of blocks
+// of zstd may be: empty blocks take time.
+const MoreStored = 64 << 10
 
 // StoredShare is how many stored bytes a chunk costs: its share of the spans it
 // lies in.
@@ -143,9 +179,17 @@ func (t *Tree) CheckSpans() error {
 	for n := range t.Blobs {
 		b := &t.Blobs[n]
 		var start, stored int64
+		var last *Span // that may need a window
 		for i := range b.Spans {
 			s := &b.Spans[i]
-			if err := s.check(start, stored, b.Size, t.Blobs); err != nil {
+			err := s.check(start, stored, b.Size, t.Blobs)
+			if err == nil && s.Windowed() {
+				err = s.checkBeside(last)
+				if last == nil || s.Window.Length > 0 {
+					last = s
+				}
+			}
+			if err != nil {
 				return fmt.Errorf("%w: span %d of blob %s: %v", ErrCorrupt, i, b.Digest, err)
 			}
 			start, stored = s.End(), s.Offset+s.Length
@@ -181,6 +225,24 @@ func (t *Tree) CheckChunk(c *Chunk) error {
 	return nil
 }
 
+// checkBeside refuses what Beside cannot tell of: spans of gzip and blocks of zstd in one
+// blob, and states that do not lie one behind the other. last is the last span before
+// that has a window, or else the first that may have one.
+func (s *Span) checkBeside(last *Span) error {
+	switch {
+	case last == nil:
+		return nil
+	case s.Inflated() != last.Inflated():
+		return fmt.Errorf("%v, where others need windows of another kind", s.Codec)
+	case s.Inflated() || s.Window.Length == 0 || last.Window.Length == 0:
+		return nil
+	}
+	if end := last.Window.Offset + int64(last.Window.Length); s.Window.Offset != end || s.Window.Blob != last.Window.Blob {
+		return fmt.Errorf("a window at %d of blob %d, want it at %d of blob %d", s.Window.Offset, s.Window.Blob, end, last.Window.Blob)
+	}
+	return nil
+}
+
 // check is CheckSpans for one span, where those before it end at start and
 // stored. A byte that two gzip spans share belongs to both.
 func (s *Span) check(start, stored, size int64, blobs []Blob) error {
@@ -192,15 +254,18 @@ func (s *Span) check(start, stored, size int64, blobs []Blob) error {
 		return fmt.Errorf("%d bytes at %d of the stream, want them at %d", s.Size, s.Start, start)
 	case s.Offset < max(0, stored) || s.Length <= 0 || s.Offset > math.MaxInt64-s.Length || size > 0 && s.Offset+s.Length > size:
 		return fmt.Errorf("%d stored bytes at %d of %d, those before end at %d", s.Length, s.Offset, size, stored)
-	case s.Codec == chunk.None && s.Length != s.Size, (s.Whole() || s.Proof != nil) && s.Length > MaxStored, s.Codec == chunk.LZ4 && !s.Whole():
+	case s.Codec == chunk.None && s.Length != s.Size, (s.Whole() || s.Proof != nil) && s.Length > MaxStored, (s.Codec == chunk.LZ4 || s.Codec == chunk.ZstdBlocks) && !s.Whole():
 		return fmt.Errorf("%d bytes stored as %d, %v", s.Size, s.Length, s.Codec)
-	case s.Codec > chunk.Deflate:
+	case s.Codec > chunk.ZstdBlocks:
 		return fmt.Errorf("%v", s.Codec)
 	case s.Proof != nil && s.Codec != chunk.None && s.Codec != chunk.Deflate && (s.Codec != chunk.Zstd || !s.Whole()):
 		return fmt.Errorf("digests of what is stored as %v", s.Codec)
-	case !s.Inflated() && (s.Bits > 0 || s.Window != Window{}), s.Bits > 7:
+	case !s.Windowed() && s.Window != Window{}, !s.Inflated() && s.Bits > 0, s.Bits > 7:
 		return fmt.Errorf("%v with %d bits and a window of %d bytes", s.Codec, s.Bits, s.Window.Length)
-	case s.Window.Length > maxWindow || s.Window.Offset < 0 || int64(s.Window.Blob) >= int64(len(blobs)):
+	case s.Codec == chunk.ZstdBlocks && s.Length > 2*s.Size+MoreStored:
+		return fmt.Errorf("%d bytes stored as %d, %v", s.Size, s.Length, s.Codec)
+	case s.Inflated() && s.Window.Length > maxWindow || !s.Inflated() && int64(s.Window.Length) > s.Size+slack,
+		s.Window.Offset < 0 || s.Window.Offset > math.MaxInt64-int64(s.Window.Length) || int64(s.Window.Blob) >= int64(len(blobs)):
 		return fmt.Errorf("a window of %d bytes at %d of blob %d of %d", s.Window.Length, s.Window.Offset, s.Window.Blob, len(blobs))
 	}
 	return nil

@@ -57,7 +57,7 @@ func TestCheckSpans(t *testing.T) {
 		{"not compressed and longer", 0, func(s *Span) { s.Size = 99 }, "99 bytes stored as 100"},
 		{"more than fits into memory", 2, func(s *Span) { s.Length = MaxStored + 1 }, "stored as"},
 		{"a stream of LZ4", 3, func(s *Span) { s.Codec = chunk.LZ4 }, "lz4"},
-		{"an unknown codec", 1, func(s *Span) { s.Codec = chunk.Deflate + 1 }, "codec(5)"},
+		{"an unknown codec", 1, func(s *Span) { s.Codec = chunk.ZstdBlocks + 1 }, "codec(6)"},
 		{"bits of zstd", 1, func(s *Span) { s.Bits = 1 }, "1 bits"},
 		{"bits of none", 0, func(s *Span) { s.Bits = 1 }, "1 bits"},
 		{"8 bits", 5, func(s *Span) { s.Bits = 8 }, "8 bits"},
@@ -83,6 +83,86 @@ func TestCheckSpans(t *testing.T) {
 	unknown.Blobs[0].Spans[5].Length = 1 << 50
 	if err := unknown.CheckSpans(); err != nil {
 		t.Error(err)
+	}
+}
+
+// States lie one behind the other, and are of one blob.
+func TestCheckStates(t *testing.T) {
+	const state = maxWhole + slack
+	tree := func() *Tree {
+		return &Tree{Blobs: []Blob{{Digest: "sha256:a", Spans: []Span{
+			{Size: 100, Length: 90, Codec: chunk.ZstdBlocks}, // begins with a frame
+			{Start: 100, Size: maxWhole, Offset: 90, Length: 1000, Codec: chunk.ZstdBlocks, Window: Window{Blob: 1, Length: state, Offset: 50}},
+			{Start: 100 + maxWhole, Size: 10, Offset: 1100, Length: 10, Codec: chunk.Zstd},
+			{Start: 110 + maxWhole, Size: 10, Offset: 1110, Length: 10, Codec: chunk.ZstdBlocks, Window: Window{Blob: 1, Length: 3, Offset: 50 + state}},
+			{Start: 120 + maxWhole, Size: 10, Offset: 1120, Length: 10, Codec: chunk.ZstdBlocks},
+			{Start: 130 + maxWhole, Size: 10, Offset: 1130, Length: 10, Codec: chunk.ZstdBlocks, Window: Window{Blob: 1, Length: 5, Offset: 53 + state}},
+		}}, {Digest: "sha256:states"}, {Digest: "sha256:more"}}}
+	}
+	if err := tree().CheckSpans(); err != nil {
+		t.Fatal(err)
+	}
+	far := tree() // but nothing that cannot be added up
+	for i, off := range map[int]int64{1: 0, 3: state, 5: state + 3} {
+		far.Blobs[0].Spans[i].Window.Offset = math.MaxInt64 - 3*state + off
+	}
+	if err := far.CheckSpans(); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		what string
+		span int
+		bad  func(s *Span)
+		text string
+	}{
+		{"large", 5, func(s *Span) { s.Size = maxWhole + 1 }, "1048577 bytes stored as 10, zstd blocks"},
+		{"of too many stored bytes", 5, func(s *Span) { s.Length = 20 + MoreStored + 1 }, "10 bytes stored as 65557, zstd blocks"},
+		{"with bits", 3, func(s *Span) { s.Bits = 1 }, "zstd blocks with 1 bits"},
+		{"with a proof", 3, func(s *Span) { s.Proof = &Proof{} }, "digests of what is stored as zstd blocks"},
+		{"a state too long", 5, func(s *Span) { s.Window.Length = 10 + slack + 1 }, "a window of 1035 bytes"},
+		{"a state in no blob", 5, func(s *Span) { s.Window.Blob = 3 }, "blob 3 of 3"},
+		{"a state before its blob", 1, func(s *Span) { s.Window.Offset = -1 }, "a window"},
+		{"a state beyond all numbers", 1, func(s *Span) { s.Window.Offset = math.MaxInt64 - state + 1 }, "a window"},
+		{"a state in another blob", 3, func(s *Span) { s.Window.Blob = 2 }, "a window at 1049650 of blob 2, want it at 1049650 of blob 1"},
+		{"a state behind a gap", 3, func(s *Span) { s.Window.Offset++ }, "want it at 1049650 of blob 1"},
+		{"a state in another one", 3, func(s *Span) { s.Window.Offset-- }, "want it at 1049650 of blob 1"},
+		{"a state behind a gap, and a span without", 5, func(s *Span) { s.Window.Offset++ }, "want it at 1049653 of blob 1"},
+		{"a window of gzip", 2, func(s *Span) { s.Codec, s.Window = chunk.Gzip, Window{Blob: 2, Length: 9, Offset: 1 << 40} }, "windows of another kind"},
+		{"a window of gzip in front", 0, func(s *Span) { s.Codec, s.Window = chunk.Deflate, Window{Blob: 2, Length: 9, Offset: 1 << 40} }, "windows of another kind"},
+	} {
+		bad := tree()
+		c.bad(&bad.Blobs[0].Spans[c.span])
+		if err := bad.CheckSpans(); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), c.text) || !strings.Contains(err.Error(), "sha256:a") {
+			t.Errorf("%s: %v, want it to say %q", c.what, err, c.text)
+		}
+	}
+}
+
+func TestBeside(t *testing.T) {
+	with := func(codec chunk.Codec, windows ...Window) (spans []Span) {
+		for _, w := range windows {
+			spans = append(spans, Span{Codec: codec, Window: w})
+		}
+		return spans
+	}
+	none, a, b, c := Window{}, Window{7, 10, 100}, Window{7, 20, 110}, Window{7, 5, 130}
+	for _, x := range []struct {
+		what        string
+		spans       []Span
+		blob        uint32
+		off, length int64
+	}{
+		{"none", with(chunk.ZstdBlocks, none, none), 0, 0, 0},
+		{"no spans", nil, 0, 0, 0},
+		{"one", with(chunk.ZstdBlocks, b), 7, 110, 20},
+		{"all", with(chunk.ZstdBlocks, none, a, b, none, c, none), 7, 100, 35},
+		{"two", with(chunk.ZstdBlocks, b, none, c), 7, 110, 25},
+		{"the first of gzip", with(chunk.Gzip, a, b, c), 7, 100, 10},
+		{"the first of deflate, which has none", with(chunk.Deflate, none, b, c), 0, 0, 0},
+	} {
+		if blob, off, length := Beside(x.spans); blob != x.blob || off != x.off || length != x.length {
+			t.Errorf("%s: %d bytes at %d of blob %d", x.what, length, off, blob)
+		}
 	}
 }
 
@@ -129,9 +209,14 @@ func TestCheckChunk(t *testing.T) {
 func draw(t *rapid.T) *Tree {
 	tree := &Tree{Blobs: make([]Blob, 2)}
 	b := &tree.Blobs[0]
-	var at int64
+	var at, states int64
+	kinds := []chunk.Codec{chunk.None, chunk.Zstd, chunk.LZ4, rapid.SampledFrom([]chunk.Codec{chunk.Gzip, chunk.ZstdBlocks}).Draw(t, "windowed")}
 	for _, n := range rapid.SliceOfN(rapid.Int64Range(1, 1000), 1, 20).Draw(t, "sizes") {
-		s := Span{Size: n, Offset: at + rapid.Int64Range(0, 3).Draw(t, "gap"), Codec: chunk.Codec(rapid.IntRange(0, 3).Draw(t, "codec"))}
+		s := Span{Size: n, Offset: at + rapid.Int64Range(0, 3).Draw(t, "gap"), Codec: rapid.SampledFrom(kinds).Draw(t, "codec")}
+		if s.Codec == chunk.ZstdBlocks && rapid.Bool().Draw(t, "inside") {
+			s.Window = Window{Blob: 1, Length: rapid.Uint32Range(1, 300).Draw(t, "state"), Offset: states}
+			states += int64(s.Window.Length)
+		}
 		if s.Length = rapid.Int64Range(1, 1000).Draw(t, "length"); s.Codec == chunk.None {
 			s.Length = n
 		}
@@ -215,7 +300,8 @@ func TestWhole(t *testing.T) {
 		size  int64
 		want  bool
 	}{{chunk.None, 5, false}, {chunk.Zstd, 1, true}, {chunk.Zstd, 1 << 20, true}, {chunk.Zstd, 1<<20 + 1, false},
-		{chunk.LZ4, chunk.MaxSize, true}, {chunk.LZ4, chunk.MaxSize + 1, false}, {chunk.Gzip, 5, false}} {
+		{chunk.LZ4, chunk.MaxSize, true}, {chunk.LZ4, chunk.MaxSize + 1, false}, {chunk.Gzip, 5, false},
+		{chunk.ZstdBlocks, 1 << 20, true}, {chunk.ZstdBlocks, 1<<20 + 1, false}} {
 		if s := (Span{Codec: c.codec, Size: c.size}); s.Whole() != c.want {
 			t.Errorf("%+v: %v", s, s.Whole())
 		}

@@ -35,8 +35,10 @@ func (c *checker) again(ctx context.Context) error {
 			return nil
 		}
 	}
-	if err := c.chunks(ctx, says); err != nil {
-		return err
+	if c.im.Kind != reader.Index { // else the chunks have been verified, and made of the layers
+		if err := c.chunks(ctx, says); err != nil {
+			return err
+		}
 	}
 	made, err := reader.Make(ctx, job)
 	if err == nil {

@@ -89,7 +89,7 @@ func Check(ctx context.Context, im *Image, progress func(done, total int64)) (*R
 	if err := c.read(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.gzips(ctx); err != nil {
+	if err := c.windowedSpans(ctx); err != nil {
 		return nil, err
 	}
 	if im.Tree != nil && im.Kind != "" && im.Kind != reader.Nydus {
@@ -128,6 +128,8 @@ type object struct {
 	meta   *object // that tells of it, where package rafs does
 	spans  []index.Span
 	chunks []int // in Tree.Chunks, by offset
+
+	windowed bool // decoding its spans needs windows
 }
 
 func (o *object) defect(off int64, problem string) Defect {
@@ -183,6 +185,7 @@ func (c *checker) list() {
 		of[i].blob = i
 		if c.im.Kind == "" || c.im.Kind == reader.Nydus { // else again looks
 			of[i].spans = b.Spans
+			of[i].windowed = slices.ContainsFunc(b.Spans, func(s index.Span) bool { return s.Windowed() })
 		}
 		if c.im.RAFS == nil {
 			continue

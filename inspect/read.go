@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shale-image/shale/blob"
-	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/stream"
 )
@@ -115,7 +114,7 @@ func (c *checker) plan(o *object) (all []*window) {
 	for off := int64(0); off < o.size; {
 		end := min(off+windowSize, o.size)
 		first := next
-		for ; next < len(o.spans) && !o.gzip(); next++ {
+		for ; next < len(o.spans) && !o.windowed; next++ {
 			s := &o.spans[next]
 			if s.Offset+s.Length > o.size { // measure has told
 				continue
@@ -228,35 +227,31 @@ func (c *checker) span(o *object, s *index.Span, p []byte) {
 	c.verify(o, s, r, err)
 }
 
-// gzip tells whether the object's spans are those of a gzip layer, which share
-// bytes.
-func (o *object) gzip() bool { return len(o.spans) > 0 && o.spans[0].Codec == chunk.Gzip }
-
-// gzips verifies the chunks of gzip layers, each span's from its own beginning.
-func (c *checker) gzips(ctx context.Context) error {
+// windowedSpans verifies the chunks of layers whose spans need windows, each span's from its own beginning.
+func (c *checker) windowedSpans(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(4, runtime.GOMAXPROCS(0)))
 	for _, o := range c.objects {
 		for i := range o.spans {
 			s := &o.spans[i]
-			if !o.gzip() || o.size < o.ref.Size || len(c.chunksIn(o, s)) == 0 {
+			if !o.windowed || o.size < o.ref.Size || len(c.chunksIn(o, s)) == 0 {
 				continue
 			}
 			g.Go(func() error {
-				return c.gzipSpan(ctx, o, s)
+				return c.windowedSpan(ctx, o, s)
 			})
 		}
 	}
 	return g.Wait()
 }
 
-// gzipSpan verifies the chunks that begin in a span of a gzip layer. It reads from
+// windowedSpan verifies the chunks that begin in a span. It reads from
 // the first to the last of them.
-func (c *checker) gzipSpan(ctx context.Context, o *object, s *index.Span) error {
+func (c *checker) windowedSpan(ctx context.Context, o *object, s *index.Span) error {
 	chunks := c.chunksIn(o, s)
 	from, to := c.im.Tree.Chunks[chunks[0]].Offset, c.im.Tree.Chunks[chunks[len(chunks)-1]].End()
 	spans := c.im.Tree.Blobs[o.blob].Cover(from, to)
-	w, err := stream.WindowOf(ctx, c.im.Source, c.im.Tree, s)
+	w, err := stream.Beside(ctx, c.im.Source, c.im.Tree, spans)
 	if err != nil {
 		return err // it is not from elsewhere
 	}

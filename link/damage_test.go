@@ -216,7 +216,7 @@ func TestHostileMap(t *testing.T) {
 		{"not compressed, and shorter", spans + 24, 8, 99, "stored as 99"},
 		{"span of no blob", spans + 3*mapSpan + 44, 2, 2, "blob 2 of 2"},
 		{"span of an earlier blob", spans + 3*mapSpan + 44, 2, 0, "after one in 1"},
-		{"codec", spans + mapSpan + 48, 1, 5, "codec(5)"},
+		{"codec", spans + mapSpan + 48, 1, 6, "codec(6)"},
 		{"large lz4", spans + mapSpan + 48, 1, 1 << 7, "codec"},
 		{"bits", spans + 3*mapSpan + 49, 1, 8, "8 bits"},
 		{"bits of another codec", spans + mapSpan + 49, 1, 1, "1 bits"},

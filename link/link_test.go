@@ -94,17 +94,26 @@ func sameBlobs(im *Image, t *index.Tree) bool {
 // randomSpans gives a blob spans of all kinds, with gaps between their bytes.
 func randomSpans(r *rand.Rand, b *index.Blob, blobs int) {
 	var at int64
+	windowed := []chunk.Codec{chunk.Gzip, chunk.Deflate}
+	if r.IntN(2) == 0 {
+		windowed = []chunk.Codec{chunk.ZstdBlocks}
+	}
+	kinds := append([]chunk.Codec{chunk.None, chunk.Zstd, chunk.LZ4}, windowed...)
+	state := index.Window{Blob: uint32(r.IntN(blobs)), Offset: r.Int64N(1 << 40)}
 	for n := 1 + r.IntN(40); n > 0; n-- {
 		if r.IntN(3) == 0 {
 			at += r.Int64N(1000)
 		}
-		s := index.Span{Size: 1 + r.Int64N(3000), Offset: at, Codec: chunk.Codec(r.IntN(5))}
+		s := index.Span{Size: 1 + r.Int64N(3000), Offset: at, Codec: kinds[r.IntN(len(kinds))]}
 		s.Length = 1 + r.Int64N(s.Size)
 		switch {
 		case s.Codec == chunk.None:
 			s.Length = s.Size
 		case s.Codec == chunk.Zstd && r.IntN(4) == 0:
 			s.Size += chunk.MaxSize // a stream
+		case s.Codec == chunk.ZstdBlocks && r.IntN(3) > 0:
+			state.Offset, state.Length = state.Offset+int64(state.Length), 1+r.Uint32N(uint32(s.Size)+1<<10)
+			s.Window = state
 		case s.Inflated():
 			if len(b.Spans) > 0 && b.Spans[len(b.Spans)-1].Inflated() && r.IntN(2) == 0 && at == end(b) {
 				s.Bits, s.Offset, s.Length = uint8(1+r.IntN(7)), s.Offset-1, s.Length+1

@@ -141,7 +141,7 @@ func random(n int, seed byte) []byte {
 type imageOptions struct {
 	platform   string // default: this machine's
 	configType string // default: an image's
-	compress   string // "zstd": layers that are one frame; default: gzip
+	compress   string // "zstd": layers that are one frame; "zstd-bytes": which cannot be cut; default: gzip
 	cred       image.Credentials
 }
 
@@ -209,6 +209,22 @@ func compress(as string, archive []byte) (mediaType string, layer []byte, err er
 		}
 		return "application/vnd.oci.image.layer.v1.tar+zstd", e.EncodeAll(archive, nil), nil
 	}
+	if as == "zstd-bytes" { // many blocks of a byte each, longer than what they hold
+		var z bytes.Buffer
+		e, err := zstd.NewWriter(&z, zstd.WithEncoderConcurrency(1))
+		for i := 0; i < 50_000 && err == nil; i++ {
+			if _, err = e.Write(archive[i : i+1]); err == nil {
+				err = e.Flush()
+			}
+		}
+		if err == nil {
+			_, err = e.Write(archive[50_000:])
+		}
+		if err == nil {
+			err = e.Close()
+		}
+		return "application/vnd.oci.image.layer.v1.tar+zstd", z.Bytes(), err
+	}
 	var z bytes.Buffer
 	w, err := gzip.NewWriterLevel(&z, gzip.BestSpeed)
 	if err != nil {
@@ -260,7 +276,7 @@ func cmdMkimage(ts *testscript.TestScript, neg bool, args []string) {
 		args = args[2:]
 	}
 	if neg || len(args) < 1 {
-		ts.Fatalf("usage: mkimage [-platform P] [-config MEDIATYPE] [-compress zstd] REF TAR...")
+		ts.Fatalf("usage: mkimage [-platform P] [-config MEDIATYPE] [-compress zstd|zstd-bytes] REF TAR...")
 	}
 	host, _, _ := strings.Cut(args[0], "/")
 	if login := ts.Getenv("LOGIN_" + host); login != "" {

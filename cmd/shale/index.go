@@ -62,8 +62,8 @@ and is of one platform.
 With --json: {ref, manifest_digest, index_digest, index_bytes, side_bytes,
 layer_bytes, artifact, bound {ref, manifest_digest, artifact}, keys, one_frame};
 side_bytes lie beside the layers and are fetched with the data they serve; one_frame
-are layers of 1 MiB or more that are one zstd frame, of which no part can be had
-without all that lies before it.`,
+are layers of 1 MiB or more that are one zstd frame which cannot be cut: no part of
+them can be had without all that lies before it.`,
 		Example: `  shale index --push registry.example/app:1
   shale index --push --key team.key registry.example/app:1
   shale index --bind registry.example/app:1-bound registry.example/app:1

@@ -44,7 +44,7 @@ func Encode(t *index.Tree, info Info, lim index.Limits) ([]byte, error) {
 	if err := e.encode(info); err != nil {
 		return nil, err
 	}
-	p := seal(e.sums(), e.content()...)
+	p := seal(e.version(), e.sums(), e.content()...)
 	if err := e.verify(p, info, lim); err != nil {
 		return nil, err
 	}

@@ -102,7 +102,7 @@ func (d *decoder) spans() {
 	each(func(b *index.Blob, i int) {
 		v := c.upTo(math.MaxUint8, "codec")
 		b.Spans[i].Codec, b.Spans[i].Bits = chunk.Codec(v&15), uint8(v>>4)
-		if c := b.Spans[i].Codec; c > chunk.Gzip {
+		if c := b.Spans[i].Codec; c > chunk.Gzip && c != chunk.ZstdBlocks {
 			d.check(fmt.Errorf("%w: span %d of blob %s is stored as codec(%d)", index.ErrCorrupt, i, b.Digest, c))
 		}
 	})
@@ -120,7 +120,7 @@ func (d *decoder) spans() {
 	})
 	var last index.Window
 	each(func(b *index.Blob, i int) {
-		if s := &b.Spans[i]; s.Codec == chunk.Gzip {
+		if s := &b.Spans[i]; s.Windowed() {
 			s.Window.Length = uint32(c.upTo(math.MaxUint32, "window of bytes"))
 		}
 	})

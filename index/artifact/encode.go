@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
 )
 
@@ -65,6 +66,18 @@ func (e *encoder) digest(id int, s string) error {
 	sum, err := parseDigest(s)
 	e.sec[id] = append(e.sec[id], sum[:]...)
 	return err
+}
+
+// version is the first that can say what the index does.
+func (e *encoder) version() uint32 {
+	for i := range e.t.Blobs {
+		for k := range e.t.Blobs[i].Spans {
+			if e.t.Blobs[i].Spans[k].Codec == chunk.ZstdBlocks {
+				return 2
+			}
+		}
+	}
+	return 1
 }
 
 // content returns what is compressed: the sections, in parts.

@@ -25,7 +25,7 @@ func forge(t testing.TB, tr *index.Tree, change func(e *encoder)) []byte {
 		t.Fatal(err)
 	}
 	change(e)
-	return seal(e.sums(), e.content()...)
+	return seal(1, e.sums(), e.content()...)
 }
 
 // reseal makes the checksum right.
@@ -64,6 +64,60 @@ func small() *index.Tree {
 	s := &index.Inode{Mode: syscall.S_IFLNK, Target: "t"}
 	t.Root.Children = map[string]*index.Inode{"d": d, "f": f, "h": f, "s": s}
 	return t
+}
+
+// blocks is small where the layer is a zstd frame, of which two spans need states.
+func blocks() *index.Tree {
+	t := small()
+	t.Blobs[0].Size, t.Blobs[0].Spans = 3100, []index.Span{
+		{Size: 30_000, Offset: 20, Length: 1000, Codec: chunk.ZstdBlocks},
+		{Start: 30_000, Size: 30_000, Offset: 1020, Length: 1000, Codec: chunk.ZstdBlocks, Window: index.Window{Blob: 1, Offset: 9, Length: 31_024}},
+		{Start: 60_000, Size: 5536, Offset: 2080, Length: 1000, Codec: chunk.ZstdBlocks, Window: index.Window{Blob: 1, Offset: 31_033, Length: 300}},
+	}
+	return t
+}
+
+// TestVersion: an index says the first version that can say what it does, so that who knows
+// no other reads all those that it can.
+func TestVersion(t *testing.T) {
+	for what, c := range map[string]struct {
+		tree *index.Tree
+		want byte
+	}{"plain": {small(), 1}, "gzip": {awkward(), 1}, "zstd": {index.NewTree(), 1}, "blocks": {blocks(), 2}} {
+		p := roundTrip(t, c.tree, Info{Manifest: digest(1)})
+		if p[8] != c.want || p[9] != 0 || p[10] != 0 || p[11] != 0 {
+			t.Errorf("%s: version %d, want %d", what, p[8], c.want)
+		}
+	}
+}
+
+// TestHostileBlocks: what is wrong with blocks of zstd frames is refused.
+func TestHostileBlocks(t *testing.T) {
+	for _, c := range []struct {
+		change func(s []index.Span)
+		words  string
+	}{
+		{func(s []index.Span) { s[1].Codec = chunk.Deflate }, "span 1 of blob " + digest(5) + " is stored as codec(4)"},
+		{func(s []index.Span) { s[1].Codec = chunk.ZstdBlocks + 1 }, "is stored as codec(6)"},
+		{func(s []index.Span) { s[2].Bits = 1 }, "zstd blocks with 1 bits"},
+		{func(s []index.Span) { s[1].Window.Length++ }, "a window of 31025 bytes"},
+		{func(s []index.Span) { s[2].Window.Offset++ }, "want it at 31033 of blob 1"},
+		{func(s []index.Span) { s[2].Window.Blob = 0 }, "of blob 0, want it at 31033 of blob 1"},
+		{func(s []index.Span) { s[1].Window.Blob, s[2].Window.Blob = 2, 2 }, "blob 2 of 2"},
+		{func(s []index.Span) { s[1].Window.Offset, s[2].Window.Offset = -1, 31_023 }, "a window of 31024 bytes at -1"},
+		{func(s []index.Span) { s[1].Codec, s[1].Window = chunk.Gzip, index.Window{} }, "windows of another kind"},
+	} {
+		refused(t, forge(t, blocks(), func(e *encoder) {
+			c.change(e.t.Blobs[0].Spans)
+			e.sec[secSpans] = nil
+			e.spans()
+		}), index.Limits{}, index.ErrCorrupt, c.words)
+	}
+	large := blocks()
+	large.Blobs[0].Spans[2].Size = 1<<20 + 1
+	if _, err := Encode(large, someInfo, index.Limits{}); err == nil {
+		t.Error("a large span is written")
+	}
 }
 
 func TestHostile(t *testing.T) {
@@ -196,8 +250,8 @@ func TestHeader(t *testing.T) {
 	refused(t, nil, index.Limits{}, index.ErrCorrupt, "SHALEIDX")
 	refused(t, put(0, 's'), index.Limits{}, index.ErrCorrupt, "SHALEIDX")
 	refused(t, put(8, 0), index.Limits{}, index.ErrCorrupt, "version 0")
-	refused(t, put(8, 2), index.Limits{}, index.ErrUnsupported, "index of version 2, want at most 1")
-	refused(t, put(8, 2)[:12], index.Limits{}, index.ErrUnsupported, "index of version 2, want at most 1")
+	refused(t, put(8, 3), index.Limits{}, index.ErrUnsupported, "index of version 3, want at most 2")
+	refused(t, put(8, 3)[:12], index.Limits{}, index.ErrUnsupported, "index of version 3, want at most 2")
 	refused(t, put(12, good[12]+1), index.Limits{}, index.ErrCorrupt, "zstd")
 	refused(t, put(14, 1), index.Limits{}, index.ErrCorrupt, "chunks in")
 	refused(t, put(15, 1), index.Limits{}, index.ErrCorrupt, "chunks in")
@@ -208,17 +262,17 @@ func TestHeader(t *testing.T) {
 	refused(t, put(23, 1), index.Limits{}, index.ErrLimit, "bytes decoded")
 	refused(t, good[:headerSize], index.Limits{}, index.ErrCorrupt, "cut off")
 	refused(t, append(bytes.Clone(good), 0), index.Limits{}, index.ErrCorrupt, "checksum")
-	refused(t, seal(nil, numbers(secDevices+1, 0)), index.Limits{}, index.ErrUnsupported, "section 20")
-	refused(t, seal(nil, numbers(secNames, 0, secTimes, 0)), index.Limits{}, index.ErrCorrupt, "section 9 behind section 10")
-	refused(t, seal(nil, numbers(secNames, 1)), index.Limits{}, index.ErrCorrupt, "section 10 of 1 bytes")
-	refused(t, seal(nil, []byte{0x80}), index.Limits{}, index.ErrCorrupt, "section")
+	refused(t, seal(1, nil, numbers(secDevices+1, 0)), index.Limits{}, index.ErrUnsupported, "section 20")
+	refused(t, seal(1, nil, numbers(secNames, 0, secTimes, 0)), index.Limits{}, index.ErrCorrupt, "section 9 behind section 10")
+	refused(t, seal(1, nil, numbers(secNames, 1)), index.Limits{}, index.ErrCorrupt, "section 10 of 1 bytes")
+	refused(t, seal(1, nil, []byte{0x80}), index.Limits{}, index.ErrCorrupt, "section")
 	// What need not be understood is skipped.
 	p := forge(t, small(), func(e *encoder) { e.sec[secDevices] = nil })
 	e := &encoder{t: small()}
 	if err := e.encode(someInfo); err != nil {
 		t.Fatal(err)
 	}
-	more := seal(e.sums(), append(slices.Clone(e.content()), numbers(64, 2, 1, 1, 1000, 0))...)
+	more := seal(1, e.sums(), append(slices.Clone(e.content()), numbers(64, 2, 1, 1, 1000, 0))...)
 	want, _, err := Decode(p, "test", index.Limits{})
 	if err != nil {
 		t.Fatal(err)
@@ -315,7 +369,7 @@ func TestMemory(t *testing.T) {
 					content = append(append(content, numbers(uint64(id), uint64(len(p)))...), p...)
 				}
 			}
-			p := seal(nil, content, append(numbers(optional, uint64(len(pad))), pad...))
+			p := seal(1, nil, content, append(numbers(optional, uint64(len(pad))), pad...))
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			_, _, err := Decode(p, "test", index.Limits{Memory: memory})

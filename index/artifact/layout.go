@@ -15,7 +15,7 @@ import (
 
 const (
 	magic      = "SHALEIDX"
-	version    = 1
+	version    = 2
 	headerSize = 24
 	sumSize    = 32 // of chunks, and of all
 
@@ -96,8 +96,8 @@ var encoders = sync.Pool{New: func() any {
 	return e
 }}
 
-// seal puts an index together. Each part of what is compressed is a frame.
-func seal(sums []byte, content ...[]byte) []byte {
+// seal puts an index of a version together. Each part of what is compressed is a frame.
+func seal(version uint32, sums []byte, content ...[]byte) []byte {
 	size := 0
 	for _, part := range content {
 		size += len(part)

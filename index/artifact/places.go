@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
 )
 
@@ -138,7 +137,7 @@ func (e *encoder) spans() {
 		e.int(secSpans, gaps[i])
 	}
 	for i := range all {
-		if all[i].Codec == chunk.Gzip {
+		if all[i].Windowed() {
 			e.uint(secSpans, uint64(all[i].Window.Length))
 		}
 	}

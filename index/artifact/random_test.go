@@ -22,6 +22,8 @@ func drawTree(t *rapid.T) *index.Tree {
 	layers := rapid.IntRange(1, 3).Draw(t, "layers")
 	for i := range layers {
 		b := index.Blob{Digest: digest(100 + i)}
+		windowed := rapid.SampledFrom([]chunk.Codec{chunk.Gzip, chunk.ZstdBlocks}).Draw(t, "windowed")
+		state := index.Window{Blob: uint32(layers), Offset: rapid.Int64Range(0, 1<<40).Draw(t, "states")}
 		for range rapid.IntRange(1, 4).Draw(t, "spans") {
 			var end int64
 			if n := len(b.Spans); n > 0 {
@@ -30,6 +32,17 @@ func drawTree(t *rapid.T) *index.Tree {
 			s := index.Span{Codec: chunk.Codec(small.Draw(t, "codec")), Size: rapid.Int64Range(1, 1<<22).Draw(t, "size")}
 			s.Offset = end + rapid.Int64Range(0, 700).Draw(t, "apart")
 			s.Length = s.Size
+			if s.Codec == chunk.Gzip {
+				s.Codec = windowed
+			}
+			if s.Codec == chunk.ZstdBlocks {
+				s.Size = (s.Size-1)%(1<<20) + 1
+				s.Length = rapid.Int64Range(1, 2*s.Size+index.MoreStored).Draw(t, "length")
+				if n := rapid.Uint32Range(0, uint32(s.Size)+1<<10).Draw(t, "state"); n > 0 {
+					state.Offset, state.Length = state.Offset+int64(state.Length), n
+					s.Window = state
+				}
+			}
 			if s.Codec == chunk.Gzip {
 				s.Length = rapid.Int64Range(1, 1<<22).Draw(t, "length")
 				s.Bits = uint8(rapid.IntRange(0, 7).Draw(t, "bits"))
@@ -174,6 +187,14 @@ func TestDamage(t *testing.T) {
 			content[n] ^= 1 << (n % 8)
 		}
 	})
+	forge(t, blocks(), func(e *encoder) {
+		content := slices.Concat(e.content()...)
+		for n := range content {
+			content[n] ^= 1 << (n % 8)
+			survive(t, quick(e.sums(), content))
+			content[n] ^= 1 << (n % 8)
+		}
+	})
 	forge(t, awkward(), func(e *encoder) {
 		content := slices.Concat(e.content()...)
 		for n := range content {
@@ -190,7 +211,7 @@ var fast, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd
 
 // quick is seal, in less time.
 func quick(sums, content []byte) []byte {
-	p := seal(sums)
+	p := seal(1, sums)
 	p = fast.EncodeAll(content, p[:len(p)-sumSize])
 	binary.LittleEndian.PutUint64(p[16:], uint64(len(content)))
 	return reseal(append(p, make([]byte, sumSize)...))
@@ -250,13 +271,13 @@ func sound(t *testing.T, p []byte) (*index.Tree, Info) {
 // FuzzDecode takes its input for an index, and for what the frames of one with
 // some chunks decode to.
 func FuzzDecode(f *testing.F) {
-	for _, tr := range []*index.Tree{small(), index.NewTree()} {
+	for _, tr := range []*index.Tree{small(), index.NewTree(), blocks()} {
 		e := &encoder{t: tr}
 		if err := e.encode(Info{Manifest: digest(1)}); err != nil {
 			f.Fatal(err)
 		}
 		f.Add(slices.Concat(e.content()...), byte(len(e.chunks)))
-		f.Add(seal(e.sums(), e.content()...), byte(0))
+		f.Add(seal(1, e.sums(), e.content()...), byte(0))
 	}
 	f.Fuzz(func(t *testing.T, p []byte, chunks byte) {
 		survive(t, p)

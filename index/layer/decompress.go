@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -90,6 +91,7 @@ func decompress(r io.Reader, lim index.Limits, m *Marks) (io.ReadCloser, Compres
 		in.r, in.close = z, z.Close
 		if m != nil {
 			m.frames = zframe.New(br, z, m.frame)
+			m.frames.Cut(zframe.NewCutter(m.Every, cmp.Or(m.Blocks, m.Every), m.block))
 			in.r = m.frames
 		}
 	default:
@@ -139,7 +141,9 @@ func (i *inflater) Read(p []byte) (int, error) {
 		return 0, index.Errorf(index.ErrLimit, i.kind.String(), i.src.n, "%d bytes uncompressed, more than %d for each compressed one (Expansion)", i.n, i.lim.Expansion)
 	}
 	if err == io.EOF && i.marks != nil {
-		i.marks.end(i.kind, i.n, i.src.n)
+		if err := i.marks.end(i.kind, i.n, i.src.n); err != nil {
+			return n, err
+		}
 	}
 	if err != nil && err != io.EOF {
 		err = i.explain(err)

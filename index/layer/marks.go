@@ -1,7 +1,9 @@
 package layer
 
 import (
+	"cmp"
 	"io"
+	"slices"
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
@@ -11,17 +13,21 @@ import (
 
 // Marks notes, while a layer is decompressed, where its stream can be entered.
 type Marks struct {
-	Every int64 // least bytes of the stream between two spans; must be positive
+	Every  int64 // least bytes of the stream between two spans; must be positive
+	Blocks int64 // likewise, of spans inside of a zstd frame
 
-	// Window keeps what decoding a span of a gzip layer needs besides, at most
-	// 32 KiB, and says where. It is called from the goroutine that inflates; the
-	// window is valid during the call only. An error ends decompressing.
+	// Window keeps what decoding a span needs besides, at most 32 KiB of a gzip layer, at most
+	// zframe.MaxState of a zstd one, and says where: one behind the other. It is called from
+	// the goroutine that inflates; the window is valid during the call only. An error ends
+	// decompressing.
 	Window func(window []byte) (index.Window, error)
 
 	// Spans covers the stream once it was read to its end.
 	Spans []index.Span
 
 	frames *zframe.Reader // of a zstd layer
+	blocks []index.Span   // likewise: Spans if frames are cut
+	failed error          // of Window, for blocks
 }
 
 // DecompressMarked is Decompress that also notes where the stream can be
@@ -59,14 +65,29 @@ func (m *Marks) checkpoint(cp zran.Checkpoint, window []byte) error {
 }
 
 // end closes the last span at the end of the stream.
-func (m *Marks) end(kind Compression, size, stored int64) {
+func (m *Marks) end(kind Compression, size, stored int64) error {
 	switch kind {
 	case None:
 		m.Spans = []index.Span{{}}
 	case Zstd:
 		stored = m.frames.End() // skippable ones are no part of a span
+		if m.frames.Whole() == nil && slices.ContainsFunc(m.blocks, func(s index.Span) bool { return s.Codec == chunk.ZstdBlocks }) {
+			m.Spans = m.blocks
+			return m.failed
+		}
 	}
 	m.close(size, stored)
+	return m.failed
+}
+
+// block notes a span of a zstd layer, whose frames are cut.
+func (m *Marks) block(s index.Span, state []byte) (err error) {
+	if state != nil {
+		s.Window, err = m.Window(state)
+		m.failed = cmp.Or(m.failed, err)
+	}
+	m.blocks = append(m.blocks, s)
+	return err
 }
 
 // frame notes where a zstd frame begins. A span is one frame, or as many as make

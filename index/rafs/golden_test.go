@@ -107,7 +107,7 @@ func decode(t *index.Tree, c index.Chunk, blob []byte) ([]byte, error) {
 	if off < 0 || off > int64(len(blob)) || n > int64(len(blob))-off {
 		return nil, fmt.Errorf("%w: %d bytes at %d of %d", index.ErrCorrupt, n, off, len(blob))
 	}
-	w, err := stream.WindowOf(context.Background(), nil, t, &spans[0])
+	w, err := stream.Beside(context.Background(), nil, t, spans)
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
@@ -36,10 +37,14 @@ import (
 // fetched at least, and costs a window of some 2 KB in the side.
 const Every = 32 << 10
 
+// Blocks is the least distance of two spans inside of a zstd frame: each block of most
+// encoders is a span.
+const Blocks = 128 << 10
+
 // Options say how to scan. Zero values mean the defaults.
 type Options struct {
 	Limits  index.Limits
-	Every   int64  // distance of spans of a gzip or zstd layer; default the constant
+	Every   int64  // distance of spans of a gzip or zstd layer; default Every, inside of zstd frames Blocks
 	Workers int    // that hash and keep chunks; default: one for each processor
 	TempDir string // for the side; default os.TempDir
 
@@ -155,7 +160,7 @@ func Scan(ctx context.Context, r io.Reader, name string, o Options) (_ *Layer, e
 	if err != nil {
 		return nil, err
 	}
-	marks := &layer.Marks{Every: cmp.Or(o.Every, Every), Window: side.window}
+	marks := &layer.Marks{Every: cmp.Or(o.Every, Every), Blocks: cmp.Or(o.Every, Blocks), Window: side.window}
 	in, kind, err := layer.DecompressMarked(r, o.Limits, marks)
 	if err != nil {
 		return nil, errors.Join(err, side.close())
@@ -170,6 +175,9 @@ func Scan(ctx context.Context, r io.Reader, name string, o Options) (_ *Layer, e
 	}
 	x.l.DiffID, x.l.Size = fmt.Sprintf("sha256:%x", sum.h.Sum(nil)), sum.n
 	x.l.Spans = marks.Spans
+	if !slices.ContainsFunc(x.l.Spans, func(s index.Span) bool { return s.Window.Length > 0 }) {
+		side.windows.size = 0 // of frames that could not be cut to their end
+	}
 	x.finish()
 	return x.l, nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/zframe"
 	"github.com/shale-image/shale/index/zran"
 )
 
@@ -24,8 +25,18 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type layout struct {
 	index.Blob
 	stored, plain []byte
-	windows       map[int64][]byte // by the Start of spans
+	windows       map[int64][]byte // by the Start of spans, as they are
+	side          []byte           // the same as it is stored
 }
+
+// keep stores a window.
+func (l *layout) keep(p []byte) index.Window {
+	w := index.Window{Offset: int64(len(l.side)), Length: uint32(len(p))}
+	l.side = append(l.side, p...)
+	return w
+}
+
+var encoder, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
 
 // text is n bytes that compress by half and more, and that the seed decides.
 func text(seed uint64, n int) []byte {
@@ -110,11 +121,46 @@ func (l *layout) parts(step int, gz []byte) {
 		}
 		s := index.Span{Size: size, Offset: base + cp.In, Length: end - cp.In, Codec: chunk.Gzip, Bits: cp.Bits}
 		if !cp.Member {
-			s.Window.Length = 1 // there is one
+			s.Window = l.keep(encoder.EncodeAll(windows[i], nil))
 		}
 		l.windows[l.Append(s)] = windows[i]
 	}
 	l.stored, l.plain = append(l.stored, gz...), append(l.plain, plain...)
+}
+
+// blocks adds a zstd frame of small blocks, with spans of at least every bytes, and perhaps
+// another frame.
+func (l *layout) blocks(r *rand.Rand, every int, plain []byte) {
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<(10+r.IntN(6))), zstd.WithEncoderCRC(r.IntN(2) == 0))
+	if err != nil {
+		panic(err)
+	}
+	n := len(plain)
+	if r.IntN(2) == 0 {
+		n = r.IntN(n + 1)
+	}
+	frames := e.EncodeAll(plain[n:], e.EncodeAll(plain[:n], nil))
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		panic(err)
+	}
+	defer d.Close()
+	base := int64(len(l.stored))
+	z := zframe.New(bytes.NewReader(frames), d, func(zframe.Frame) error { return nil })
+	z.Cut(zframe.NewCutter(int64(every), int64(every), func(s index.Span, state []byte) error {
+		if s.Offset += base; state != nil {
+			s.Window = l.keep(encoder.EncodeAll(state, nil))
+		}
+		l.Append(s)
+		return nil
+	}))
+	if _, err := io.Copy(io.Discard, z); err != nil {
+		panic(err)
+	}
+	if err := z.Whole(); err != nil {
+		panic(err)
+	}
+	l.stored, l.plain = append(l.stored, frames...), append(l.plain, plain...)
 }
 
 // prove makes spans from n on such that only what is stored is verified: those of
@@ -131,12 +177,17 @@ func (l *layout) prove(n int) {
 			}
 		}
 		s.Proof = &index.Proof{Stored: sha256.Sum256(l.stored[s.Offset:][:s.Length])}
+		if w := l.windows[s.Start]; s.Window.Length > 0 {
+			s.Window, s.Proof.Window = l.keep(w), sha256.Sum256(w)
+		}
 	}
 }
 
-// random makes a layout of n pieces.
+// random makes a layout of n pieces. It has gzip or blocks of zstd frames: not both need
+// windows.
 func random(r *rand.Rand, n int) *layout {
 	l := &layout{windows: map[int64][]byte{}}
+	blocks := r.IntN(2) == 0
 	for range n {
 		if r.IntN(3) == 0 {
 			l.gap(r.IntN(1 << (1 + r.IntN(14))))
@@ -146,6 +197,8 @@ func random(r *rand.Rand, n int) *layout {
 		case k == 0 && r.IntN(4) == 0:
 			p, f := big()
 			l.add(chunk.Zstd, p, f)
+		case k < 12 && blocks:
+			l.blocks(r, 1+r.IntN(1<<(4+r.IntN(14))), append(text(r.Uint64(), size), text(r.Uint64()%8, 1+r.IntN(1<<17))...))
 		case k < 6:
 			l.gzip(1+r.IntN(1<<16), text(r.Uint64(), size), text(r.Uint64(), 1+r.IntN(1<<17)))
 		case k < 18:
@@ -185,9 +238,9 @@ func (l *layout) open(from, to int64, change func(body []byte) io.Reader) (*Read
 	if change != nil {
 		body = change(p)
 	}
-	var window []byte
-	if spans[0].Window.Length > 0 {
-		window = l.windows[spans[0].Start]
+	var beside []byte
+	if _, off, n := index.Beside(spans); n > 0 {
+		beside = l.side[off:][:n]
 	}
-	return NewReader(body, spans, from, to, window)
+	return NewReader(body, spans, from, to, beside)
 }

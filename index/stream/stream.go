@@ -31,7 +31,9 @@ type Reader struct {
 	in     io.Reader // otherwise: what is left of it
 	stored *section  // that it is decoded from
 	free   func()    // if there is a decoder to give back
-	window []byte    // of the first span
+
+	beside   []byte // windows
+	besideAt int64  // where they lie in their blob
 
 	unproved int64 // where in the stream the last span ends that was entered and has no Proof
 	from     int64 // where what Next has returned begins
@@ -49,28 +51,32 @@ type Options struct {
 	// Room, if it is not nil, is asked before a zstd frame is decoded that takes more
 	// memory than a Memory counts, with what it takes in all.
 	Room func(memory int64) error
+
+	// More, if it is not nil, fetches windows that are not beside: a run of the bytes of a
+	// blob (index.Window). Its errors are passed on.
+	More func(blob uint32, off, length int64) ([]byte, error)
 }
 
 // memory is what Readers use again and again.
-type memory struct{ stored, data, join []byte }
+type memory struct{ stored, data, join, state []byte }
 
 var memories = sync.Pool{New: func() any { return new(memory) }}
 
 // NewReader decodes the stream's bytes [from, to), which spans cover
-// (index.Blob.Cover), from body: the stored bytes that index.Stored tells, and
-// the window of the first span, decompressed, if it has one. Close the Reader;
-// body is the caller's.
-func NewReader(body io.Reader, spans []index.Span, from, to int64, window []byte) (*Reader, error) {
-	return Options{}.NewReader(body, spans, from, to, window)
+// (index.Blob.Cover), from body: the stored bytes that index.Stored tells. beside are those
+// that index.Beside does. Close the Reader; body is the caller's.
+func NewReader(body io.Reader, spans []index.Span, from, to int64, beside []byte) (*Reader, error) {
+	return Options{}.NewReader(body, spans, from, to, beside)
 }
 
 // NewReader is the function of that name, with options.
-func (o Options) NewReader(body io.Reader, spans []index.Span, from, to int64, window []byte) (*Reader, error) {
+func (o Options) NewReader(body io.Reader, spans []index.Span, from, to int64, beside []byte) (*Reader, error) {
 	if len(spans) == 0 || from < spans[0].Start || from >= spans[0].End() || from >= to || to > spans[len(spans)-1].End() {
 		return nil, fmt.Errorf("%w: the stream's bytes %d to %d are in no span", chunk.ErrCorrupt, from, to)
 	}
-	r := &Reader{body: body, spans: spans, pos: spans[0].Start, window: window, mem: memories.Get().(*memory), opt: o}
+	r := &Reader{body: body, spans: spans, pos: spans[0].Start, beside: beside, mem: memories.Get().(*memory), opt: o}
 	r.at, _ = index.Stored(spans, from, to)
+	_, r.besideAt, _ = index.Beside(spans)
 	r.end = r.pos
 	if spans[0].Divisible() || spans[0].Whole() {
 		r.pos, r.end = from, from
@@ -94,11 +100,13 @@ func (r *Reader) Close() {
 const base = 512 << 10 // bytes of memory of what decodes a stream
 
 // Memory is how many bytes a Reader of spans may hold, windows of zstd frames of more
-// than that aside: Options.Room is asked for those.
+// than that aside: Options.Room is asked for those; and what is beside.
 func Memory(spans []index.Span) (n int64) {
 	for i := range spans {
 		m := int64(base)
 		switch s := &spans[i]; {
+		case s.Codec == chunk.ZstdBlocks:
+			m = s.Length + 2*s.Size + zframe.Memory(s.Size) + moreAtOnce
 		case s.Whole():
 			m = s.Length + s.Size
 		case s.Proof != nil:
@@ -253,7 +261,11 @@ func (r *Reader) open(group []index.Span, length int64) error {
 			return unexpected(err)
 		}
 		data := grow(&r.mem.data, int(s.Size))
-		if err := s.Codec.Decode(data, stored); err != nil && !r.begins(s, data, stored) {
+		if err := r.decode(s, data, stored); err != nil {
+			var other passed
+			if errors.As(err, &other) {
+				return other.error
+			}
 			r.pos = r.end // what follows is none the worse
 			return err
 		}
@@ -281,20 +293,39 @@ func (r *Reader) open(group []index.Span, length int64) error {
 		r.in = decoded{z, in}
 	case chunk.Gzip, chunk.Deflate:
 		cp := zran.Checkpoint{In: s.Offset, Out: s.Start, Bits: s.Bits, Member: s.Codec == chunk.Gzip && s.Window.Length == 0}
-		if s.Window.Length > 0 && r.window == nil {
-			return fmt.Errorf("%w: no window for the span at offset %d", chunk.ErrCorrupt, s.Offset)
+		window, err := r.window(s)
+		if err != nil {
+			return err
 		}
-		z, err := zran.Resume(stored, cp, r.window)
+		z, err := zran.Resume(stored, cp, window)
 		if err != nil {
 			return err
 		}
 		r.free = func() { _ = z.Close() }
 		r.in = decoded{z, in}
-		r.window = nil // it is that of one span
 	default:
 		return fmt.Errorf("stream of %v: %w", s.Codec, errors.ErrUnsupported)
 	}
 	return nil
+}
+
+// decode decodes a span as one piece.
+func (r *Reader) decode(s *index.Span, data, stored []byte) error {
+	if s.Codec == chunk.ZstdBlocks {
+		state, err := r.window(s)
+		if err == nil {
+			err = zframe.Decode(data, stored, state)
+		}
+		if err != nil && !errors.Is(err, chunk.ErrCorrupt) && !errors.As(err, new(passed)) {
+			err = fmt.Errorf("%w: %w", chunk.ErrCorrupt, err)
+		}
+		return err
+	}
+	err := s.Codec.Decode(data, stored)
+	if err != nil && r.begins(s, data, stored) {
+		return nil
+	}
+	return err
 }
 
 // begins decodes a span that decodes to more than the stream has of it, as in

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
 )
@@ -388,9 +390,13 @@ func TestGzipWindow(t *testing.T) {
 	l.walk(t, r, s.Start, s.End())
 	l.walk(t, r, s.End()-1, s.End())
 	window := l.windows[s.Start]
+	stored := l.stored[s.Offset:][:s.Length]
 	for name, w := range map[string][]byte{"none": nil, "other": make([]byte, len(window)), "half": window[len(window)/2:]} {
-		l.windows[s.Start] = w
-		in, err := l.open(s.Start, s.End(), nil)
+		if w != nil {
+			w = encoder.EncodeAll(w, nil)
+		}
+		s.Window = index.Window{Length: max(1, uint32(len(w)))}
+		in, err := NewReader(bytes.NewReader(stored), []index.Span{s}, s.Start, s.End(), w)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -399,6 +405,136 @@ func TestGzipWindow(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		in.Close()
+	}
+}
+
+var zeroFrames, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithZeroFrames(true))
+
+// states is a layout of spans that need states, and one that begins with a frame.
+func states(t testing.TB) *layout {
+	r := rand.New(rand.NewPCG(4, 4))
+	l := &layout{windows: map[int64][]byte{}}
+	l.piece(chunk.None, text(1, 5000))
+	l.blocks(r, 1, append(bytes.Repeat(text(2, 3000), 30), text(3, 20_000)...))
+	l.piece(chunk.Zstd, text(4, 5000))
+	l.check(t)
+	n := 0
+	for i := range l.Spans {
+		if l.Spans[i].Window.Length > 0 {
+			n++
+		}
+	}
+	if n < 3 {
+		t.Fatalf("%d of %d spans have states", n, len(l.Spans))
+	}
+	return l
+}
+
+// A span whose state is damaged, missing or another's is corrupt or has other bytes, and
+// harms nobody else.
+func TestStates(t *testing.T) {
+	broken := func(what string, l *layout, wrong func(i int) bool, beside func(all []byte) []byte, certain bool) {
+		t.Helper()
+		off, _ := index.Stored(l.Spans, 0, l.StreamSize())
+		in, err := NewReader(bytes.NewReader(l.stored[off:]), l.Spans, 0, l.StreamSize(), beside(bytes.Clone(l.side)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		for i, s := range l.Spans {
+			p, err := in.Next(int(s.Size))
+			right := err == nil && bytes.Equal(p, l.plain[s.Start:s.End()])
+			if in.Pos() != s.End() || err != nil && !errors.Is(err, chunk.ErrCorrupt) || !wrong(i) && !right || wrong(i) && certain && err == nil {
+				t.Errorf("%s: span %d, %+v: at %d, right %v, %v", what, i, s, in.Pos(), right, err)
+			}
+		}
+	}
+	l := states(t)
+	needs := func(i int) bool { return l.Spans[i].Window.Length > 0 }
+	broken("none is wrong", l, func(int) bool { return false }, func(p []byte) []byte { return p }, true)
+	broken("all are missing", l, needs, func([]byte) []byte { return nil }, true)
+	for n := range l.Spans {
+		if !needs(n) {
+			continue
+		}
+		w, only := l.Spans[n].Window, func(i int) bool { return i == n }
+		broken("no zstd", l, only, func(p []byte) []byte { p[w.Offset] ^= 1; return p }, true)
+		broken("cut off", l, func(i int) bool { return needs(i) && i >= n }, func(p []byte) []byte { return p[:w.Offset+int64(w.Length)-1] }, true)
+		broken("another byte", l, only, func(p []byte) []byte { p[w.Offset+int64(w.Length)/2] ^= 0x10; return p }, false)
+		for what, state := range map[string][]byte{"nothing": {}, "zeros": make([]byte, 5000), "flags": {0xff}} {
+			changed := *l
+			changed.Spans = append([]index.Span(nil), l.Spans...)
+			changed.side = nil
+			for i := range changed.Spans {
+				if s := &changed.Spans[i]; i == n {
+					s.Window = changed.keep(zeroFrames.EncodeAll(state, nil))
+				} else if needs(i) {
+					s.Window = changed.keep(l.side[s.Window.Offset:][:s.Window.Length])
+				}
+			}
+			broken(what, &changed, only, func(p []byte) []byte { return p }, true)
+		}
+	}
+	// What lies before the windows that were fetched, and in the middle.
+	n := 0
+	for !needs(n) {
+		n++
+	}
+	s := l.Spans[n+1]
+	in, err := NewReader(bytes.NewReader(l.stored[s.Offset:]), l.Spans[n+1:n+2], s.Start+100, s.End(), l.side[s.Window.Offset:][:s.Window.Length])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if p, err := in.Next(int(s.Size - 100)); err != nil || !bytes.Equal(p, l.plain[s.Start+100:s.End()]) {
+		t.Errorf("from the middle: %v", err)
+	}
+}
+
+// States that are not beside come when they are needed, several at a time. That they do
+// not is no fault of the stream's.
+func TestMore(t *testing.T) {
+	l := states(t)
+	off, _ := index.Stored(l.Spans, 0, l.StreamSize())
+	calls := 0
+	var fails error
+	open := func() *Reader {
+		o := Options{More: func(blob uint32, off, length int64) ([]byte, error) {
+			calls++
+			if blob != 0 || length < 1 || off < 0 || off+length > int64(len(l.side)) {
+				t.Errorf("%d bytes at %d of blob %d are asked for", length, off, blob)
+			}
+			return l.side[off:][:length], fails
+		}}
+		in, err := o.NewReader(bytes.NewReader(l.stored[off:]), l.Spans, 0, l.StreamSize(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return in
+	}
+	in := open()
+	if p, err := in.Next(int(l.StreamSize())); err != nil || !bytes.Equal(p, l.plain) || calls != 1 {
+		t.Errorf("%d calls, %v", calls, err)
+	}
+	in.Close()
+	fails = errors.New("no")
+	in = open()
+	defer in.Close()
+	for _, s := range l.Spans {
+		p, err := in.Next(int(s.Size))
+		if s.Window.Length == 0 {
+			if err != nil || !bytes.Equal(p, l.plain[s.Start:s.End()]) {
+				t.Fatalf("a span without a state: %v", err)
+			}
+			continue
+		}
+		for range 3 {
+			if err != fails || in.Pos() != s.Start {
+				t.Errorf("at %d: %v", in.Pos(), err)
+			}
+			_, err = in.Next(1)
+		}
+		break
 	}
 }
 
@@ -475,6 +611,9 @@ func TestMemory(t *testing.T) {
 		t.Errorf("%d bytes", n)
 	}
 	if n := Memory([]index.Span{{Size: 4 << 20, Length: 3 << 20, Codec: chunk.Deflate, Proof: &index.Proof{}}}); n != 3<<20+512<<10 {
+		t.Errorf("%d bytes", n)
+	}
+	if n := Memory([]index.Span{{Size: 1 << 20, Length: 5, Codec: chunk.ZstdBlocks, Window: index.Window{Length: 9}}, {Size: 1}}); n != 5<<20+256<<10+5 {
 		t.Errorf("%d bytes", n)
 	}
 	if n := Memory([]index.Span{{Size: 1 << 20, Length: 5, Codec: chunk.Zstd}, {Size: 1}}); n != 1<<20+5 {

@@ -10,48 +10,107 @@ import (
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/zframe"
 )
 
 // WindowSize is the most that a window decompresses to: what deflate can refer
 // back to.
 const WindowSize = 32 << 10
 
-// Window fetches the window of a span from its blob, ref, and decompresses it. What
-// the zero Window stands for is nil. Unless the span has a Proof a window has no
-// digest: if it is wrong, so are the chunks decoded with it.
-func Window(ctx context.Context, src blob.Source, ref blob.Ref, s *index.Span) ([]byte, error) {
+// MaxBeside bounds the windows that are fetched by one request, in stored bytes: spans have
+// no larger states than they have content, and a chunk has 16 MiB of that.
+const MaxBeside = 32 << 20
+
+// CheckBeside refuses windows of more than MaxBeside bytes.
+func CheckBeside(length int64) error {
+	if length > MaxBeside {
+		return fmt.Errorf("%w: windows of %d bytes, want at most %d", index.ErrLimit, length, MaxBeside)
+	}
+	return nil
+}
+
+// Beside fetches what decoding spans of a tree needs besides (index.Beside), unless the
+// tree has it itself. Unless a span has a Proof its window has no digest: if it is wrong,
+// so are the chunks decoded with it.
+func Beside(ctx context.Context, src blob.Source, t *index.Tree, spans []index.Span) ([]byte, error) {
+	n, off, length := index.Beside(spans)
+	if length == 0 {
+		return nil, nil
+	}
+	if err := CheckBeside(length); err != nil {
+		return nil, err
+	}
+	b := &t.Blobs[n]
+	if b.Data == nil {
+		p, err := blob.ReadAll(ctx, src, blob.Ref{Digest: b.Digest, Size: b.Size}, off, length)
+		if err != nil {
+			err = fmt.Errorf("windows at offset %d of blob %s: %w", off, b.Digest, err)
+		}
+		return p, err
+	}
+	if off > int64(len(b.Data))-length {
+		return nil, fmt.Errorf("%w: windows of %d bytes at offset %d of blob %s of %d", chunk.ErrCorrupt, length, off, b.Digest, len(b.Data))
+	}
+	return b.Data[off:][:length], nil
+}
+
+// window returns the window of a span, decompressed; nil if it has none.
+func (r *Reader) window(s *index.Span) ([]byte, error) {
 	w := s.Window
 	if w.Length == 0 {
 		return nil, nil
 	}
-	stored, err := blob.ReadAll(ctx, src, ref, w.Offset, int64(w.Length))
-	if err != nil {
-		return nil, fmt.Errorf("window at offset %d of blob %s: %w", w.Offset, ref.Digest, err)
+	at := w.Offset - r.besideAt
+	if r.opt.More != nil && (at < 0 || at > int64(len(r.beside))-int64(w.Length)) {
+		if err := r.more(w); err != nil {
+			return nil, passed{err}
+		}
+		at = 0
 	}
+	if at < 0 || at > int64(len(r.beside))-int64(w.Length) {
+		return nil, fmt.Errorf("%w: no window for the span at offset %d", chunk.ErrCorrupt, s.Offset)
+	}
+	stored := r.beside[at:][:w.Length]
 	if s.Proof != nil && sha256.Sum256(stored) != s.Proof.Window {
-		return nil, fmt.Errorf("%w: the digest of the window at offset %d of blob %s is sha256:%x, want sha256:%x", chunk.ErrCorrupt, w.Offset, ref.Digest, sha256.Sum256(stored), s.Proof.Window)
+		return nil, fmt.Errorf("%w: the digest of the window at offset %d of blob %d is sha256:%x, want sha256:%x", chunk.ErrCorrupt, w.Offset, w.Blob, sha256.Sum256(stored), s.Proof.Window)
 	}
-	if s.Codec == chunk.Deflate {
+	switch s.Codec {
+	case chunk.Deflate:
 		return stored, nil
+	case chunk.ZstdBlocks:
+		p, err := stateDecoder.DecodeAll(stored, r.mem.state[:0])
+		if err != nil {
+			return nil, fmt.Errorf("%w: state of %d bytes: %v", chunk.ErrCorrupt, len(stored), err)
+		}
+		r.mem.state = p
+		return p, nil
 	}
 	return OpenWindow(stored)
 }
 
-// WindowOf is Window where the tree is at hand, which may have the blob itself.
-func WindowOf(ctx context.Context, src blob.Source, t *index.Tree, s *index.Span) ([]byte, error) {
-	w, b := s.Window, &t.Blobs[s.Window.Blob]
-	if b.Data == nil || w.Length == 0 {
-		return Window(ctx, src, blob.Ref{Digest: b.Digest, Size: b.Size}, s)
+// moreAtOnce is how many bytes of windows one call of Options.More is for, about.
+const moreAtOnce = 1 << 20
+
+// more fetches a window, and those of spans that follow.
+func (r *Reader) more(w index.Window) (err error) {
+	length := int64(w.Length)
+	for i := range r.spans {
+		_, off, n := index.Beside(r.spans[i : i+1])
+		if n > 0 && (off != w.Offset+length || length+n > moreAtOnce) {
+			break
+		}
+		length += n
 	}
-	if w.Offset > int64(len(b.Data))-int64(w.Length) {
-		return nil, fmt.Errorf("%w: window of %d bytes at offset %d of blob %s of %d", chunk.ErrCorrupt, w.Length, w.Offset, b.Digest, len(b.Data))
-	}
-	return OpenWindow(b.Data[w.Offset:][:w.Length])
+	r.beside, err = r.opt.More(w.Blob, w.Offset, length)
+	r.besideAt = w.Offset
+	return err
 }
+
+var stateDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(zframe.MaxState))
 
 var windowDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(WindowSize), zstd.WithDecodeAllCapLimit(true))
 
-// OpenWindow decompresses a window.
+// OpenWindow decompresses a window of gzip.
 func OpenWindow(stored []byte) ([]byte, error) {
 	p, err := windowDecoder.DecodeAll(stored, make([]byte, 0, WindowSize))
 	if err != nil {

@@ -27,7 +27,7 @@ func stream(t testing.TB, parts ...[]byte) (stored []byte, at []int64) {
 	return stored, at
 }
 
-func decoder(t testing.TB) *zstd.Decoder {
+func library(t testing.TB) *zstd.Decoder {
 	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<20), zstd.WithDecoderMaxMemory(1<<20))
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +40,7 @@ func TestFrames(t *testing.T) {
 	a, b := bytes.Repeat([]byte("one "), 5000), bytes.Repeat([]byte("two "), 70_000)
 	stored, at := stream(t, a, b)
 	var got []Frame
-	r := New(bytes.NewReader(stored), decoder(t), func(f Frame) error { got = append(got, f); return nil })
+	r := New(bytes.NewReader(stored), library(t), func(f Frame) error { got = append(got, f); return nil })
 	p, err := io.ReadAll(r)
 	if err != nil || !bytes.Equal(p, append(bytes.Clone(a), b...)) {
 		t.Fatalf("%d bytes, %v", len(p), err)
@@ -53,7 +53,7 @@ func TestFrames(t *testing.T) {
 		t.Errorf("windows of %d and %d bytes", got[0].Window, got[1].Window)
 	}
 	no := errors.New("no")
-	if p, err := io.ReadAll(New(bytes.NewReader(stored), decoder(t), func(f Frame) error {
+	if p, err := io.ReadAll(New(bytes.NewReader(stored), library(t), func(f Frame) error {
 		if f.Out > 0 {
 			return no
 		}
@@ -62,7 +62,7 @@ func TestFrames(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(p), err)
 	}
 	for n := range stored { // a stream that ends within a frame says so
-		p, err := io.ReadAll(New(bytes.NewReader(stored[:n]), decoder(t), func(Frame) error { return nil }))
+		p, err := io.ReadAll(New(bytes.NewReader(stored[:n]), library(t), func(Frame) error { return nil }))
 		if whole := int64(n) >= at[3] || int64(n) >= at[1] && int64(n) <= at[2]; err == nil && !whole && int64(n) > at[0] {
 			t.Fatalf("%d of %d stored bytes: %d bytes and no error", n, len(stored), len(p))
 		}
@@ -75,7 +75,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(stored[20:])
 	f.Fuzz(func(t *testing.T, p []byte) {
 		var last Frame
-		r := New(bytes.NewReader(p), decoder(t), func(f Frame) error {
+		r := New(bytes.NewReader(p), library(t), func(f Frame) error {
 			if f.Offset < last.Offset || f.Offset >= int64(len(p)) || f.Out < last.Out || f.Last > f.Offset {
 				t.Errorf("%+v behind %+v", f, last)
 			}
