@@ -205,8 +205,8 @@ func TestPlanBounds(t *testing.T) {
 			if fetched > p.MostBytes || st.MissingBytes != 0 || c.frame && (st.Fill.Requests != 1 || fetched != p.FetchBytes) {
 				t.Errorf("%d bytes were fetched in %d requests, planned: %+v", fetched, st.Fill.Requests, p)
 			}
-			if !c.frame && fetched <= p.FetchBytes {
-				t.Errorf("%d bytes were fetched, so the order was not bad; planned: %+v", fetched, p)
+			if fetched < p.FetchBytes*9/10 { // spans that chunks share are kept, so not much more come
+				t.Errorf("only %d bytes were fetched, planned: %+v", fetched, p)
 			}
 		})
 	}

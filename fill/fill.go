@@ -147,6 +147,7 @@ type Image struct {
 	streams  streams
 	failures failures
 	worth    worth
+	edges    edges
 	rescue   rescue
 	record   *record
 	landing  atomic.Pointer[landing] // the start pack that is arriving, if one is
@@ -196,6 +197,7 @@ var errClosed = errors.New("the image was closed")
 func (im *Image) Close() error {
 	im.cancel()
 	im.requests.Wait()
+	im.edges.clear()
 	return im.linked.Close()
 }
 

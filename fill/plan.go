@@ -37,7 +37,7 @@ func (im *Image) reach() (window, beyond int64) {
 func (im *Image) plan(i, hi int) []want {
 	window, beyond := im.reach()
 	if s, _ := im.linked.Span(im.linked.Chunk(i).Span); s.Codec == chunk.ZstdBlocks {
-		window += window / 2 // a request has at both ends blocks of which it needs a part, and their states
+		window *= 2 // at both ends are blocks of which a part is needed, and a fifth are states
 	}
 	return im.collect(i, hi, window, beyond)
 }
@@ -64,7 +64,7 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 	var (
 		own   = true // still in the file that was read
 		mine  int64  // stored bytes of that file, about
-		bytes = all.Length
+		bytes = all.Length + im.states(all.First, all.Last)
 	)
 	for ; k < im.linked.Chunks(); k++ {
 		c := im.linked.Chunk(k)
@@ -77,7 +77,7 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 		if !all.Has(c) {
 			more := im.linked.Stored(c)
 			end := all.Offset + all.Length
-			length := more.Offset + more.Length - max(end, more.Offset)
+			length := more.Offset + more.Length - max(end, more.Offset) + im.states(all.Last+1, more.Last)
 			if more.Offset-end > maxGap || k >= hi && bytes+length > window {
 				break
 			}
@@ -96,6 +96,16 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 		wants = append(wants, want{index: k, chunk: c, segment: s, at: at})
 	}
 	return wants
+}
+
+// states is how many bytes the states take of spans from one to another, the last included.
+func (im *Image) states(first, last int) (n int64) {
+	for i := first; i <= last; i++ {
+		if s, _ := im.linked.Span(i); s.Codec == chunk.ZstdBlocks {
+			n += int64(s.Window.Length)
+		}
+	}
+	return n
 }
 
 // here tells whether a chunk is here, is being fetched, or cannot be. e.mu is

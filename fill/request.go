@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/shale-image/shale/blob"
@@ -26,6 +27,8 @@ type request struct {
 
 	body     io.Reader     // what they are decoded from
 	beside   io.Reader     // what its window was read from; nil if there is none
+	ends     *ends         // what of them was kept by requests before
+	fresh    bool          // nothing of that is used any more: it was wrong, perhaps
 	rejected bool          // a body was
 	others   []blob.Source // whom to ask instead then, each once
 }
@@ -93,6 +96,12 @@ func (r *request) elsewhere(err error) bool {
 	if !errors.Is(err, chunk.ErrCorrupt) {
 		return false
 	}
+	if r.ends.used() {
+		r.im.edges.drop(r.ends)
+		r.fresh = true
+		r.others = append([]blob.Source{r.im.source}, r.others...)
+		return true
+	}
 	others := blob.Reject(r.body)
 	if r.beside != nil { // one of the two is wrong, and they may be of different places
 		others = append(others, blob.Reject(r.beside)...)
@@ -116,20 +125,36 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if r.ends = (&ends{first: all.First, spans: spans}); !r.fresh {
+		r.im.edges.find(r.ends)
+	}
+	off, length := all.Offset, all.Length
+	if r.ends.used() {
+		off, length = r.ends.missing()
+	}
 	wctx, cancel := context.WithCancelCause(ctx)
-	window := r.im.window(wctx, source, spans)
+	window := r.im.window(wctx, source, r.ends)
 	defer window() // it uses the source
 	defer cancel(nil)
-	r.im.stats.request(all.Length)
+	r.body, r.beside, r.bad = nil, nil, nil
 	asked := time.Now()
-	body, err := source.Range(ctx, r.im.blob(all.Blob), all.Offset, all.Length)
-	if err != nil {
-		return err
+	if length > 0 {
+		r.im.stats.request(length)
+		body, err := source.Range(ctx, r.im.blob(all.Blob), off, length)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		r.body = body
 	}
-	defer body.Close()
-	r.body, r.beside, r.bad = body, nil, nil
 	answered := time.Now()
-	n := stream.Memory(spans)
+	body := r.body
+	if r.ends.used() {
+		body = r.ends.body(body)
+	}
+	keep := r.ends.keeper(body, first.Offset, last.End())
+	_, _, besides := index.Beside(spans)
+	n := stream.Memory(spans) + besides
 	var held int64
 	room := func(n int64) error {
 		if n = min(n, imageMemory); n <= held {
@@ -163,7 +188,7 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		}
 		return err
 	}
-	in, err := stream.Options{Window: r.im.engine.opt.ZstdWindow, Room: room}.NewReader(body, spans, first.Offset, last.End(), w)
+	in, err := stream.Options{Window: r.im.engine.opt.ZstdWindow, Room: room}.NewReader(keep, spans, first.Offset, last.End(), w)
 	if err != nil {
 		r.elsewhere(err)
 		return err
@@ -175,19 +200,30 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		}
 		r.timer.Reset(r.im.engine.opt.Timeout)
 	}
-	r.im.worth.answered(answered.Sub(asked), all.Length, time.Since(answered))
+	if length > 0 {
+		r.im.worth.answered(answered.Sub(asked), length, time.Since(answered))
+	}
+	if r.bad == nil {
+		_, off, _ := index.Beside(spans)
+		r.im.edges.keep(keep, w, off)
+	}
 	return nil
 }
 
 // blob returns how to ask for a blob.
 func (im *Image) blob(n int) blob.Ref { return blob.Ref(im.linked.Blobs[n]) }
 
-// window begins to fetch the windows of spans, and returns what waits for them, and what
+// window begins to fetch the windows of spans, but for those that are kept, and returns what waits for them, and what
 // body they came in.
-func (im *Image) window(ctx context.Context, source blob.Source, spans []index.Span) func() ([]byte, io.Reader, error) {
-	n, off, length := index.Beside(spans)
+func (im *Image) window(ctx context.Context, source blob.Source, ends *ends) func() ([]byte, io.Reader, error) {
+	n, off, length := index.Beside(ends.spans)
+	off, length, before, behind := ends.windows(off, length)
 	if length == 0 {
-		return func() ([]byte, io.Reader, error) { return nil, nil, nil }
+		p := append(before[:len(before):len(before)], behind...)
+		return func() ([]byte, io.Reader, error) { return p, nil, nil }
+	}
+	if err := stream.CheckBeside(length); err != nil {
+		return func() ([]byte, io.Reader, error) { return nil, nil, err }
 	}
 	im.stats.request(length)
 	from := bodyOf{Source: source}
@@ -200,6 +236,7 @@ func (im *Image) window(ctx context.Context, source blob.Source, spans []index.S
 		if p, err = blob.ReadAll(ctx, &from, ref, off, length); err != nil {
 			err = fmt.Errorf("windows at offset %d of blob %s: %w", off, ref.Digest, err)
 		}
+		p = slices.Concat(before, p, behind)
 	}()
 	return func() ([]byte, io.Reader, error) {
 		<-done

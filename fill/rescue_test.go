@@ -129,9 +129,9 @@ func TestRescueDribbles(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := newNode(t, Options{})
 				x := n.image(mixed(chunk.None, 5))
-				calls := 0
+				var calls atomic.Int64
 				x.OnWrongIndex(func(ctx context.Context) error {
-					calls++
+					calls.Add(1)
 					<-ctx.Done()
 					return ctx.Err()
 				})
@@ -159,8 +159,8 @@ func TestRescueDribbles(t *testing.T) {
 				}
 				n.setFault(nil)
 				wg.Wait()
-				if st := x.Stats(); calls != 1 || st.Errors != 0 {
-					t.Errorf("the image was read %d times, %d errors", calls, st.Errors)
+				if st := x.Stats(); calls.Load() != 1 || st.Errors != 0 {
+					t.Errorf("the image was read %d times, %d errors", calls.Load(), st.Errors)
 				}
 				x.close(t)
 			})

@@ -1,0 +1,220 @@
+package fill
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"io"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/shale-image/shale/blob"
+	"github.com/shale-image/shale/blob/memblob"
+	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/index/layer"
+)
+
+// layered makes a builder of a layer that is compressed as a whole, with a span for each of
+// its blocks; its chunks begin anywhere in them. What lies beside is the blob behind.
+func layered(t *testing.T, plain, stored []byte) *builder {
+	t.Helper()
+	b := newBuilder(chunk.None)
+	b.blob()
+	b.last(stored)
+	var side []byte
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	must(t, err)
+	defer e.Close()
+	m := &layer.Marks{Every: 32 << 10, Blocks: 128 << 10, Window: func(p []byte) (index.Window, error) {
+		w := index.Window{Blob: 1, Offset: int64(len(side))}
+		side = e.EncodeAll(p, side)
+		w.Length = uint32(int64(len(side)) - w.Offset)
+		return w, nil
+	}}
+	r, _, err := layer.DecompressMarked(bytes.NewReader(stored), index.Limits{}, m)
+	must(t, err)
+	got, err := io.ReadAll(r)
+	must(t, err)
+	must(t, r.Close())
+	if !bytes.Equal(got, plain) || len(m.Spans) < 10 {
+		t.Fatalf("%d bytes in %d spans", len(got), len(m.Spans))
+	}
+	b.spans[0].Spans = m.Spans
+	b.blob()
+	b.last(side)
+	ino := &index.Inode{Mode: syscall.S_IFREG | 0o644}
+	for off := 1000; off+cut <= len(plain); off += cut {
+		piece := plain[off : off+cut]
+		d := chunk.Sum(chunk.BLAKE3, piece)
+		b.data[d] = piece
+		ino.Extents = append(ino.Extents, index.Extent{Off: ino.Size, Chunk: uint32(len(b.tree.Chunks))})
+		ino.Size += cut
+		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: d, Size: cut, Offset: int64(off)})
+	}
+	b.tree.Root.Children["f"] = ino
+	return b
+}
+
+// layers are the kinds whose blocks do not end where chunks do.
+func layers(t *testing.T, size int) map[string]*builder {
+	plain := make([]byte, 0, size)
+	for i := uint64(0); len(plain) < size; i++ { // blocks copy from those before
+		plain = append(plain, content(i%7, 10_000+int(i%5)*3000)...)
+	}
+	var gz, z bytes.Buffer
+	w := gzip.NewWriter(&gz)
+	_, err := w.Write(plain)
+	must(t, err)
+	must(t, w.Close())
+	e, err := zstd.NewWriter(&z, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	must(t, err)
+	_, err = e.Write(plain)
+	must(t, err)
+	must(t, e.Close())
+	return map[string]*builder{"gzip": layered(t, plain, gz.Bytes()), "zstd": layered(t, plain, z.Bytes())}
+}
+
+// TestEdges: whoever reads chunk by chunk, in whatever order, has each block fetched once, and
+// with it what lies beside it, as long as what is kept is not too much or too old.
+func TestEdges(t *testing.T) {
+	for name, b := range layers(t, 3<<20) {
+		for order, next := range map[string]func(n int) []int{
+			"forwards":  func(n int) []int { return rising(n) },
+			"backwards": func(n int) []int { p := rising(n); reverse(p); return p },
+			"random":    func(n int) []int { return rand.New(rand.NewPCG(1, 2)).Perm(n) },
+			"forgetful": func(n int) []int { return rising(n) },
+		} {
+			t.Run(name+" "+order, func(t *testing.T) {
+				n := newNode(t, Options{Window: 1, Neighbours: 1, Ahead: 1, Growth: 1})
+				x := n.image(b)
+				fetched := map[string]int64{}
+				for _, i := range next(x.linked.Chunks()) {
+					must(t, x.chunk(t, i))
+					x.requests.Wait()
+					if order == "forgetful" {
+						x.edges.clear()
+					}
+				}
+				for _, a := range n.asked() {
+					fetched[a.blob] += a.n
+				}
+				got, all := fetched[b.tree.Blobs[0].Digest], b.tree.Blobs[0].Size
+				if again := got > all+all/20; again != (order == "forgetful") {
+					t.Errorf("%d bytes came of %d", got, all)
+				}
+				if x.edges.size > edgesMemory {
+					t.Errorf("%d bytes are kept", x.edges.size)
+				}
+				if name == "zstd" && order != "forgetful" && fetched[b.tree.Blobs[1].Digest] > b.tree.Blobs[1].Size {
+					t.Errorf("%d bytes came from beside, of %d", fetched[b.tree.Blobs[1].Digest], b.tree.Blobs[1].Size)
+				}
+				x.edges.clear()
+				if x.edges.size != 0 || len(x.edges.known) != 0 {
+					t.Errorf("%d bytes are kept", x.edges.size)
+				}
+			})
+		}
+	}
+}
+
+func rising(n int) (p []int) {
+	for i := range n {
+		p = append(p, i)
+	}
+	return p
+}
+
+func reverse(p []int) {
+	for i, k := 0, len(p)-1; i < k; i, k = i+1, k-1 {
+		p[i], p[k] = p[k], p[i]
+	}
+}
+
+// TestEdgesBounded: what is kept is bounded, those that were used last.
+func TestEdgesBounded(t *testing.T) {
+	var e edges
+	defer e.clear()
+	for i := range 100 {
+		e.put(&edge{span: i, stored: make([]byte, edgeSize-100), window: make([]byte, 100)})
+		e.get(0)
+	}
+	if e.size > edgesMemory || e.size < edgesMemory-edgeSize || e.get(0) == nil || e.get(1) != nil || e.get(99) == nil {
+		t.Errorf("%d bytes are kept, in %d spans", e.size, len(e.known))
+	}
+	e.put(&edge{span: 0, stored: make([]byte, 10)})
+	if e.size > edgesMemory || len(e.get(0).stored) != 10 {
+		t.Errorf("%d bytes are kept", e.size)
+	}
+}
+
+// TestWrongEdge: bytes that were wrong when they came, where nobody looked, do no harm.
+func TestWrongEdge(t *testing.T) {
+	for name, b := range layers(t, 3<<20) {
+		for _, beside := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				n := newNode(t, Options{Window: 1, Neighbours: 1, Ahead: 1, Growth: 1})
+				x := n.image(b)
+				asked := 0
+				x.OnWrongIndex(func(context.Context) error { asked++; return io.ErrNoProgress })
+				const first = 5
+				must(t, x.chunk(t, first))
+				x.requests.Wait()
+				wrong := 0
+				for _, k := range x.edges.known {
+					k := k.Value.(*edge)
+					if p := k.stored; beside && k.window == nil {
+						continue
+					} else if beside {
+						k.window = bytes.Repeat([]byte{3}, len(k.window))
+					} else {
+						for i := range p {
+							p[i] ^= 0x55
+						}
+					}
+					wrong++
+				}
+				if wrong == 0 && !(beside && name == "gzip") {
+					t.Fatal("nothing is kept")
+				}
+				must(t, x.chunk(t, first+1))
+				must(t, x.chunk(t, first-1))
+				if st := x.Stats(); st.Errors != 0 || asked != 0 {
+					t.Errorf("%d errors, %d rescues", st.Errors, asked)
+				}
+			})
+		}
+	}
+}
+
+// TestEdgeOfWrongBytes: where a source gives wrong bytes the request fails as it does
+// without what is kept, and other sources are asked.
+func TestEdgeOfWrongBytes(t *testing.T) {
+	for name, b := range layers(t, 3<<20) {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, Options{Window: 1, Neighbours: 1, Ahead: 1, Growth: 1})
+			x := n.image(b)
+			const first = 5
+			must(t, x.chunk(t, first))
+			x.requests.Wait()
+			requests := 0
+			n.setFault(func(context.Context, blob.Ref, int64, int64) *memblob.Fault {
+				requests++
+				return &memblob.Fault{Flip: 1, After: 3000}
+			})
+			if err := x.chunk(t, first+2); err == nil {
+				t.Error("wrong bytes were believed")
+			}
+			n.setFault(nil)
+			if requests < 2 {
+				t.Errorf("%d requests: what was kept was not tried without", requests)
+			}
+			if i := x.linked.Chunks() - 1; x.chunk(t, i) != nil {
+				t.Error("others fail as well")
+			}
+		})
+	}
+}
