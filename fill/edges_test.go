@@ -63,7 +63,7 @@ func layered(t *testing.T, plain, stored []byte) *builder {
 func layers(t *testing.T, size int) map[string]*builder {
 	plain := make([]byte, 0, size)
 	for i := uint64(0); len(plain) < size; i++ { // blocks copy from those before
-		plain = append(plain, content(i%7, 10_000+int(i%5)*3000)...)
+		plain = append(plain, content(i-i%4/3*5, 10_000+int(i%5)*3000)...)
 	}
 	var gz, z bytes.Buffer
 	w := gzip.NewWriter(&gz)

@@ -3,7 +3,6 @@ package layer
 import (
 	"cmp"
 	"io"
-	"slices"
 
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
@@ -71,13 +70,28 @@ func (m *Marks) end(kind Compression, size, stored int64) error {
 		m.Spans = []index.Span{{}}
 	case Zstd:
 		stored = m.frames.End() // skippable ones are no part of a span
-		if m.frames.Whole() == nil && slices.ContainsFunc(m.blocks, func(s index.Span) bool { return s.Codec == chunk.ZstdBlocks }) {
+		if m.frames.Whole() == nil && m.worth(stored) {
 			m.Spans = m.blocks
 			return m.failed
 		}
 	}
 	m.close(size, stored)
 	return m.failed
+}
+
+// maxStates is how many times as large as what is stored the states of a zstd layer may be.
+// A Debian layer has 0.3 to 0.4 times as much; content that comes again and again could
+// have any number.
+const maxStates = 2
+
+// worth tells whether frames are cut, and the states are not too large.
+func (m *Marks) worth(stored int64) bool {
+	cut, states := false, int64(0)
+	for i := range m.blocks {
+		cut = cut || m.blocks[i].Codec == chunk.ZstdBlocks
+		states += int64(m.blocks[i].Window.Length)
+	}
+	return cut && states <= maxStates*stored
 }
 
 // block notes a span of a zstd layer, whose frames are cut.

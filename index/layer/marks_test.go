@@ -45,7 +45,10 @@ func repeats(n int) []byte {
 	p := someBytes(30_000)
 	for len(p) < n {
 		at := r.IntN(len(p) - 2000)
-		p = append(append(p, p[at:][:1+r.IntN(2000)]...), byte(r.Uint32()))
+		p = append(append(p, p[at:][:1+r.IntN(2000)]...), make([]byte, 700)...)
+		for i := range 700 {
+			p[len(p)-1-i] = byte(r.Uint32())
+		}
 	}
 	return p[:n]
 }
@@ -157,6 +160,22 @@ func TestMarksLimits(t *testing.T) {
 		}
 		if !errors.Is(err, index.ErrLimit) || m.Spans != nil && m.Spans[0].Codec == chunk.ZstdBlocks {
 			t.Errorf("%+v: %v, %d spans", lim, err, len(m.Spans))
+		}
+	}
+}
+
+// TestMarksLargeStates: content that comes again and again is not cut, as its states would
+// be many times as large as the layer.
+func TestMarksLargeStates(t *testing.T) {
+	noise := someBytes(1 << 20)
+	for times, cut := range map[int]bool{2: true, 20: false} {
+		var plain []byte
+		for i := range times { // not where it was in the blocks before
+			plain = append(append(plain, noise[i*777:]...), noise[:i*777]...)
+		}
+		m := &layer.Marks{Every: 32 << 10, Blocks: 128 << 10}
+		if _, _, err := marked(t, zst(plain), m); err != nil || (len(m.Spans) > 1) != cut {
+			t.Errorf("%d times: %d spans, %v", times, len(m.Spans), err)
 		}
 	}
 }
