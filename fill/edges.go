@@ -149,18 +149,18 @@ func (n *ends) body(fetched io.Reader) io.Reader {
 	return io.MultiReader(parts...)
 }
 
-// windows is like missing for what lies beside the spans, at off and of that length; the
-// part that is here comes before or behind it.
-func (n *ends) windows(off, length int64) (from, missing int64, before, behind []byte) {
+// windows returns which bytes have to come of what lies beside the spans, at off and of
+// that length.
+func (n *ends) windows(off, length int64) (from, missing int64) {
 	last := len(n.spans) - 1
+	end := off + length
 	if n.head != nil && n.spans[0].Window.Length > 0 {
-		before = n.head.window
+		off += int64(len(n.head.window))
 	}
-	if n.tail != nil && last > 0 && n.spans[last].Window.Length > 0 && !n.spans[last].Inflated() {
-		behind = n.tail.window
+	if n.tail != nil && n.spans[last].Window.Length > 0 && !n.spans[last].Inflated() {
+		end -= int64(len(n.tail.window))
 	}
-	from = off + int64(len(before))
-	return from, off + length - int64(len(behind)) - from, before, behind
+	return off, max(0, end-off)
 }
 
 // keeper reads a body and keeps of it what is to become edges.
@@ -206,21 +206,16 @@ func (n *ends) keeper(body io.Reader, from, to int64) *keeper {
 	return k
 }
 
-// keep makes edges of what a keeper has read, and of what lies beside the spans, from off
-// on: beside. It reads the body to its end, which comes in any case.
-func (e *edges) keep(k *keeper, beside []byte, off int64) {
+// keep makes edges of what a keeper has read, and what lies beside. It reads the body to its
+// end, which comes in any case.
+func (e *edges) keep(k *keeper, beside *besides) {
 	if len(k.parts) == 0 {
 		return
 	}
 	_, _ = io.Copy(io.Discard, k)
 	for _, x := range k.parts {
-		if int64(len(x.stored)) != x.span.Length {
-			continue
+		if int64(len(x.stored)) == x.span.Length {
+			e.put(&edge{span: x.number, stored: x.stored, window: beside.of(x.span)})
 		}
-		y := &edge{span: x.number, stored: x.stored}
-		if w := x.span.Window; w.Length > 0 && w.Offset >= off && w.Offset+int64(w.Length) <= off+int64(len(beside)) {
-			y.window = bytes.Clone(beside[w.Offset-off:][:w.Length])
-		}
-		e.put(y)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"github.com/shale-image/shale/blob"
@@ -26,7 +25,7 @@ type request struct {
 	again bool  // a rescue takes long: it was waited for once
 
 	body     io.Reader     // what they are decoded from
-	beside   io.Reader     // what its window was read from; nil if there is none
+	beside   *besides      // what lies beside that
 	ends     *ends         // what of them was kept by requests before
 	fresh    bool          // nothing of that is used any more: it was wrong, perhaps
 	rejected bool          // a body was
@@ -102,10 +101,8 @@ func (r *request) elsewhere(err error) bool {
 		r.others = append([]blob.Source{r.im.source}, r.others...)
 		return true
 	}
-	others := blob.Reject(r.body)
-	if r.beside != nil { // one of the two is wrong, and they may be of different places
-		others = append(others, blob.Reject(r.beside)...)
-	}
+	// One of the two is wrong, and they may be of different places.
+	others := append(blob.Reject(r.body), r.beside.reject()...)
 	if !r.rejected {
 		r.rejected, r.others = true, others
 	}
@@ -133,10 +130,15 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		off, length = r.ends.missing()
 	}
 	wctx, cancel := context.WithCancelCause(ctx)
-	window := r.im.window(wctx, source, r.ends)
-	defer window() // it uses the source
 	defer cancel(nil)
-	r.body, r.beside, r.bad = nil, nil, nil
+	r.beside = r.im.besides(wctx, source, r.ends)
+	defer r.beside.close()
+	r.beside.late = func() {
+		if r.im.rescue.all != nil {
+			cancel(errNoWindow)
+		}
+	}
+	r.body, r.bad = nil, nil
 	asked := time.Now()
 	if length > 0 {
 		r.im.stats.request(length)
@@ -153,8 +155,7 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		body = r.ends.body(body)
 	}
 	keep := r.ends.keeper(body, first.Offset, last.End())
-	_, _, besides := index.Beside(spans)
-	n := stream.Memory(spans) + besides
+	n := stream.Memory(spans)
 	var held int64
 	room := func(n int64) error {
 		if n = min(n, imageMemory); n <= held {
@@ -173,30 +174,16 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 	if err := room(n); err != nil {
 		return err
 	}
-	late := time.AfterFunc(r.im.rescue.patience(), func() {
-		if r.im.rescue.all != nil {
-			cancel(errNoWindow)
-		}
-	})
-	w, beside, err := window()
-	late.Stop()
-	r.beside = beside
+	o := stream.Options{Window: r.im.engine.opt.ZstdWindow, Room: room, More: r.beside.window}
+	in, err := o.NewReader(keep, spans, first.Offset, last.End(), nil)
 	if err != nil {
 		r.elsewhere(err)
-		if ctx.Err() == nil && (context.Cause(wctx) == errNoWindow || errors.Is(err, blob.ErrUnauthorized)) {
-			err = fmt.Errorf("%w: %w", errNoWindow, err)
-		}
-		return err
-	}
-	in, err := stream.Options{Window: r.im.engine.opt.ZstdWindow, Room: room}.NewReader(keep, spans, first.Offset, last.End(), w)
-	if err != nil {
-		r.elsewhere(err)
-		return err
+		return r.noWindow(ctx, wctx, err)
 	}
 	defer in.Close()
 	for len(r.wants) > 0 {
 		if err := r.next(in); err != nil {
-			return err
+			return r.noWindow(ctx, wctx, err)
 		}
 		r.timer.Reset(r.im.engine.opt.Timeout)
 	}
@@ -204,8 +191,7 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		r.im.worth.answered(answered.Sub(asked), length, time.Since(answered))
 	}
 	if r.bad == nil {
-		_, off, _ := index.Beside(spans)
-		r.im.edges.keep(keep, w, off)
+		r.im.edges.keep(keep, r.beside)
 	}
 	return nil
 }
@@ -213,47 +199,12 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 // blob returns how to ask for a blob.
 func (im *Image) blob(n int) blob.Ref { return blob.Ref(im.linked.Blobs[n]) }
 
-// window begins to fetch the windows of spans, but for those that are kept, and returns what waits for them, and what
-// body they came in.
-func (im *Image) window(ctx context.Context, source blob.Source, ends *ends) func() ([]byte, io.Reader, error) {
-	n, off, length := index.Beside(ends.spans)
-	off, length, before, behind := ends.windows(off, length)
-	if length == 0 {
-		p := append(before[:len(before):len(before)], behind...)
-		return func() ([]byte, io.Reader, error) { return p, nil, nil }
+// noWindow makes err say so if a window did not come in time, or is refused.
+func (r *request) noWindow(ctx, wctx context.Context, err error) error {
+	if ctx.Err() == nil && (context.Cause(wctx) == errNoWindow || r.beside.failed != nil && errors.Is(err, blob.ErrUnauthorized)) {
+		return fmt.Errorf("%w: %w", errNoWindow, err)
 	}
-	if err := stream.CheckBeside(length); err != nil {
-		return func() ([]byte, io.Reader, error) { return nil, nil, err }
-	}
-	im.stats.request(length)
-	from := bodyOf{Source: source}
-	var p []byte
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		ref := im.blob(int(n))
-		if p, err = blob.ReadAll(ctx, &from, ref, off, length); err != nil {
-			err = fmt.Errorf("windows at offset %d of blob %s: %w", off, ref.Digest, err)
-		}
-		p = slices.Concat(before, p, behind)
-	}()
-	return func() ([]byte, io.Reader, error) {
-		<-done
-		return p, from.body, err
-	}
-}
-
-// bodyOf remembers the body of the one request that is made of it.
-type bodyOf struct {
-	blob.Source
-	body io.Reader
-}
-
-func (b *bodyOf) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.ReadCloser, error) {
-	r, err := b.Source.Range(ctx, ref, off, n)
-	b.body = r
-	return r, err
+	return err
 }
 
 // next lands one chunk. It returns an error only if that concerns the chunks

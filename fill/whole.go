@@ -141,18 +141,10 @@ func (im *Image) storePiece(ctx context.Context, source blob.Source, body io.Rea
 		return chunks, err
 	}
 	defer im.memory.Release(memory)
-	var o stream.Options
-	var window []byte
-	if slices.ContainsFunc(spans, func(s index.Span) bool { return s.Codec == chunk.ZstdBlocks }) {
-		// The states of a large file are many: they come as they are needed.
-		o.More = func(n uint32, off, length int64) ([]byte, error) {
-			im.stats.request(length)
-			return blob.ReadAll(ctx, source, im.blob(int(n)), off, length)
-		}
-	} else if window, _, err = im.window(ctx, source, &ends{spans: spans})(); err != nil {
-		return chunks, err
-	}
-	in, err := o.NewReader(body, spans, chunks[0].Offset, spans[len(spans)-1].End(), window)
+	beside := im.besides(ctx, source, &ends{spans: spans})
+	defer beside.close()
+	o := stream.Options{More: beside.window}
+	in, err := o.NewReader(body, spans, chunks[0].Offset, spans[len(spans)-1].End(), nil)
 	if err != nil {
 		return chunks, err
 	}

@@ -52,8 +52,8 @@ type Options struct {
 	// memory than a Memory counts, with what it takes in all.
 	Room func(memory int64) error
 
-	// More, if it is not nil, fetches windows that are not beside: a run of the bytes of a
-	// blob (index.Window). Its errors are passed on.
+	// More, if it is not nil, is asked for each window in the place of what is beside: for
+	// bytes of a blob (index.Window), one behind the other. Its errors are passed on.
 	More func(blob uint32, off, length int64) ([]byte, error)
 }
 
@@ -106,7 +106,7 @@ func Memory(spans []index.Span) (n int64) {
 		m := int64(base)
 		switch s := &spans[i]; {
 		case s.Codec == chunk.ZstdBlocks:
-			m = s.Length + 2*s.Size + zframe.Memory(s.Size) + moreAtOnce
+			m = s.Length + 2*s.Size + zframe.Memory(s.Size) + int64(s.Window.Length)
 		case s.Whole():
 			m = s.Length + s.Size
 		case s.Proof != nil:
@@ -236,6 +236,10 @@ func (r *Reader) enter() error {
 	group := r.spans[:n]
 	r.spans = r.spans[n:]
 	err := r.open(group, length)
+	var other passed
+	if errors.As(err, &other) {
+		err = other.error
+	}
 	if r.pos < r.end {
 		r.err = err
 	}
@@ -262,11 +266,9 @@ func (r *Reader) open(group []index.Span, length int64) error {
 		}
 		data := grow(&r.mem.data, int(s.Size))
 		if err := r.decode(s, data, stored); err != nil {
-			var other passed
-			if errors.As(err, &other) {
-				return other.error
+			if !errors.As(err, new(passed)) {
+				r.pos = r.end // what follows is none the worse
 			}
-			r.pos = r.end // what follows is none the worse
 			return err
 		}
 		if s.Proof != nil {

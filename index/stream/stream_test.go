@@ -491,8 +491,8 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// States that are not beside come when they are needed, several at a time. That they do
-// not is no fault of the stream's.
+// States that are not beside come when they are needed. That they do not is no fault of the
+// stream's.
 func TestMore(t *testing.T) {
 	l := states(t)
 	off, _ := index.Stored(l.Spans, 0, l.StreamSize())
@@ -513,8 +513,8 @@ func TestMore(t *testing.T) {
 		return in
 	}
 	in := open()
-	if p, err := in.Next(int(l.StreamSize())); err != nil || !bytes.Equal(p, l.plain) || calls != 1 {
-		t.Errorf("%d calls, %v", calls, err)
+	if p, err := in.Next(int(l.StreamSize())); err != nil || !bytes.Equal(p, l.plain) || calls < 3 || calls >= len(l.Spans) {
+		t.Errorf("%d calls for %d spans, %v", calls, len(l.Spans), err)
 	}
 	in.Close()
 	fails = errors.New("no")
@@ -613,7 +613,7 @@ func TestMemory(t *testing.T) {
 	if n := Memory([]index.Span{{Size: 4 << 20, Length: 3 << 20, Codec: chunk.Deflate, Proof: &index.Proof{}}}); n != 3<<20+512<<10 {
 		t.Errorf("%d bytes", n)
 	}
-	if n := Memory([]index.Span{{Size: 1 << 20, Length: 5, Codec: chunk.ZstdBlocks, Window: index.Window{Length: 9}}, {Size: 1}}); n != 5<<20+256<<10+5 {
+	if n := Memory([]index.Span{{Size: 1 << 20, Length: 5, Codec: chunk.ZstdBlocks, Window: index.Window{Length: 9}}, {Size: 1}}); n != 4<<20+256<<10+5+9 {
 		t.Errorf("%d bytes", n)
 	}
 	if n := Memory([]index.Span{{Size: 1 << 20, Length: 5, Codec: chunk.Zstd}, {Size: 1}}); n != 1<<20+5 {

@@ -61,16 +61,18 @@ func (r *Reader) window(s *index.Span) ([]byte, error) {
 		return nil, nil
 	}
 	at := w.Offset - r.besideAt
-	if r.opt.More != nil && (at < 0 || at > int64(len(r.beside))-int64(w.Length)) {
-		if err := r.more(w); err != nil {
+	var stored []byte
+	switch {
+	case r.opt.More != nil:
+		var err error
+		if stored, err = r.opt.More(w.Blob, w.Offset, int64(w.Length)); err != nil {
 			return nil, passed{err}
 		}
-		at = 0
-	}
-	if at < 0 || at > int64(len(r.beside))-int64(w.Length) {
+	case at < 0 || at > int64(len(r.beside))-int64(w.Length):
 		return nil, fmt.Errorf("%w: no window for the span at offset %d", chunk.ErrCorrupt, s.Offset)
+	default:
+		stored = r.beside[at:][:w.Length]
 	}
-	stored := r.beside[at:][:w.Length]
 	if s.Proof != nil && sha256.Sum256(stored) != s.Proof.Window {
 		return nil, fmt.Errorf("%w: the digest of the window at offset %d of blob %d is sha256:%x, want sha256:%x", chunk.ErrCorrupt, w.Offset, w.Blob, sha256.Sum256(stored), s.Proof.Window)
 	}
@@ -86,24 +88,6 @@ func (r *Reader) window(s *index.Span) ([]byte, error) {
 		return p, nil
 	}
 	return OpenWindow(stored)
-}
-
-// moreAtOnce is how many bytes of windows one call of Options.More is for, about.
-const moreAtOnce = 1 << 20
-
-// more fetches a window, and those of spans that follow.
-func (r *Reader) more(w index.Window) (err error) {
-	length := int64(w.Length)
-	for i := range r.spans {
-		_, off, n := index.Beside(r.spans[i : i+1])
-		if n > 0 && (off != w.Offset+length || length+n > moreAtOnce) {
-			break
-		}
-		length += n
-	}
-	r.beside, err = r.opt.More(w.Blob, w.Offset, length)
-	r.besideAt = w.Offset
-	return err
 }
 
 var stateDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(zframe.MaxState))
