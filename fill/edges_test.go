@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -200,17 +201,17 @@ func TestEdgeOfWrongBytes(t *testing.T) {
 			const first = 5
 			must(t, x.chunk(t, first))
 			x.requests.Wait()
-			requests := 0
+			var requests atomic.Int64
 			n.setFault(func(context.Context, blob.Ref, int64, int64) *memblob.Fault {
-				requests++
+				requests.Add(1)
 				return &memblob.Fault{Flip: 1, After: 3000}
 			})
 			if err := x.chunk(t, first+2); err == nil {
 				t.Error("wrong bytes were believed")
 			}
 			n.setFault(nil)
-			if requests < 2 {
-				t.Errorf("%d requests: what was kept was not tried without", requests)
+			if requests.Load() < 2 {
+				t.Errorf("%d requests: what was kept was not tried without", requests.Load())
 			}
 			if i := x.linked.Chunks() - 1; x.chunk(t, i) != nil {
 				t.Error("others fail as well")
