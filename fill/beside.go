@@ -15,13 +15,13 @@ import (
 // besides gives out the windows of a request's spans in their order, each as it comes: the
 // first span is decoded while those of the others are still on their way.
 type besides struct {
-	ends  *ends
-	blob  blob.Ref
-	at    int64 // where in the blob the next byte is that comes
-	end   int64 // behind the last
-	done  chan struct{}
-	body  io.ReadCloser // set, or err, when done is closed
-	err   error
+	ends *ends
+	blob blob.Ref
+	at   int64 // where in the blob the next byte is that comes
+	end  int64 // behind the last
+	done chan struct{}
+	body io.ReadCloser // set, or err, when done is closed
+	err  error
 
 	failed      error         // the last window
 	first, last []byte        // what these spans have been given, to be kept
