@@ -147,7 +147,7 @@ func TestKilled(t *testing.T) {
 		}
 		want := []string{"config", "linked", "record"}
 		if ref != converted {
-			want = []string{"config", "index", "linked", "record", sideDir}
+			want = []string{"config", "index", "linked", "record"} // its layers are too small for windows
 		}
 		if !slices.Equal(left, want) || err != nil {
 			t.Errorf("left behind: %v, want %v; %v", left, want, err)

@@ -25,7 +25,7 @@ type besides struct {
 
 	failed      error         // the last window
 	first, last []byte        // what these spans have been given, to be kept
-	wait        time.Duration // for how long may still be waited
+	wait        time.Duration // for one window
 	late        func()        // is called then
 	cancel      context.CancelFunc
 }
@@ -58,11 +58,9 @@ func (b *besides) window(_ uint32, off, length int64) ([]byte, error) {
 	case b.ends.tail != nil && b.ends.tail.window != nil && off == last.Offset:
 		return b.ends.tail.window, nil
 	}
-	began := time.Now()
 	late := time.AfterFunc(b.wait, b.late)
 	p, err := b.read(off, length)
 	late.Stop()
-	b.wait -= time.Since(began)
 	if err != nil {
 		b.failed = fmt.Errorf("windows at offset %d of blob %s: %w", off, b.blob.Digest, err)
 		return nil, b.failed

@@ -198,21 +198,22 @@ func (n *ends) keeper(body io.Reader, from, to int64) *keeper {
 		return k
 	}
 	if n.head == nil && (first.Start < from || first == last && to < first.End()) && first.Length <= edgeSize {
-		k.parts = append(k.parts, kept{number: n.first, span: first})
+		k.parts = append(k.parts, kept{number: n.first, span: first, stored: make([]byte, 0, first.Length)})
 	}
 	if n.tail == nil && first != last && to < last.End() && last.Length <= edgeSize {
-		k.parts = append(k.parts, kept{number: n.first + len(n.spans) - 1, span: last})
+		k.parts = append(k.parts, kept{number: n.first + len(n.spans) - 1, span: last, stored: make([]byte, 0, last.Length)})
 	}
 	return k
 }
 
-// keep makes edges of what a keeper has read, and what lies beside. It reads the body to its
-// end, which comes in any case.
+// keep makes edges of what a keeper has read, and what lies beside. It reads what is left of
+// the last of them, which is on its way.
 func (e *edges) keep(k *keeper, beside *besides) {
 	if len(k.parts) == 0 {
 		return
 	}
-	_, _ = io.Copy(io.Discard, k)
+	last := k.parts[len(k.parts)-1].span
+	_, _ = io.CopyN(io.Discard, k, max(0, last.Offset+last.Length-k.at))
 	for _, x := range k.parts {
 		if int64(len(x.stored)) == x.span.Length {
 			e.put(&edge{span: x.number, stored: x.stored, window: beside.of(x.span)})

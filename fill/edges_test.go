@@ -219,3 +219,47 @@ func TestEdgeOfWrongBytes(t *testing.T) {
 		})
 	}
 }
+
+// TestSecondStateFails: where the state of a chunk's second span cannot be had, all of the
+// image is asked for, as where that of its first cannot.
+func TestSecondStateFails(t *testing.T) {
+	b := layers(t, 3<<20)["zstd"]
+	// A chunk that begins in the first span, which needs no state, and ends in the second.
+	end := b.spans[0].Spans[0].End()
+	across := -1
+	for i, c := range b.tree.Chunks {
+		if c.Offset < end && c.End() > end {
+			across = i
+		}
+	}
+	if across < 0 || b.spans[0].Spans[1].Window.Length == 0 {
+		t.Fatal("no chunk lies across the first two spans")
+	}
+	for what, err := range map[string]error{"refused": blob.ErrUnauthorized, "gone": blob.ErrNotFound} {
+		t.Run(what, func(t *testing.T) {
+			n := newNode(t, Options{Window: 1, Neighbours: 1, Ahead: 1, Growth: 1})
+			x := n.image(b)
+			asked := 0
+			x.OnWrongIndex(func(context.Context) error {
+				asked++
+				var all []chunk.Digest
+				for i := range x.linked.Chunks() {
+					all = append(all, x.linked.Chunk(i).Digest)
+				}
+				return n.bring(t, all...)
+			})
+			n.setFault(func(_ context.Context, ref blob.Ref, _, _ int64) *memblob.Fault {
+				if ref.Digest != b.tree.Blobs[1].Digest {
+					return nil
+				}
+				return &memblob.Fault{After: -1, Err: err}
+			})
+			if err := x.chunk(t, across); err != nil || asked != 1 {
+				t.Errorf("%v, and %d times was all of the image asked for", err, asked)
+			}
+			if st := x.Stats(); st.Errors != 0 {
+				t.Errorf("%d errors", st.Errors)
+			}
+		})
+	}
+}

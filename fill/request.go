@@ -103,7 +103,7 @@ func (r *request) elsewhere(err error) bool {
 	}
 	// One of the two is wrong, and they may be of different places.
 	others := append(blob.Reject(r.body), r.beside.reject()...)
-	if !r.rejected {
+	if r.fresh = true; !r.rejected {
 		r.rejected, r.others = true, others
 	}
 	return len(r.others) > 0
@@ -201,7 +201,7 @@ func (im *Image) blob(n int) blob.Ref { return blob.Ref(im.linked.Blobs[n]) }
 
 // noWindow makes err say so if a window did not come in time, or is refused.
 func (r *request) noWindow(ctx, wctx context.Context, err error) error {
-	if ctx.Err() == nil && (context.Cause(wctx) == errNoWindow || r.beside.failed != nil && errors.Is(err, blob.ErrUnauthorized)) {
+	if ctx.Err() == nil && r.beside.failed != nil && (context.Cause(wctx) == errNoWindow || errors.Is(err, blob.ErrUnauthorized)) {
 		return fmt.Errorf("%w: %w", errNoWindow, err)
 	}
 	return err
@@ -224,7 +224,7 @@ func (r *request) next(in *stream.Reader) error {
 		if r.elsewhere(err) {
 			return err
 		}
-		if r.bad = err; in.Pos() <= w.chunk.Offset {
+		if r.bad = err; in.Pos() <= w.chunk.Offset || in.Err() != nil {
 			return err
 		}
 		return nil // the next call fails all that the span has

@@ -35,7 +35,7 @@ func (c *checker) again(ctx context.Context) error {
 			return nil
 		}
 	}
-	if c.im.Kind != reader.Index { // else the chunks have been verified, and made of the layers
+	if c.im.Kind != reader.Index { // else they have been verified
 		if err := c.chunks(ctx, says); err != nil {
 			return err
 		}

@@ -181,9 +181,9 @@ func (c *checker) list() {
 			continue
 		}
 		// What the manifest of a Nydus image does not list is named by its digest.
-		of[i] = add("blob", b.Digest, b.Size, c.im.RAFS != nil && c.im.Manifest != nil)
+		of[i] = add("blob", b.Digest, b.Size, (c.im.RAFS != nil || c.im.Kind == reader.Index) && c.im.Manifest != nil)
 		of[i].blob = i
-		if c.im.Kind == "" || c.im.Kind == reader.Nydus { // else again looks
+		if c.im.Kind == "" || c.im.Kind == reader.Nydus || c.im.Kind == reader.Index { // else again looks
 			of[i].spans = b.Spans
 			of[i].windowed = slices.ContainsFunc(b.Spans, func(s index.Span) bool { return s.Windowed() })
 		}

@@ -252,8 +252,12 @@ func (c *checker) windowedSpan(ctx context.Context, o *object, s *index.Span) er
 	from, to := c.im.Tree.Chunks[chunks[0]].Offset, c.im.Tree.Chunks[chunks[len(chunks)-1]].End()
 	spans := c.im.Tree.Blobs[o.blob].Cover(from, to)
 	w, err := stream.Beside(ctx, c.im.Source, c.im.Tree, spans)
+	if err != nil && isDefect(err) {
+		c.verify(o, s, nil, err)
+		return nil
+	}
 	if err != nil {
-		return err // it is not from elsewhere
+		return err
 	}
 	off, n := index.Stored(spans, from, to)
 	body, err := c.im.Source.Range(ctx, blob.Ref{Digest: o.ref.Digest}, off, n)

@@ -120,6 +120,10 @@ func Memory(spans []index.Span) (n int64) {
 // Pos is the offset in the stream of what Next returns.
 func (r *Reader) Pos() int64 { return r.pos }
 
+// Err is why the Reader cannot go on; nil if it can, perhaps behind a span that was
+// decoded in vain.
+func (r *Reader) Err() error { return r.err }
+
 // Next returns the next n bytes of the stream, valid until the next call. If
 // the stored bytes cannot be decoded the error wraps chunk.ErrCorrupt, if they
 // end early io.ErrUnexpectedEOF; errors of the body are passed on. A span that
