@@ -79,6 +79,17 @@ func connect(t *testing.T) (dev *os.File, dir string) {
 	return dev, dir
 }
 
+// openAt opens a file that this process serves. Not by os.Open: it makes the runtime wait for
+// an answer to POLL, in a call during which nothing of this process can stop, so that a
+// collection of garbage that begins then waits for it, and it for the collection's end.
+func openAt(path string, flags int) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 func serve(t *testing.T, s *Server, dev *os.File) (ended chan error) {
 	ended = make(chan error, 1)
 	go func() { ended <- s.Serve(dev) }()
@@ -112,7 +123,7 @@ func TestServe(t *testing.T) {
 			t.Errorf("another name: %v", err)
 		}
 		for _, flag := range []int{0, unix.O_DIRECT} {
-			f, err := os.OpenFile(path, os.O_RDONLY|flag, 0)
+			f, err := openAt(path, flag)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -162,7 +173,7 @@ func TestTakeover(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 4 {
 		wg.Go(func() {
-			f, err := os.Open(filepath.Join(dir, "image"))
+			f, err := openAt(filepath.Join(dir, "image"), 0)
 			if err != nil {
 				t.Error(err)
 				return
@@ -269,7 +280,7 @@ func TestWaitingMissesExpire(t *testing.T) {
 	c := &bytesContent{data: pattern(testSize), to: testSize, read: func(context.Context) error { <-stuck; return nil }}
 	s := newServer(t, c, Options{MaxInflight: 1, ReadTimeout: 50 * time.Millisecond})
 	ended := serve(t, s, dev)
-	f, err := os.OpenFile(filepath.Join(dir, "image"), os.O_RDONLY|unix.O_DIRECT, 0)
+	f, err := openAt(filepath.Join(dir, "image"), unix.O_DIRECT)
 	if err != nil {
 		t.Fatal(err)
 	}
