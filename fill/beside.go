@@ -1,7 +1,6 @@
 package fill
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -122,7 +121,7 @@ func (b *besides) of(s *index.Span) []byte {
 	case s.Window.Length == 0:
 		return nil
 	case s == &b.ends.spans[0]:
-		return bytes.Clone(b.first)
+		return b.first
 	}
-	return bytes.Clone(b.last)
+	return b.last
 }

@@ -17,17 +17,9 @@ import (
 // back to.
 const WindowSize = 32 << 10
 
-// MaxBeside bounds the windows that are fetched by one request, in stored bytes: spans have
+// MaxBeside bounds what Beside fetches, in stored bytes: spans have
 // no larger states than they have content, and a chunk has 16 MiB of that.
 const MaxBeside = 32 << 20
-
-// CheckBeside refuses windows of more than MaxBeside bytes.
-func CheckBeside(length int64) error {
-	if length > MaxBeside {
-		return fmt.Errorf("%w: windows of %d bytes, want at most %d", index.ErrLimit, length, MaxBeside)
-	}
-	return nil
-}
 
 // Beside fetches what decoding spans of a tree needs besides (index.Beside), unless the
 // tree has it itself. Unless a span has a Proof its window has no digest: if it is wrong,
@@ -37,8 +29,8 @@ func Beside(ctx context.Context, src blob.Source, t *index.Tree, spans []index.S
 	if length == 0 {
 		return nil, nil
 	}
-	if err := CheckBeside(length); err != nil {
-		return nil, err
+	if length > MaxBeside {
+		return nil, fmt.Errorf("%w: windows of %d bytes, want at most %d", index.ErrLimit, length, MaxBeside)
 	}
 	b := &t.Blobs[n]
 	if b.Data == nil {

@@ -1,7 +1,6 @@
 package zframe
 
 import (
-	"bytes"
 	"encoding/binary"
 	"sync"
 
@@ -74,8 +73,7 @@ func (d *decoder) read(size int, p, state []byte) (err error) {
 	stored, frame := len(p), 0 // where in the span the frame begins
 	for n := 0; n < size; {
 		if !in {
-			if len(p) >= 8 && p[0]&0xf0 == 0x50 && bytes.Equal(p[1:4], []byte("\x2a\x4d\x18")) {
-				skip := 8 + int64(binary.LittleEndian.Uint32(p[4:]))
+			if skip, ok := skippableSize(p); ok {
 				if skip > int64(len(p)) {
 					return bad("a skippable frame of %d bytes at %d of %d", skip, stored-len(p), stored)
 				}

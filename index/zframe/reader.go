@@ -80,8 +80,7 @@ func (r *Reader) next() error {
 	if len(magic) == 0 {
 		return err
 	}
-	if len(magic) == 8 && magic[0]&0xf0 == 0x50 && string(magic[1:4]) == "\x2a\x4d\x18" {
-		n := 8 + int64(binary.LittleEndian.Uint32(magic[4:]))
+	if n, ok := skippableSize(magic); ok {
 		m, err := io.CopyN(io.Discard, r.src, n)
 		r.at += m
 		if err == io.EOF {
@@ -114,6 +113,14 @@ func (r *Reader) next() error {
 	r.at += int64(h.HeaderSize)
 	r.sum, r.last, r.left, r.in = h.HasCheckSum, false, 0, true
 	return r.d.Reset(frame{r})
+}
+
+// skippableSize tells whether p begins a skippable frame, and its size.
+func skippableSize(p []byte) (int64, bool) {
+	if len(p) < 8 || p[0]&0xf0 != 0x50 || string(p[1:4]) != "\x2a\x4d\x18" {
+		return 0, false
+	}
+	return 8 + int64(binary.LittleEndian.Uint32(p[4:])), true
 }
 
 // frame gives the decoder the bytes of one frame.
