@@ -50,9 +50,10 @@ func main() {
 		x     experiment
 		runs  = flag.Int("runs", 5, "cold starts; the least of their times is shown")
 		label = flag.String("label", "", "begins the line that is printed")
-		trace = flag.Bool("trace", false, "list the kernel's reads of the last run")
+		trace = flag.Bool("trace", false, "list the kernel's reads and what was fetched, of the last run")
 		pairs = flag.Bool("record", false, "say what recording costs: each start with it and without, by turns")
 	)
+	flag.BoolVar(&x.files, "files", false, "list the files that were read in the last run: bytes, read, of chunks read and fetched, of those as stored")
 	kib := func(name string, p *int64, usage string) {
 		flag.Func(name, usage+", KiB", func(s string) error {
 			_, err := fmt.Sscan(s, p)
@@ -92,6 +93,9 @@ func main() {
 			fmt.Println(r)
 		}
 	}
+	for _, u := range all[len(all)-1].files {
+		fmt.Println(u)
+	}
 	fmt.Printf("%-32s %s\n", *label, sum(all))
 }
 
@@ -114,6 +118,7 @@ func (x *experiment) measure(layout string, runs int) (all []result, err error) 
 type experiment struct {
 	fill      fill.Options
 	readahead int
+	files     bool
 	model     netmodel.Model
 	user      string
 	command   []string
@@ -127,7 +132,8 @@ type experiment struct {
 type result struct {
 	first, end time.Duration
 	stats      fill.Stats
-	trace      []read
+	trace      []event
+	files      []use
 }
 
 // sum gives the least times, since other work on the machine only adds to
@@ -246,7 +252,8 @@ func (x *experiment) run() (_ result, err error) {
 		return result{}, err
 	}
 
-	im, err := fill.New(p, x.fill).Open(linked, retry.New(repo.Blobs(), retry.Policy{}))
+	t := &tracer{Source: retry.New(repo.Blobs(), retry.Policy{}), start: time.Now()}
+	im, err := fill.New(p, x.fill).Open(linked, t)
 	if err != nil {
 		return result{}, err
 	}
@@ -255,7 +262,7 @@ func (x *experiment) run() (_ result, err error) {
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return result{}, err
 	}
-	t := &tracer{Content: im}
+	t.Content = im
 	m, err := mount.Device(context.Background(), t, mount.Options{Options: fusedev.Options{Name: "replay"}, ReadAheadKiB: x.readahead})
 	if err != nil {
 		return result{}, err
@@ -270,8 +277,15 @@ func (x *experiment) run() (_ result, err error) {
 	}
 	t.start = time.Now()
 	r, err := x.start(root)
-	r.trace = t.reads
+	r.trace = t.noted()
 	r.stats = im.Stats()
+	if err == nil && x.files {
+		r.files, err = uses(linked, r.trace, func(c link.Chunk) bool {
+			s, off := linked.Segment(c.Flat)
+			ps, ok := p.Segment(s.ID)
+			return ok && ps.Present(off, int64(c.Size))
+		})
+	}
 	return r, err
 }
 
