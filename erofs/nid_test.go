@@ -131,6 +131,7 @@ func FuzzNodes(f *testing.F) {
 			return
 		}
 		n := im.Nodes()
+		n.Find("d/../l/f")
 		nids := []uint64{n.Root()}
 		for i := 0; i < len(nids) && i < 100; i++ {
 			nid := nids[i]
