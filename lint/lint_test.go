@@ -18,7 +18,7 @@ const module = "github.com/shale-image/shale/"
 // layers lists the packages from the bottom to the top. A package may import
 // those of lower layers, and below its own directory; of its own layer none.
 var layers = [][]string{
-	{"chunk", "trust", "keeper"},
+	{"chunk", "trust", "keeper", "loader"},
 	{"index", "blob"},
 	{"erofs", "index/zran", "index/zframe", "index/artifact", "blob/internal", "blob/retry", "blob/count", "blob/choose", "pool"},
 	{"index/layer", "index/stream", "blob/memblob", "blob/dirblob", "blob/httpblob"},
