@@ -57,6 +57,7 @@ func (im *Image) Bring(ctx context.Context, off, n int64) error {
 			return err
 		}
 	}
+	im.loads.brought(off)
 	return nil
 }
 

@@ -3,6 +3,7 @@ package fill
 import (
 	"bytes"
 	"container/list"
+	"context"
 	"io"
 	"sync"
 	"time"
@@ -18,6 +19,9 @@ const (
 	edgeSize    = 256 << 10
 )
 
+// edgesPatience is how long a request stands back for another one that brings its edges.
+const edgesPatience = 100 * time.Millisecond
+
 // edges keep what requests have brought at their ends of spans that they needed a part
 // of: a block of a layer ends anywhere in a chunk, and who reads the next chunk, or the one
 // before, would fetch the same block again, 8% of what a start fetches from gzip layers
@@ -29,6 +33,53 @@ type edges struct {
 	order list.List // of *edge, used last first
 	size  int
 	over  *time.Timer
+
+	coming map[int]chan struct{} // spans that a request is to bring and keep; closed when it ends
+}
+
+// settle waits for requests that are to bring the first or the last of some spans, so that
+// these do not come twice; not for long, since by now a reader may wait for the others.
+func (e *edges) settle(ctx context.Context, first, last int) {
+	ctx, cancel := context.WithTimeout(ctx, edgesPatience)
+	defer cancel()
+	for _, span := range []int{first, last} {
+		e.mu.Lock()
+		done := e.coming[span]
+		e.mu.Unlock()
+		if done == nil {
+			continue
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// expect notes what a keeper is to bring, and returns what to call when it has ended.
+func (e *edges) expect(k *keeper) (ended func()) {
+	if len(k.parts) == 0 {
+		return func() {}
+	}
+	done := make(chan struct{})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.coming == nil {
+		e.coming = map[int]chan struct{}{}
+	}
+	for _, x := range k.parts {
+		e.coming[x.number] = done
+	}
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		close(done)
+		for _, x := range k.parts {
+			if e.coming[x.number] == done {
+				delete(e.coming, x.number)
+			}
+		}
+	}
 }
 
 type edge struct {
@@ -189,10 +240,10 @@ func (k *keeper) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// keeper returns what reads body and keeps of it the spans at the ends which the stream's
-// bytes [from, to) are a part of.
-func (n *ends) keeper(body io.Reader, from, to int64) *keeper {
-	k := &keeper{Reader: body, at: n.spans[0].Offset}
+// keeper returns what is to read the body, and keeps of it the spans at the ends which the
+// stream's bytes [from, to) are a part of.
+func (n *ends) keeper(from, to int64) *keeper {
+	k := &keeper{at: n.spans[0].Offset}
 	first, last := &n.spans[0], &n.spans[len(n.spans)-1]
 	if first.Divisible() || last.Divisible() {
 		return k

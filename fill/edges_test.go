@@ -263,3 +263,62 @@ func TestSecondStateFails(t *testing.T) {
 		})
 	}
 }
+
+// TestEdgesSettle: what is fetched for nobody yet waits a moment for a request that is bringing
+// a block of it.
+func TestEdgesSettle(t *testing.T) {
+	for name, b := range layers(t, 3<<20) {
+		for _, hangs := range []bool{false, true} {
+			n := newNode(t, Options{Window: 1, Neighbours: 1})
+			x := n.image(b)
+			asked := make(chan struct{})
+			goOn := make(chan struct{})
+			var first atomic.Bool
+			n.setFault(func(ctx context.Context, ref blob.Ref, off, size int64) *memblob.Fault {
+				if ref.Digest == x.linked.Blobs[0].Digest && !first.Swap(true) {
+					close(asked)
+					<-goOn
+				}
+				return nil
+			})
+			one, two := 4, 5
+			if x.linked.Stored(x.linked.Chunk(one)).Last != x.linked.Stored(x.linked.Chunk(two)).First {
+				t.Fatalf("%s: chunks %d and %d share no span", name, one, two)
+			}
+			_, err := x.engine.join(x.Image, one, one+1, 0, x.Size())
+			must(t, err)
+			<-asked
+			begun := make(chan struct{})
+			go func() {
+				x.expect(two, two+1)
+				close(begun)
+			}()
+			if !hangs {
+				close(goOn)
+			}
+			<-begun
+			must(t, x.expected(two))
+			if hangs {
+				close(goOn)
+			}
+			x.settle()
+			seen := map[int64]int{}
+			for _, a := range n.asked() {
+				if a.blob == x.linked.Blobs[0].Digest {
+					for off := a.off; off < a.off+a.n; off++ {
+						seen[off]++
+					}
+				}
+			}
+			twice := 0
+			for _, k := range seen {
+				if k > 1 {
+					twice++
+				}
+			}
+			if hangs == (twice == 0) {
+				t.Errorf("%s: %d bytes came twice where the first request hangs: %v", name, twice, hangs)
+			}
+		}
+	}
+}

@@ -10,6 +10,9 @@
 //	plan.go      which chunks one request brings
 //	ahead.go     fetching ahead of sequential readers
 //	prefetch.go  what is known, or told, to be read first
+//	loads.go     programs, and the libraries that come with them
+//	libraries.go where those are
+//	expect.go    what is guessed to be read
 //	request.go   one request: decode, verify, store
 //	landing.go   a start pack: what will be read comes before it is asked for
 //	credit.go    for how long it is waited for
@@ -65,7 +68,8 @@ type Options struct {
 	// uncompressed bytes (default 16 MiB).
 	Ahead int64
 	// Requests bounds the requests in flight of one image: so many for its
-	// readers, and as many again to fetch ahead of them (default 16).
+	// readers, as many to fetch ahead of them, and as many for what programs load
+	// (default 16).
 	Requests int
 	// Timeout is how long a request may bring nothing, retries included,
 	// before it fails (default 1 minute): nobody waits for ever.
@@ -138,16 +142,17 @@ type Image struct {
 
 	// A slow image has requests, slots and memory of its own: others do not
 	// wait for it.
-	demand, ahead chan struct{} // one for each request in flight
-	memory        *semaphore.Weighted
-	requests      sync.WaitGroup
-	ctx           context.Context // ends with Close
-	cancel        context.CancelFunc
+	demand, ahead, guesses chan struct{} // one for each request in flight
+	memory                 *semaphore.Weighted
+	requests               sync.WaitGroup
+	ctx                    context.Context // ends with Close
+	cancel                 context.CancelFunc
 
 	streams  streams
 	failures failures
 	worth    worth
 	edges    edges
+	loads    loads
 	rescue   rescue
 	record   *record
 	landing  atomic.Pointer[landing] // the start pack that is arriving, if one is
@@ -165,10 +170,12 @@ type segment struct {
 func (e *Engine) Open(l *link.Image, s blob.Source) (*Image, error) {
 	im := &Image{
 		linked: l, engine: e, source: s,
-		demand: make(chan struct{}, e.opt.Requests),
-		ahead:  make(chan struct{}, e.opt.Requests),
-		memory: semaphore.NewWeighted(imageMemory),
+		demand:  make(chan struct{}, e.opt.Requests),
+		ahead:   make(chan struct{}, e.opt.Requests),
+		guesses: make(chan struct{}, e.opt.Requests),
+		memory:  semaphore.NewWeighted(imageMemory),
 	}
+	im.loads.im = im
 	if !e.opt.Unrecorded {
 		im.record = newRecord(l.FlatSize)
 	}

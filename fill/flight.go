@@ -24,6 +24,9 @@ type flight struct {
 	// its own.
 	wanted bool
 
+	// guessed: nobody may ever read it. If it cannot be had, that is nobody's failure.
+	guessed bool
+
 	owner *Image    // whose source is asked
 	since time.Time // when it was claimed
 }
@@ -32,17 +35,32 @@ type flight struct {
 // source may hang. Then its own source is asked too; both store the same bytes.
 const foreignWait = 500 * time.Millisecond
 
+// guessedWait is how long a reader waits for a chunk that nobody waited for when it was
+// asked for, with many others perhaps.
+const guessedWait = 3 * time.Second
+
 // flying returns the flight of a chunk that im should wait for, nil if there is
 // none. e.mu is held.
 func (im *Image) flying(at address) *flight {
 	f := im.engine.flights[at]
-	if f != nil && f.data == nil && f.foreign(im) && time.Since(f.since) >= foreignWait {
-		return nil
+	if f != nil && f.data == nil {
+		if d := f.patience(im); d > 0 && time.Since(f.since) >= d {
+			return nil
+		}
 	}
 	return f
 }
 
-func (f *flight) foreign(im *Image) bool { return f.owner != nil && f.owner != im }
+// patience is how long after a flight was claimed im waits for it, 0 if as long as it takes.
+func (f *flight) patience(im *Image) time.Duration {
+	switch {
+	case f.owner != nil && f.owner != im:
+		return foreignWait
+	case f.guessed:
+		return guessedWait
+	}
+	return 0
+}
 
 // wait is a flight that a reader waits for, and its chunk in the reader's map.
 type wait struct {
@@ -103,8 +121,8 @@ func (im *Image) await(ctx context.Context, w wait) (*flight, error) {
 		case <-f.done:
 		default:
 			var hangs <-chan time.Time
-			if f.foreign(im) {
-				hangs = time.After(time.Until(f.since.Add(foreignWait)))
+			if d := f.patience(im); d > 0 {
+				hangs = time.After(time.Until(f.since.Add(d)))
 			}
 			select {
 			case <-f.done:

@@ -55,6 +55,7 @@ type builder struct {
 	data  map[chunk.Digest][]byte // of packed files
 
 	seed   uint64 // of the last file of files
+	number int    // of the file that was added last
 	broken func() // makes the index lie, once all is known
 }
 
@@ -87,7 +88,8 @@ func (b *builder) file(p []byte) {
 		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: chunk.Sum(chunk.BLAKE3, piece), Size: uint32(len(piece)), Blob: uint32(k),
 			Offset: b.spans[k].Append(index.Span{Size: int64(len(piece)), Codec: codec, Length: int64(len(stored)), Offset: b.last(stored)})})
 	}
-	b.tree.Root.Children[fmt.Sprintf("f%05d", len(b.tree.Root.Children))] = ino
+	b.number++
+	b.tree.Root.Children[fmt.Sprintf("f%05d", b.number)] = ino
 }
 
 // pack adds small files that are compressed together.
@@ -108,7 +110,8 @@ func (b *builder) pack(files ...[]byte) {
 		b.data[d] = p
 		b.tree.Chunks = append(b.tree.Chunks, index.Chunk{Digest: d, Size: uint32(len(p)), Blob: uint32(k), Offset: at})
 		at += int64(len(p))
-		b.tree.Root.Children[fmt.Sprintf("f%05d", len(b.tree.Root.Children))] = ino
+		b.number++
+		b.tree.Root.Children[fmt.Sprintf("f%05d", b.number)] = ino
 	}
 }
 
@@ -213,7 +216,7 @@ func (n *node) store(b *builder) {
 		n.blobs = append(n.blobs, p)
 		b.tree.Blobs = append(b.tree.Blobs, index.Blob{Digest: ref.Digest, Size: ref.Size, Spans: b.spans[i].Spans})
 	}
-	for _, ino := range b.tree.Root.Children {
+	must(n.t, b.tree.Walk(func(_ string, ino *index.Inode) error {
 		for _, e := range ino.Extents {
 			c := b.tree.Chunks[e.Chunk]
 			if p, ok := b.data[c.Digest]; ok {
@@ -226,7 +229,8 @@ func (n *node) store(b *builder) {
 			must(n.t, s.Codec.Decode(data, b.blobs[c.Blob][s.Offset:s.Offset+s.Length]))
 			n.pieces[c.Digest] = data[c.Offset-s.Start:][:c.Size]
 		}
-	}
+		return nil
+	}))
 	if b.broken != nil {
 		b.broken()
 	}

@@ -16,6 +16,7 @@ func (im *Image) TryReadAt(p []byte, off int64) (bool, error) {
 	}
 	im.follow(off, off+int64(len(p)))
 	im.noted(off, off+int64(len(p)), 0)
+	im.loads.began(p, off)
 	return true, nil
 }
 
@@ -53,7 +54,10 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 		}
 		ok, err := im.readHeld(p, off, held)
 		switch {
-		case ok || err != nil:
+		case ok:
+			im.loads.began(p, off)
+			return nil
+		case err != nil:
 			return err
 		case len(waits) == 0 && vain >= maxVain:
 			// Not EROFS asked for this: it reads nothing but the image's files.

@@ -54,6 +54,16 @@ func (r *record) note(off, end int64, wait time.Duration) {
 	}
 }
 
+// has tells whether any block of the flat addresses [off, end) was read.
+func (r *record) has(off, end int64) bool {
+	for b := off / chunk.Block; b*chunk.Block < end; b++ {
+		if p := r.seen[b/pageBlocks].Load(); p != nil && p[b%pageBlocks/64].Load()&(1<<(b%64)) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (r *record) add(first, last int64, wait time.Duration) {
 	now := time.Since(r.start)
 	r.mu.Lock()

@@ -125,6 +125,8 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 	if r.ends = (&ends{first: all.First, spans: spans}); !r.fresh {
 		r.im.edges.find(r.ends)
 	}
+	keep := r.ends.keeper(first.Offset, last.End())
+	defer r.im.edges.expect(keep)()
 	off, length := all.Offset, all.Length
 	if r.ends.used() {
 		off, length = r.ends.missing()
@@ -154,7 +156,7 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 	if r.ends.used() {
 		body = r.ends.body(body)
 	}
-	keep := r.ends.keeper(body, first.Offset, last.End())
+	keep.Reader = body
 	n := stream.Memory(spans)
 	var held int64
 	room := func(n int64) error {
@@ -258,6 +260,11 @@ func (r *request) fail(err error, n int) {
 	told := false
 	for _, w := range wants {
 		err := err
+		if w.flight.guessed { // who waits for it by now makes a request of his own
+			r.im.engine.opt.Logger.Debug("fetch failed of what nobody reads", "err", err)
+			r.im.engine.land(w, nil, err)
+			continue
+		}
 		if !r.again {
 			err = r.im.rescued(w, err)
 			r.again = err == errAgain

@@ -1,0 +1,141 @@
+package fill
+
+import (
+	"context"
+	"io"
+
+	"github.com/shale-image/shale/blob"
+)
+
+// expectedRequest is the most that one request for what is expected to be read asks for, in
+// bytes of content: whoever reads the end of it waits for all.
+const expectedRequest = 1 << 20
+
+// file is a file of the image as package loader sees it. Its chunks have to follow each
+// other in the map, as they do but for those that other files have, too.
+type file struct {
+	im   *Image
+	flat int64
+}
+
+// chunks returns the chunks that have [off, off+n) of the file, and where they end, or the
+// range does.
+func (f file) chunks(off, n int64) (lo, hi int, end int64) {
+	m := f.im.linked
+	first := m.Find(f.flat)
+	lo = m.Find(f.flat + off)
+	end = f.flat
+	for i := first; i < m.Chunks(); i++ {
+		c := m.Chunk(i)
+		if i > first && !c.Next || c.Flat >= f.flat+off+n {
+			break
+		}
+		hi, end = i+1, c.Flat+int64(c.Size)
+	}
+	return lo, hi, min(end, f.flat+off+n)
+}
+
+// ReadAt implements loader.File.
+func (f file) ReadAt(p []byte, off int64) (int, error) {
+	lo, hi, end := f.chunks(off, int64(len(p)))
+	if end <= f.flat+off {
+		return 0, io.EOF
+	}
+	f.im.expect(lo, hi)
+	for i := lo; i < hi; i++ {
+		if err := f.im.expected(i); err != nil {
+			return 0, err
+		}
+	}
+	n := int(end - f.flat - off)
+	ok, err := f.im.copy(p[:n], f.flat+off)
+	switch {
+	case err != nil:
+		return 0, err
+	case !ok: // it could not be stored, or was evicted
+		return 0, io.ErrUnexpectedEOF
+	case n < len(p):
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Bring implements loader.File.
+func (f file) Bring(off, n int64) {
+	if lo, hi, end := f.chunks(off, n); end > f.flat+off {
+		f.im.requests.Go(func() { f.im.expect(lo, hi) })
+	}
+}
+
+// expect begins to fetch what is missing of the chunks [lo, hi), for nobody yet. Before it
+// has a place among the requests in flight nothing is promised to readers.
+func (im *Image) expect(lo, hi int) {
+	e := im.engine
+	missing := func() bool { // e.mu is held
+		for ; lo < hi; lo++ {
+			if !im.here(im.linked.Chunk(lo)) {
+				return true
+			}
+		}
+		return false
+	}
+	for {
+		select {
+		case im.guesses <- struct{}{}:
+		case <-im.ctx.Done():
+			return
+		}
+		e.mu.Lock()
+		ok := missing()
+		e.mu.Unlock()
+		var wants []want
+		if ok {
+			from := im.linked.Chunk(lo)
+			to := lo + 1
+			for to < hi && im.linked.Chunk(to).Flat < from.Flat+expectedRequest {
+				to++
+			}
+			im.edges.settle(im.ctx, im.linked.Stored(from).First, im.linked.Stored(im.linked.Chunk(to-1)).Last)
+			e.mu.Lock()
+			if missing() && lo < to {
+				wants = im.collect(lo, to, 0, 0)
+				e.claim(im, wants, 0, 0)
+				for _, w := range wants {
+					w.flight.guessed = true
+				}
+			}
+			e.mu.Unlock()
+		}
+		if len(wants) == 0 {
+			<-im.guesses
+			if ok {
+				continue
+			}
+			return
+		}
+		im.requests.Go(func() {
+			defer func() { <-im.guesses }()
+			im.fetch(blob.WithUrgent(im.ctx), wants)
+		})
+	}
+}
+
+// expected waits for chunk i if it is on its way.
+func (im *Image) expected(i int) error {
+	s, at := im.address(im.linked.Chunk(i))
+	if s == nil {
+		return ErrStale
+	}
+	im.engine.mu.Lock()
+	f := im.flying(at)
+	im.engine.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	select {
+	case <-f.done:
+		return f.err
+	case <-im.ctx.Done():
+		return context.Cause(im.ctx)
+	}
+}
