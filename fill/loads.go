@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/shale-image/shale/loader"
 )
@@ -19,9 +20,10 @@ const (
 	// a library has is read, and it takes a request for four.
 	wholeObject = 512 << 10
 
-	// ahead of ld.so may be so many files. Who looks at the headers of more than that, file(1)
-	// or ldconfig(8), loads none of them.
-	maxUnread = 64
+	// ahead of ld.so may be so many files, for so long. Who looks at the headers of more than
+	// that, file(1) or ldconfig(8), loads none of them.
+	maxUnread  = 64
+	unreadTime = 30 * time.Second
 )
 
 // loads fetches what ld.so(8) will read of a program that is started, and of the libraries
@@ -35,8 +37,14 @@ type loads struct {
 	seen    map[int64]bool // by flat address of a file
 	queue   []object
 	workers int
-	unread  []int64 // where files have what ld.so reads that was not read yet
-	code    []part  // of libraries
+	unread  []unread
+	code    []part // of libraries
+}
+
+// unread is where a file has what ld.so reads, and when that was found out.
+type unread struct {
+	flat  int64
+	since time.Time
 }
 
 // object is an ELF file in the image.
@@ -126,7 +134,10 @@ func (l *loads) next() (o object, ok bool) {
 	idle := l.idle()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.unread = slices.DeleteFunc(l.unread, func(flat int64) bool { return l.im.record.has(flat, flat+1) }); len(l.unread) >= maxUnread || idle {
+	l.unread = slices.DeleteFunc(l.unread, func(u unread) bool {
+		return time.Since(u.since) > unreadTime || l.im.record.has(u.flat, u.flat+1)
+	})
+	if len(l.unread) >= maxUnread || idle {
 		for _, o := range l.queue {
 			delete(l.seen, o.flat) // another time
 		}
@@ -161,7 +172,7 @@ func (l *loads) found(f file, o object, x *loader.Object) {
 	_, _, end := f.chunks(0, l.im.Size())
 	l.mu.Lock()
 	if at := o.flat + x.Data.Off; x.Data.Size > 0 && at < end && l.im.record != nil {
-		l.unread = append(l.unread, at)
+		l.unread = append(l.unread, unread{at, time.Now()})
 	}
 	if !x.Program && o.dir != "" { // of programs more is read, and of what is opened for itself
 		for _, r := range x.Code[:min(len(x.Code), most)] {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/blob/memblob"
@@ -277,6 +278,15 @@ func TestLoadsHeaders(t *testing.T) {
 	x.settle()
 	if got := len(x.present()) - before; got != 4 {
 		t.Errorf("%d chunks came of a file after another was loaded, want 4", got)
+	}
+	for i := range x.loads.unread { // and what was not is forgotten in the end
+		x.loads.unread[i].since = time.Now().Add(-unreadTime)
+	}
+	before = len(x.present())
+	must(t, x.read(t.Context(), t, x.start(t, files-2), 4*kib))
+	x.settle()
+	if got := len(x.present()) - before; got != 4 {
+		t.Errorf("%d chunks came of a file when the others were forgotten, want 4", got)
 	}
 }
 
