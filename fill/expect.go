@@ -100,8 +100,10 @@ func (im *Image) expect(lo, hi int) {
 			if missing() && lo < to {
 				wants = im.collect(lo, to, 0, 0)
 				e.claim(im, wants, 0, 0)
+				lo++ // once, whatever becomes of it
 				for _, w := range wants {
 					w.flight.guessed = true
+					lo = max(lo, w.index+1)
 				}
 			}
 			e.mu.Unlock()

@@ -292,7 +292,7 @@ func TestLoadsHeaders(t *testing.T) {
 
 // What could not be fetched ahead is fetched when it is read, as if nobody had tried.
 func TestLoadsFail(t *testing.T) {
-	n := newNode(t, Options{Window: 1, Neighbours: 1})
+	n := newNode(t, Options{Window: 1, Neighbours: 1, Requests: 1})
 	x, paths, _ := programImage(n)
 	program := x.start(t, 0)
 	stored := x.linked.Stored(x.linked.Chunk(x.linked.Find(program)))
@@ -304,6 +304,18 @@ func TestLoadsFail(t *testing.T) {
 	})
 	must(t, x.read(t.Context(), t, program, 16))
 	x.settle()
+	times := map[asked]int{}
+	for _, a := range n.asked() {
+		if times[a]++; times[a] > 1 {
+			t.Errorf("%+v was asked for again", a)
+		}
+	}
+	if len(times) < 3 {
+		t.Errorf("%d requests", len(times))
+	}
+	if s := x.Stats(); s.Errors > 0 {
+		t.Errorf("nobody read what could not be fetched: %+v", s)
+	}
 	n.setFault(nil)
 	for i := range paths {
 		must(t, x.read(t.Context(), t, x.start(t, i), 16))
