@@ -76,10 +76,11 @@ func (l *loads) began(p []byte, off int64) {
 
 // brought is began where the kernel reads itself, and was told that what it waited for is here.
 func (l *loads) brought(off int64) {
-	if !l.im.begins(off) {
+	s, _ := l.im.segmentAt(off)
+	if s == nil || s.pool.Sealed() || !l.im.begins(off) { // its descriptor may be younger than the marks
 		return
 	}
-	l.im.requests.Go(func() { // it is read, which may be asked about, too
+	l.im.requests.Go(func() {
 		p := make([]byte, 256)
 		if ok, err := l.im.copy(p, off); ok && err == nil {
 			l.began(p, off)
