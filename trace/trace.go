@@ -89,7 +89,7 @@ type key struct {
 // Merge makes one trace of several of the same image. Blocks stand in the order
 // of the earliest place that any of the traces has them at; when and how long
 // somebody waited is taken from there too. To merge a trace again changes
-// nothing but, at most, the order.
+// nothing but, at most, the order, and with it from which trace the times are.
 func Merge(all ...*Trace) (*Trace, error) {
 	if len(all) == 0 {
 		return nil, errors.New("no trace to merge")
