@@ -200,6 +200,11 @@ func sameObject(t *testing.T, e *elf.File, o *Object) {
 		}
 	}
 	search = slices.DeleteFunc(search, func(s string) bool { return s == "" })
+	flags, _ := e.DynValue(elf.DT_FLAGS_1)
+	pie := len(flags) > 0 && flags[0]&uint64(elf.DF_1_PIE) != 0
+	if program := e.Type == elf.ET_EXEC || interp != "" || pie; o.Program != program {
+		t.Errorf("it is a program: %v, want %v", o.Program, program)
+	}
 	if o.Machine != e.Machine || o.Interp != interp || !slices.Equal(o.Needed, needed) || !slices.Equal(o.Search, search) {
 		t.Errorf("%v %q, needs %q from %q, want %v %q, %q, %q", o.Machine, o.Interp, o.Needed, o.Search, e.Machine, interp, needed, search)
 	}

@@ -131,7 +131,7 @@ func TestExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Object{
-		Machine: elf.EM_X86_64, Interp: theLoader, Needed: []string{"libm.so.6", "libc.so.6"},
+		Machine: elf.EM_X86_64, Program: true, Interp: theLoader, Needed: []string{"libm.so.6", "libc.so.6"},
 		Search: []string{"$ORIGIN/../lib", "/opt/lib", "$ORIGIN"}, Data: Range{atData, 0x1000}, Code: []Range{{atCode, 0x4000}, {atConst, 0x1000}},
 	}
 	if fmt.Sprint(*o) != fmt.Sprint(want) {
