@@ -36,9 +36,12 @@ func (im *Image) reach() (window, beyond int64) {
 // and, if they lie near enough, all those before hi. e.mu is held.
 func (im *Image) plan(i, hi int) []want {
 	window, beyond := im.reach()
-	if n, ok := im.loads.window(i); ok && window <= 2*im.engine.opt.Window { // else round trips count more
-		window, beyond = n, 0
-	} else if s, _ := im.linked.Span(im.linked.Chunk(i).Span); s.Codec == chunk.ZstdBlocks {
+	if window <= 2*im.engine.opt.Window { // else round trips count more
+		if n, ok := im.loads.window(i); ok {
+			return im.collect(i, hi, n, 0)
+		}
+	}
+	if s, _ := im.linked.Span(im.linked.Chunk(i).Span); s.Codec == chunk.ZstdBlocks {
 		window *= 2 // at both ends are blocks of which a part is needed, and a fifth are states
 	}
 	return im.collect(i, hi, window, beyond)

@@ -72,16 +72,16 @@ func (t *tracer) Range(ctx context.Context, ref blob.Ref, off, n int64) (io.Read
 	if err != nil {
 		return nil, err
 	}
-	return &body1{body, func() { t.note(at, n, off, ref.Digest[7:14]) }}, nil
+	return &toldBody{body, func() { t.note(at, n, off, ref.Digest[7:14]) }}, nil
 }
 
-// body1 is a body that tells when it ends.
-type body1 struct {
+// toldBody is a body that tells when it ends.
+type toldBody struct {
 	io.ReadCloser
 	ended func()
 }
 
-func (b *body1) Close() error {
+func (b *toldBody) Close() error {
 	b.ended()
 	return b.ReadCloser.Close()
 }
