@@ -9,8 +9,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/shale-image/shale/blob"
@@ -321,6 +323,34 @@ func TestLoadsFail(t *testing.T) {
 		must(t, x.read(t.Context(), t, x.start(t, i), 16))
 	}
 	must(t, x.read(t.Context(), t, program+objData, 4*kib))
+}
+
+// Who reads what a request was made for that hangs, for nobody, asks for it in the end.
+func TestLoadsHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, Options{Window: 1, Neighbours: 1})
+		x, _, _ := programImage(n)
+		program := x.start(t, 0)
+		data := x.linked.Stored(x.linked.Chunk(x.linked.Find(program + objData))).Offset
+		var times atomic.Int32
+		n.setFault(func(ctx context.Context, _ blob.Ref, off, _ int64) *memblob.Fault {
+			if off != data || times.Add(1) > 1 {
+				return nil
+			}
+			<-ctx.Done()
+			return &memblob.Fault{Err: ctx.Err()}
+		})
+		must(t, x.read(t.Context(), t, program, 16))
+		for times.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		began := time.Now()
+		must(t, x.read(t.Context(), t, program+objData, 4*kib))
+		if waited := time.Since(began); waited > guessedWait || times.Load() != 2 {
+			t.Errorf("waited %v, asked %d times", waited, times.Load())
+		}
+		x.close(t)
+	})
 }
 
 // An image is closed while libraries are on their way from a source that hangs.
