@@ -29,6 +29,7 @@ type sequence struct {
 	pos  int64 // flat address behind the last byte read
 	run  int64 // bytes read
 	next int   // the first chunk that was not yet looked at for this reader
+	lags bool  // something that was read was not here
 }
 
 // find returns the sequence that a read at off belongs to and true, or the one
@@ -49,10 +50,12 @@ func (st *streams) find(off int64) (*sequence, bool) {
 	return oldest, false
 }
 
-// follow notes a read of [off, end), and fetches ahead of its reader if that
-// is sequential: as far as it has come already, Options.Ahead at most, so that
-// what is fetched in vain is no more than what was read.
-func (im *Image) follow(off, end int64) {
+// follow notes a read of [off, end) that had to wait or not, and fetches ahead of its reader if
+// that is sequential and has had to wait: as far as it has come already, Options.Ahead at most,
+// so that what is fetched in vain is no more than what was read. For who finds all that it
+// reads nothing is fetched: a container that starts again reads faster, and so seems to be
+// sequential where it was not the first time.
+func (im *Image) follow(off, end int64, waited bool) {
 	if off < im.linked.MetaSize || im.led() {
 		return
 	}
@@ -60,12 +63,15 @@ func (im *Image) follow(off, end int64) {
 	defer im.streams.mu.Unlock()
 	s, ok := im.streams.find(off)
 	if !ok {
-		*s = sequence{used: im.streams.clock, pos: end, run: end - off, next: im.linked.Find(end)}
+		*s = sequence{used: im.streams.clock, pos: end, run: end - off, next: im.linked.Find(end), lags: waited}
 		return
 	}
 	s.run += end - off
 	s.pos = max(s.pos, end)
-	if s.run < sequenceRun {
+	if waited && !s.lags {
+		s.lags, s.next = true, max(s.next, im.linked.Find(off))
+	}
+	if s.run < sequenceRun || !s.lags {
 		return
 	}
 	far := min(s.run, im.engine.opt.Ahead)

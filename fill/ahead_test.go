@@ -65,3 +65,35 @@ func TestRandomReaderIsNotSequential(t *testing.T) {
 		}
 	})
 }
+
+// Of an image that starts again all is here that it reads: nothing is fetched for
+// it, however sequential it looks, until it reads what is not.
+func TestNothingIsFetchedAheadOfWhoMissesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, Options{Window: 128 * kib, Growth: 1})
+		b := newBuilder(chunk.None)
+		b.blob()
+		b.files(16 << 20)
+		dir := n.link(b)
+		x := n.open(dir, n.source)
+		s := x.linked.Segments[0]
+		readAhead128(t, x, s.Flat, s.Flat+384*kib)
+		x.settle()
+		x.close(t)
+
+		x = n.open(dir, n.source)
+		here := x.present()
+		for range 8 {
+			readAhead128(t, x, s.Flat, s.Flat+384*kib)
+		}
+		x.settle()
+		if now := x.present(); len(now) != len(here) {
+			t.Errorf("chunks %v came without being read, of %v", now, here)
+		}
+		readAhead128(t, x, s.Flat+384*kib, s.Flat+1024*kib)
+		x.settle()
+		if now := x.present(); len(now) < len(here)+16 {
+			t.Errorf("of a reader that goes on behind what is here %v came", now)
+		}
+	})
+}

@@ -21,7 +21,7 @@ func (im *Image) Here(off, n int64) bool {
 	}
 	s.pool.Touch(at, n)
 	im.stats.read(int(n))
-	im.follow(off, off+n)
+	im.follow(off, off+n, false)
 	im.noted(off, off+n, 0)
 	return true
 }
@@ -44,7 +44,7 @@ func (im *Image) Bring(ctx context.Context, off, n int64) error {
 		return err
 	}
 	if len(waits) > 0 || waited { // else it is another image's
-		im.follow(off, end)
+		im.follow(off, end, true)
 		im.stats.waited(waited, len(waits) > 0)
 		defer func() { im.noted(off, end, time.Since(began)) }()
 	}

@@ -14,7 +14,7 @@ func (im *Image) TryReadAt(p []byte, off int64) (bool, error) {
 	if ok, err := im.read(p, off); !ok || err != nil {
 		return false, err
 	}
-	im.follow(off, off+int64(len(p)))
+	im.follow(off, off+int64(len(p)), false)
 	im.noted(off, off+int64(len(p)), 0)
 	im.loads.began(p, off)
 	return true, nil
@@ -41,7 +41,7 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	// What has come may have been evicted before it is read.
 	for vain := 0; ; vain++ {
 		waits, err := im.engine.join(im, lo, hi, off, end)
-		im.follow(off, end)
+		im.follow(off, end, waited || len(waits) > 0)
 		if err != nil {
 			return err
 		}
