@@ -3,6 +3,7 @@ package pool
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
@@ -68,6 +69,53 @@ func TestQuota(t *testing.T) {
 	if u := p.Usage(); u.Evicted == 0 || u.Quota != quota {
 		t.Errorf("%+v", u)
 	}
+}
+
+// TestQuotaOnce: what two stores write at the same time, having both found it missing, takes
+// room once; and what was evicted while it was stored again does, too.
+func TestQuotaOnce(t *testing.T) {
+	p := open(t, filepath.Join(quickDir(t), "pool"))
+	es := entries(0, 20)
+	s := create(t, p, es)
+	counted := func(what string) {
+		t.Helper()
+		if u := p.Usage(); u.Disk != p.quota.used.Load() {
+			t.Errorf("%s: %d bytes are counted, and %d on disk", what, p.quota.used.Load(), u.Disk)
+		}
+	}
+	for i, e := range es {
+		// The store waits for room while another one comes before it.
+		err := p.SetQuota(p.quota.used.Load()+1, func(int64) error {
+			p.quota.limit.Store(0)
+			p.quota.evicted.Add(1)
+			if i%2 == 0 {
+				return s.Store(e.Off, content(i))
+			}
+			return s.Store(e.Off, content(i)[:min(len(content(i)), chunk.Block)])
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		store(t, s, e.Off, content(i))
+		counted(fmt.Sprint("chunk ", i, " twice"))
+	}
+	var stores sync.WaitGroup
+	for range 4 {
+		stores.Go(func() {
+			for i, e := range es {
+				if err := s.Store(e.Off, content(i)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 10 {
+		if _, err := p.Evict(&References{}, 100_000); err != nil {
+			t.Error(err)
+		}
+	}
+	stores.Wait()
+	counted("stored while others are evicted")
 }
 
 // TestQuotaInUse: where nothing may go a store fails, and later stores do not once

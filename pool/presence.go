@@ -111,14 +111,18 @@ func (p *presence) count() (n int64) {
 	return n
 }
 
-// set records the granules in [from, to) as here. Others see that only once it
-// is written.
-func (p *presence) set(from, to int64) error {
+// set records the granules in [from, to) as here, and calls fresh with each that was not.
+// Others see that only once it is written.
+func (p *presence) set(from, to int64, fresh func(g int64)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dirty = true
 	return p.change(from/64, words(to), func(w int64, live, durable uint64) (uint64, uint64) {
-		return live | mask(w, from, to), durable
+		m := mask(w, from, to)
+		for set := m &^ live; set != 0; set &= set - 1 {
+			fresh(w*64 + int64(bits.TrailingZeros64(set)))
+		}
+		return live | m, durable
 	})
 }
 

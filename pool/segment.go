@@ -265,10 +265,9 @@ func (s *Segment) Store(off int64, p []byte) error {
 		return fmt.Errorf("pool: %w: no chunk of %d bytes at offset %d of segment %08x (%d bytes)", chunk.ErrCorrupt, n, off, s.ID, s.Size)
 	}
 	var room int64
-	had := s.allocated.all()
-	for at := int64(0); at < n; at += chunk.Block {
-		if !s.Present(off+at, 1) && !had.overlaps((off+at)/chunk.Block, (off+at)/chunk.Block+1) {
-			room += pages(min(chunk.Block, n-at))
+	for g := off / chunk.Block; g < align(off+n)/chunk.Block; g++ {
+		if !s.presence.has(g, g+1) {
+			room += s.room(g, off+n)
 		}
 	}
 	if s.sealed.Load() && room > 0 {
@@ -277,12 +276,12 @@ func (s *Segment) Store(off int64, p []byte) error {
 	if err := s.quota.take(room); err != nil {
 		return err
 	}
-	err := s.write(off, p)
+	took, err := s.write(off, p)
 	if errors.Is(err, ErrNoSpace) && s.quota.makeRoom(room) {
-		err = s.write(off, p)
+		took, err = s.write(off, p)
 	}
+	s.quota.give(room - took) // another store may have come before this one, or eviction
 	if err != nil {
-		s.quota.give(room)
 		return fmt.Errorf("pool: %w", err)
 	}
 	s.use.touch(off, n)
@@ -292,26 +291,39 @@ func (s *Segment) Store(off int64, p []byte) error {
 // pages is the disk that n bytes take.
 func pages(n int64) int64 { return (n + pageSize - 1) &^ (pageSize - 1) }
 
-// write is Store when there ought to be room.
-func (s *Segment) write(off int64, p []byte) error {
+// room is the disk that granule g of a chunk that ends at end takes: none where it was set
+// aside.
+func (s *Segment) room(g, end int64) int64 {
+	if s.allocated.all().overlaps(g, g+1) {
+		return 0
+	}
+	return pages(min(chunk.Block, end-g*chunk.Block))
+}
+
+// write is Store when there ought to be room. It returns the disk that was taken.
+func (s *Segment) write(off int64, p []byte) (took int64, err error) {
 	n := int64(len(p))
 	s.stores.RLock()
 	defer s.stores.RUnlock()
 	if s.sealed.Load() {
 		if s.Present(off, n) {
-			return nil
+			return 0, nil
 		}
-		return s.refuse()
+		return 0, s.refuse()
 	}
 	data := s.data.Load() // nobody replaces it meanwhile
-	_, err := data.WriteAt(p, off)
+	_, err = data.WriteAt(p, off)
 	if pad := -n & (pageSize - 1); err == nil && pad > 0 {
 		_, err = data.WriteAt(zeros[:pad], off+n)
 	}
 	if err != nil {
-		return noSpace(err)
+		return 0, noSpace(err)
 	}
-	return s.presence.set(off/chunk.Block, align(off+n)/chunk.Block)
+	err = s.presence.set(off/chunk.Block, align(off+n)/chunk.Block, func(g int64) { took += s.room(g, off+n) })
+	if err != nil {
+		took = 0
+	}
+	return took, err
 }
 
 // sync makes durable what is live: first the data, then the record of it.
