@@ -17,20 +17,33 @@ const maxPrefetch = 4 << 20
 // Prefetch begins to fetch what the makers of the image say is read first, by one
 // request for each blob of which they do, and returns at once. Readers join it.
 func (im *Image) Prefetch() {
-	for b, end := range im.linked.First {
-		if end == 0 {
+	ends := slices.Clone(im.linked.First) // 0 where there is nothing to do, or it is done
+	left := 0
+	for _, end := range ends {
+		if end > 0 {
+			left++
+		}
+	}
+	for i := 0; i < im.linked.Chunks() && left > 0; i++ {
+		c := im.linked.Chunk(i)
+		if c.Offset >= ends[c.Blob] {
 			continue
+		}
+		if s, at := im.address(c); s == nil || s.present(at, c) {
+			continue // without the lock, which readers need
 		}
 		select {
 		case im.ahead <- struct{}{}:
 		default:
 			return
 		}
-		wants := im.front(b, end)
-		if len(wants) == 0 {
+		wants := im.front(i, ends[c.Blob])
+		if len(wants) == 0 { // it has come, or does
 			<-im.ahead
 			continue
 		}
+		ends[c.Blob] = 0
+		left--
 		im.requests.Go(func() {
 			defer func() { <-im.ahead }()
 			im.fetch(im.ctx, wants)
@@ -38,25 +51,18 @@ func (im *Image) Prefetch() {
 	}
 }
 
-// front claims the missing chunks that lie first in a blob, up to an offset of its
-// stream.
-func (im *Image) front(blob int, end int64) []want {
+// front claims chunk i, if it is missing, and those behind it that lie before an offset
+// of their blob's stream.
+func (im *Image) front(i int, end int64) []want {
 	e := im.engine
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for i := range im.linked.Chunks() {
-		c := im.linked.Chunk(i)
-		if c.Blob != blob || c.Offset >= end || im.here(c) {
-			continue
-		}
-		wants := im.collect(i, i, maxPrefetch, maxPrefetch)
-		for n := len(wants); n > 0 && wants[n-1].chunk.Offset >= end; n-- {
-			wants = wants[:n-1]
-		}
-		e.claim(im, wants, 0, 0)
-		return wants
+	wants := im.collect(i, i, maxPrefetch, maxPrefetch)
+	for n := len(wants); n > 0 && wants[n-1].chunk.Offset >= end; n-- {
+		wants = wants[:n-1]
 	}
-	return nil
+	e.claim(im, wants, 0, 0)
+	return wants
 }
 
 // orderedRequests is how many requests of FetchInOrder are in flight: they share the

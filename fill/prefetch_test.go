@@ -51,6 +51,56 @@ func TestPrefetch(t *testing.T) {
 	if got := n.asked(); len(got) != 1 || got[0].off != maxPrefetch {
 		t.Errorf("asked for %+v", got)
 	}
+	// Where all is here nobody's lock is needed to see it.
+	x.all(t)
+	n.engine.mu.Lock()
+	defer n.engine.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		x.Prefetch()
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Error("the lock is held, or waited for, to look for what is missing")
+	}
+}
+
+// TestPrefetchJoined: what a reader waits for already is not asked for again, and what lies
+// behind it is.
+func TestPrefetchJoined(t *testing.T) {
+	b := newBuilder(chunk.None)
+	b.blob()
+	b.files(cut)
+	b.gap(2 * maxGap)
+	b.files(cut, cut)
+	b.blob()
+	b.files(cut)
+	n := newNode(t, Options{})
+	n.store(b)
+	b.tree.Blobs[0].First, b.tree.Blobs[1].First = 3*cut, cut
+	dir := t.TempDir() + "/linked"
+	must(t, link.Link(t.Context(), &b.tree, n.pool, dir))
+	x := n.open(dir, n.source)
+	hold := make(chan struct{})
+	n.setFault(func(context.Context, blob.Ref, int64, int64) *memblob.Fault {
+		<-hold
+		return nil
+	})
+	x.engine.mu.Lock()
+	wants := x.collect(0, 0, 0, 0)
+	x.engine.claim(x.Image, wants, 0, 0)
+	x.engine.mu.Unlock()
+	x.Image.start(wants)
+	x.Prefetch()
+	close(hold)
+	x.settle()
+	got := n.asked()
+	slices.SortFunc(got, func(a, b asked) int { return int(a.n - b.n) })
+	if len(got) != 3 || got[2] != (asked{b.tree.Blobs[0].Digest, cut + 2*maxGap, 2 * cut}) || len(x.present()) != 4 {
+		t.Errorf("asked for %+v, chunks %v are here", got, x.present())
+	}
 }
 
 // TestFetchInOrder: what others have read comes in their order, a few requests at a
