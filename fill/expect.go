@@ -11,32 +11,55 @@ import (
 // bytes of content: whoever reads the end of it waits for all.
 const expectedRequest = 1 << 20
 
+// maxFile is how many chunks of a file are looked at, 8 GiB of those that we cut.
+const maxFile = 1 << 16
+
 // file is a file of the image as package loader sees it. Its chunks have to follow each
 // other in the map, as they do but for those that other files have, too.
 type file struct {
-	im   *Image
-	flat int64
+	im          *Image
+	flat        int64
+	first, last int   // its chunks, [first, last)
+	end         int64 // flat address
 }
 
-// chunks returns the chunks that have [off, off+n) of the file, and where they end, or the
-// range does.
-func (f file) chunks(off, n int64) (lo, hi int, end int64) {
-	m := f.im.linked
-	first := m.Find(f.flat)
-	lo = m.Find(f.flat + off)
-	end = f.flat
-	for i := first; i < m.Chunks(); i++ {
-		c := m.Chunk(i)
-		if i > first && !c.Next || c.Flat >= f.flat+off+n {
+// file returns the file that begins at a flat address.
+func (im *Image) file(flat int64) file {
+	m := im.linked
+	f := file{im: im, flat: flat, first: m.Find(flat), end: flat}
+	for f.last = f.first; f.last < min(m.Chunks(), f.first+maxFile); f.last++ {
+		c := m.Chunk(f.last)
+		if f.last > f.first && !c.Next {
 			break
 		}
-		hi, end = i+1, c.Flat+int64(c.Size)
+		f.end = c.Flat + int64(c.Size)
 	}
-	return lo, hi, min(end, f.flat+off+n)
+	return f
+}
+
+// chunks returns the chunks that have [off, off+n) of the file, none where it has ended, and
+// where they end, or the range does.
+func (f *file) chunks(off, n int64) (lo, hi int, end int64) {
+	if off < 0 || off >= f.end-f.flat || n <= 0 {
+		return 0, 0, f.flat
+	}
+	m, to := f.im.linked, f.flat+off+min(n, f.end-f.flat-off)
+	lo, hi = m.Find(f.flat+off), m.Find(to)
+	if hi < f.last && m.Chunk(hi).Flat < to {
+		hi++
+	}
+	if lo >= hi { // between two chunks
+		return 0, 0, f.flat
+	}
+	last := m.Chunk(hi - 1)
+	return lo, hi, min(to, last.Flat+int64(last.Size))
 }
 
 // ReadAt implements loader.File.
-func (f file) ReadAt(p []byte, off int64) (int, error) {
+func (f *file) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.im.ctx.Err(); err != nil {
+		return 0, err
+	}
 	lo, hi, end := f.chunks(off, int64(len(p)))
 	if end <= f.flat+off {
 		return 0, io.EOF
@@ -61,8 +84,8 @@ func (f file) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // Bring implements loader.File.
-func (f file) Bring(off, n int64) {
-	if lo, hi, end := f.chunks(off, n); end > f.flat+off {
+func (f *file) Bring(off, n int64) {
+	if lo, hi, end := f.chunks(off, n); end > f.flat+off && f.im.ctx.Err() == nil {
 		f.im.requests.Go(func() { f.im.expect(lo, hi) })
 	}
 }

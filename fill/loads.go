@@ -160,17 +160,16 @@ func (l *loads) look(o object) (err error) {
 			l.im.engine.opt.Logger.Error("looking into a file panicked", "panic", p, "stack", string(debug.Stack()))
 		}
 	}()
-	f := file{l.im, o.flat}
-	if lo, hi, end := f.chunks(0, 2*wholeObject); end-f.flat <= wholeObject {
-		l.im.expect(lo, hi)
+	f := l.im.file(o.flat)
+	if f.end-f.flat <= wholeObject {
+		l.im.expect(f.first, f.last)
 	}
-	return loader.Load(f, func(x *loader.Object) { l.found(f, o, x) })
+	return loader.Load(&f, func(x *loader.Object) { l.found(o, x, f.end) })
 }
 
-// found is told what is loaded with an object.
-func (l *loads) found(f file, o object, x *loader.Object) {
+// found is told what is loaded with an object, whose file ends at a flat address.
+func (l *loads) found(o object, x *loader.Object, end int64) {
 	const most = 8 // parts of one file
-	_, _, end := f.chunks(0, l.im.Size())
 	l.mu.Lock()
 	if at := o.flat + x.Data.Off; x.Data.Size > 0 && at < end && l.im.record != nil {
 		l.unread = append(l.unread, unread{at, time.Now()})
