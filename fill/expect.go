@@ -8,8 +8,12 @@ import (
 )
 
 // expectedRequest is the most that one request for what is expected to be read asks for, in
-// bytes of content: whoever reads the end of it waits for all.
-const expectedRequest = 1 << 20
+// bytes of content: whoever reads the end of it waits for all. What can only come with more
+// than expectedPiece stored bytes is left to its readers.
+const (
+	expectedRequest = 1 << 20
+	expectedPiece   = 4 << 20
+)
 
 // maxFile is how many chunks of a file are looked at, 8 GiB of those that we cut.
 const maxFile = 1 << 16
@@ -102,7 +106,7 @@ func (im *Image) expect(lo, hi int) {
 		}
 		return false
 	}
-	for {
+	for lo < hi {
 		select {
 		case im.guesses <- struct{}{}:
 		case <-im.ctx.Done():
@@ -114,9 +118,15 @@ func (im *Image) expect(lo, hi int) {
 		var wants []want
 		if ok {
 			from := im.linked.Chunk(lo)
-			to := lo + 1
-			for to < hi && im.linked.Chunk(to).Flat < from.Flat+expectedRequest {
+			to := lo
+			for to < hi && im.linked.Stored(im.linked.Chunk(to)).Length <= expectedPiece &&
+				(to == lo || im.linked.Chunk(to).Flat < from.Flat+expectedRequest) {
 				to++
+			}
+			if to == lo {
+				lo++
+				<-im.guesses
+				continue
 			}
 			im.edges.settle(im.ctx, im.linked.Stored(from).First, im.linked.Stored(im.linked.Chunk(to-1)).Last)
 			e.mu.Lock()

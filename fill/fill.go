@@ -131,6 +131,10 @@ func New(p *pool.Pool, o Options) *Engine {
 // decoded: 512 of the usual 64 KiB, or two of the largest.
 const imageMemory = 64 << 20
 
+// guessMemory is imageMemory of what is fetched by what is guessed: readers do not wait
+// for it.
+const guessMemory = imageMemory / 4
+
 // Image is a linked image whose bytes come from a source. It implements what
 // a face shows (mount/fusedev.Content). It is safe for concurrent use.
 type Image struct {
@@ -143,7 +147,7 @@ type Image struct {
 	// A slow image has requests, slots and memory of its own: others do not
 	// wait for it.
 	demand, ahead, guesses chan struct{} // one for each request in flight
-	memory                 *semaphore.Weighted
+	memory, guessMemory    *semaphore.Weighted
 	requests               sync.WaitGroup
 	ctx                    context.Context // ends with Close
 	cancel                 context.CancelFunc
@@ -173,7 +177,7 @@ func (e *Engine) Open(l *link.Image, s blob.Source) (*Image, error) {
 		demand:  make(chan struct{}, e.opt.Requests),
 		ahead:   make(chan struct{}, e.opt.Requests),
 		guesses: make(chan struct{}, e.opt.Requests),
-		memory:  semaphore.NewWeighted(imageMemory),
+		memory:  semaphore.NewWeighted(imageMemory), guessMemory: semaphore.NewWeighted(guessMemory),
 	}
 	im.loads.im = im
 	if !e.opt.Unrecorded {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/shale-image/shale/link"
@@ -29,14 +30,20 @@ type flight struct {
 
 	owner *Image    // whose source is asked
 	since time.Time // when it was claimed
+	moved *movement // of its request
 }
+
+// movement is when something last came of a request, in nanoseconds since 1970.
+type movement struct{ atomic.Int64 }
+
+func (m *movement) now() { m.Store(time.Now().UnixNano()) }
 
 // foreignWait is how long a reader waits for a chunk that another image fetches, whose
 // source may hang. Then its own source is asked too; both store the same bytes.
 const foreignWait = 500 * time.Millisecond
 
 // guessedWait is how long a reader waits for a chunk that nobody waited for when it was
-// asked for, with many others perhaps.
+// asked for, with many others perhaps, while nothing comes of that request.
 const guessedWait = 3 * time.Second
 
 // flying returns the flight of a chunk that im should wait for, nil if there is
@@ -44,22 +51,30 @@ const guessedWait = 3 * time.Second
 func (im *Image) flying(at address) *flight {
 	f := im.engine.flights[at]
 	if f != nil && f.data == nil {
-		if d := f.patience(im); d > 0 && time.Since(f.since) >= d {
+		if left, ok := f.patience(im); ok && left <= 0 {
 			return nil
 		}
 	}
 	return f
 }
 
-// patience is how long after a flight was claimed im waits for it, 0 if as long as it takes.
-func (f *flight) patience(im *Image) time.Duration {
+// patience is how much longer im waits for a flight, as it looks now; and false if as long as
+// it takes.
+func (f *flight) patience(im *Image) (left time.Duration, ok bool) {
 	switch {
 	case f.owner != nil && f.owner != im:
-		return foreignWait
+		return foreignWait - time.Since(f.since), true
 	case f.guessed:
-		return guessedWait
+		return guessedWait - time.Since(time.Unix(0, f.moved.Load())), true
 	}
-	return 0
+	return 0, false
+}
+
+// failed tells whether the end of a flight tells im that a chunk cannot be had: not if
+// another image's source was asked, nor if nobody was waiting, but for who has once begun
+// anew.
+func (f *flight) failed(im *Image, again bool) bool {
+	return f.owner == im && !f.guessed && (f.wanted || again)
 }
 
 // wait is a flight that a reader waits for, and its chunk in the reader's map.
@@ -73,7 +88,8 @@ type wait struct {
 // fetch, with what is worth to come along.
 //
 // A chunk is stored before its flight leaves the table. So under e.mu it is
-// either here, or in the table, or nobody fetches it.
+// either here, or in the table, or nobody fetches it. What is stored by other ways, and
+// without e.mu, may come at any moment.
 func (e *Engine) join(im *Image, lo, hi int, from, to int64) (waits []wait, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -92,10 +108,13 @@ func (e *Engine) join(im *Image, lo, hi int, from, to int64) (waits []wait, err 
 			if err := im.failures.of(at); err != nil {
 				return waits, err
 			}
-			wants := im.plan(i, hi)
-			e.claim(im, wants, lo, hi)
-			im.start(wants)
-			f = e.flights[at]
+			if wants := im.plan(i, hi); len(wants) > 0 {
+				e.claim(im, wants, lo, hi)
+				im.start(wants)
+			}
+			if f = e.flights[at]; f == nil { // it has just come
+				continue
+			}
 		}
 		waits = append(waits, wait{i, f})
 	}
@@ -105,9 +124,14 @@ func (e *Engine) join(im *Image, lo, hi int, from, to int64) (waits []wait, err 
 // claim enters flights of im for wants, of which chunks [lo, hi) are waited for.
 // e.mu is held.
 func (e *Engine) claim(im *Image, wants []want, lo, hi int) {
+	moved := new(movement)
+	moved.now()
 	for k := range wants {
 		w := &wants[k]
-		w.flight = &flight{done: make(chan struct{}), wanted: w.index >= lo && w.index < hi, owner: im, since: time.Now()}
+		w.flight = &flight{
+			done: make(chan struct{}), wanted: w.index >= lo && w.index < hi,
+			owner: im, since: time.Now(), moved: moved,
+		}
 		e.flights[w.at] = w.flight
 	}
 }
@@ -116,29 +140,16 @@ func (e *Engine) claim(im *Image, wants []want, lo, hi int) {
 // already here when a second look was taken.
 func (im *Image) await(ctx context.Context, w wait) (*flight, error) {
 	for f, again := w.flight, false; ; {
-		late := false
-		select {
-		case <-f.done:
-		default:
-			var hangs <-chan time.Time
-			if d := f.patience(im); d > 0 {
-				hangs = time.After(time.Until(f.since.Add(d)))
-			}
-			select {
-			case <-f.done:
-			case <-hangs:
-				late = true
-			case <-ctx.Done():
-				return nil, fmt.Errorf("fill: waiting for chunk %s: %w", im.linked.Chunk(w.chunk).Digest, context.Cause(ctx))
-			}
-		}
+		came, err := f.wait(ctx, im)
 		switch {
-		case late:
+		case err != nil:
+			return nil, fmt.Errorf("fill: waiting for chunk %s: %w", im.linked.Chunk(w.chunk).Digest, err)
+		case !came:
 		case f.err == nil:
 			return f, nil
 		case errors.Is(f.err, errClosed) && im.ctx.Err() == nil: // another image was
 		case f.err == errAgain && im.ctx.Err() == nil:
-		case f.wanted || again:
+		case f.failed(im, again):
 			return nil, f.err
 		default:
 			again = true
@@ -148,6 +159,31 @@ func (im *Image) await(ctx context.Context, w wait) (*flight, error) {
 			return nil, err
 		}
 		f = waits[0].flight
+	}
+}
+
+// wait waits for the end of a flight, and returns false where im waits no longer.
+func (f *flight) wait(ctx context.Context, im *Image) (came bool, err error) {
+	for {
+		select {
+		case <-f.done:
+			return true, nil
+		default:
+		}
+		var hangs <-chan time.Time
+		if left, ok := f.patience(im); ok {
+			if left <= 0 {
+				return false, nil
+			}
+			hangs = time.After(left)
+		}
+		select {
+		case <-f.done:
+			return true, nil
+		case <-hangs:
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
 	}
 }
 

@@ -159,20 +159,24 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 	keep.Reader = body
 	n := stream.Memory(spans)
 	var held int64
+	memory, most := r.im.memory, int64(imageMemory)
+	if r.wants[0].flight.guessed {
+		memory, most = r.im.guessMemory, guessMemory
+	}
 	room := func(n int64) error {
-		if n = min(n, imageMemory); n <= held {
+		if n = min(n, most); n <= held {
 			return nil
 		}
 		// Who waits holds nothing, or two could wait for each other.
-		r.im.memory.Release(held)
+		memory.Release(held)
 		held = 0
-		if err := r.im.memory.Acquire(ctx, n); err != nil {
+		if err := memory.Acquire(ctx, n); err != nil {
 			return err
 		}
 		held = n
 		return nil
 	}
-	defer func() { r.im.memory.Release(held) }()
+	defer func() { memory.Release(held) }()
 	if err := room(n); err != nil {
 		return err
 	}
@@ -249,6 +253,7 @@ func (r *request) next(in *stream.Reader) error {
 func (r *request) land(data []byte) {
 	w := r.wants[0]
 	r.wants = r.wants[1:]
+	w.flight.moved.now()
 	r.im.stats.filled(w.chunk)
 	r.im.engine.land(w, data, nil)
 }
