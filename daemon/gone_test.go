@@ -39,12 +39,12 @@ func TestRegistryGone(t *testing.T) {
 	if _, err := os.ReadFile(filepath.Join(dir, "big")); !errors.Is(err, syscall.EIO) {
 		t.Errorf("read: %v, want EIO", err)
 	}
-	if d := time.Since(start); d < time.Second { // no try begins after read_timeout, and pauses vary
+	if d := time.Since(start); d < 2*time.Second {
 		t.Errorf("it waited for %v only", d)
 	}
 	time.Sleep(500 * time.Millisecond) // a failure stands for a moment
 	// One that waits when the registry is back does not fail at all.
-	time.AfterFunc(time.Second, func() { gone.Store(false) })
+	time.AfterFunc(500*time.Millisecond, func() { gone.Store(false) })
 	for name, want := range files {
 		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)

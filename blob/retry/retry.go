@@ -212,11 +212,13 @@ func (b *budget) spend(ctx context.Context, err error) error {
 		pause = min(b.Base<<shift, b.Max)
 	}
 	pause = pause/2 + rand.N(pause/2+1) // so that those who failed together do not return together
+	left := b.Total - time.Since(b.start)
+	pause = min(pause, left) // the last try is made when the time is over
 	var w interface{ Wait() time.Duration }
 	if errors.As(err, &w) {
 		pause = max(pause, w.Wait())
 	}
-	if time.Since(b.start)+pause > b.Total {
+	if left <= 0 || pause > left {
 		return err
 	}
 	b.tries++
