@@ -241,7 +241,7 @@ func TestStartPack(t *testing.T) {
 			m := p.push(p.record([]string{"half"}, halves(t)), nil)
 			p.requests()
 			c := service(t)
-			dir, mounted := attachAs(t, c, p.ref, Place{Command: []string{"half"}})
+			dir, mounted := attachAs(t, c, p.ref, Place{Command: []string{"half"}, NoComplete: true})
 			halves(t)(dir)
 			asked := p.requests()
 			for _, l := range p.img.Layers {
@@ -266,7 +266,7 @@ func TestStartPack(t *testing.T) {
 			must(t, unix.Unmount(dir, 0))
 			end(t, c)
 			p.requests()
-			dir, _ = attachAs(t, c, p.ref, Place{Command: []string{"half"}})
+			dir, _ = attachAs(t, c, p.ref, Place{Command: []string{"half"}, NoComplete: true})
 			halves(t)(dir)
 			if asked := p.requests(); len(asked) > 0 {
 				t.Errorf("a second start makes requests %v", asked)
@@ -411,7 +411,7 @@ func TestRoundTrips(t *testing.T) {
 			client := service(t)
 			_, err := client.Status(background) // it runs
 			must(t, err)
-			r := newRounds(300 * time.Millisecond)
+			r := newRounds(600 * time.Millisecond)
 			p.mu.Lock()
 			p.wait = r.wait
 			p.mu.Unlock()
@@ -506,11 +506,6 @@ func TestPrefetch(t *testing.T) {
 			want += int64(b.Size)
 		}
 	}
-	for range 500 { // nobody reads
-		if s := statusOf(t, c, m.ID); s.Fill.ContentBytes >= want {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Errorf("%+v: want %d bytes of content", statusOf(t, c, m.ID).Fill, want)
+	// Nobody reads.
+	eventually(t, "what others have read is here", func() bool { return statusOf(t, c, m.ID).Fill.ContentBytes >= want })
 }

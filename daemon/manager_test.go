@@ -87,7 +87,11 @@ func (m *manager) start() {
 // restart kills both processes, and starts the next.
 func (m *manager) restart() {
 	m.t.Helper()
-	m.hear()
+	st, err := m.c.Status(background)
+	must(m.t, err)
+	for _, s := range st.Mounts {
+		m.holds(s.ID)
+	}
 	_, worker := processes(m.t, m.c)
 	must(m.t, syscall.Kill(worker, syscall.SIGSTOP)) // alone it would fetch all
 	must(m.t, m.cmd.Process.Kill())
@@ -106,6 +110,12 @@ func (m *manager) hear() {
 		}
 		m.mu.Unlock()
 	}
+}
+
+// holds waits until all of a mount is held, of which the journal comes last.
+func (m *manager) holds(id string) {
+	m.t.Helper()
+	eventually(m.t, id+" is held", func() bool { m.hear(); return m.files[id+".held"] != nil })
 }
 
 // listen takes what the service says, at once: the kernel keeps little of it.
@@ -221,12 +231,8 @@ func TestJournalDamaged(t *testing.T) {
 			}
 			bad := dirs["bad"]
 			readBig(t, bad, 0, 1)
-			m.hear()
-			journal := m.files[ids["bad"]+".held"]
-			if journal == nil {
-				t.Fatalf("no journal among %q", m.names())
-			}
-			_, err := journal.WriteAt(make([]byte, 1<<20), 0)
+			m.holds(ids["bad"])
+			_, err := m.files[ids["bad"]+".held"].WriteAt(make([]byte, 1<<20), 0)
 			must(t, err)
 			for n := range 3 {
 				if n < 2 {
