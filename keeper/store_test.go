@@ -79,6 +79,12 @@ func (m *manager) names() (all []string) {
 	return all
 }
 
+// stores waits until the manager has these files.
+func (m *manager) stores(want ...string) {
+	m.t.Helper()
+	eventually(m.t, fmt.Sprintf("%q are stored", want), func() bool { m.hear(); return slices.Equal(m.names(), want) })
+}
+
 func (m *manager) start(dir string) *world {
 	m.t.Helper()
 	os.Remove(filepath.Join(dir, "ready"))
@@ -106,10 +112,9 @@ func TestRestart(t *testing.T) {
 	long.Rest = []byte(`"secret` + strings.Repeat("x", 1000) + `"`)
 	w.tell(long)
 	w.tell(mountOf("a")) // shorter again
-	w.status()
-	m.hear()
-	if got := m.names(); !slices.Equal(got, []string{"a.0", "a.1", "a.journal"}) || m.ready != 1 {
-		t.Fatalf("stored %q, ready %d times", got, m.ready)
+	m.stores("a.0", "a.1", "a.journal")
+	if m.ready != 1 {
+		t.Fatalf("ready %d times", m.ready)
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		worker := w.status().Worker
@@ -126,11 +131,7 @@ func TestRestart(t *testing.T) {
 		}
 	}
 	w.tell(Mount{ID: "a"})
-	w.status()
-	m.hear()
-	if got := m.names(); len(got) != 0 {
-		t.Errorf("stored %q after the end", got)
-	}
+	m.stores()
 	eventually(t, "nobody holds the mount", closed)
 }
 
@@ -154,11 +155,7 @@ func TestUnsent(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.tell(mountOf("a"))
-	w.status()
-	m.hear()
-	if got := m.names(); !slices.Equal(got, []string{"a.0", "a.1", "a.journal"}) {
-		t.Errorf("stored %q", got)
-	}
+	m.stores("a.0", "a.1", "a.journal")
 	w.tell(Mount{ID: "a"})
 	w.status()
 }
@@ -201,19 +198,11 @@ func TestRestartShared(t *testing.T) {
 			t.Errorf("given %q, want %q", lines, want)
 		}
 	}
-	w.status()
-	m.hear()
-	if got, want := m.names(), []string{"a.0", "a.1", "a.2", "a.held", "b.2", "b.held", "c.2", "c.held"}; !slices.Equal(got, want) {
-		t.Fatalf("stored %q, want %q", got, want)
-	}
+	m.stores("a.0", "a.1", "a.2", "a.held", "b.2", "b.held", "c.2", "c.held")
 	again()
 	check("a 3", "b 3", "c 3")
 	w.tell(Mount{ID: "a"})
-	w.status()
-	m.hear()
-	if got, want := m.names(), []string{"a.0", "a.1", "b.2", "b.held", "c.2", "c.held"}; !slices.Equal(got, want) {
-		t.Fatalf("stored %q, want %q", got, want)
-	}
+	m.stores("a.0", "a.1", "b.2", "b.held", "c.2", "c.held")
 	again()
 	check("b 3", "c 3")
 	if _, err := m.files["b.held"].WriteAt(make([]byte, 2*journalPlace), 0); err != nil {
@@ -223,11 +212,7 @@ func TestRestartShared(t *testing.T) {
 	check("b 1", "c 3")
 	w.tell(Mount{ID: "b"})
 	w.tell(Mount{ID: "c"})
-	w.status()
-	m.hear()
-	if got := m.names(); len(got) != 0 {
-		t.Errorf("stored %q after the end", got)
-	}
+	m.stores()
 	eventually(t, "nobody holds what they shared", closed)
 }
 
