@@ -235,7 +235,7 @@ func TestHitsPassMisses(t *testing.T) {
 		})
 	}
 	within(t, "misses to wait", func() {
-		for m.Stats().Misses < before+8 {
+		for m.Stats().Misses < before+8 || started.Load() < 2 {
 			time.Sleep(time.Millisecond)
 		}
 	})

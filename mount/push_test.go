@@ -116,7 +116,10 @@ func TestPushSteady(t *testing.T) {
 		t.Errorf("the kernel reads %q KiB ahead in the served file, want 0; %v", ahead, err)
 	}
 	m.Steady()
-	time.Sleep(20 * time.Millisecond)
+	for last := int64(-1); last != a.peeked.Load(); { // until what was pushed before is
+		last = a.peeked.Load()
+		time.Sleep(50 * time.Millisecond)
+	}
 	a.peeked.Store(0)
 	reads := func(offs ...int64) (n int64) { // how many READs that takes
 		t.Helper()
@@ -126,7 +129,7 @@ func TestPushSteady(t *testing.T) {
 			if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:off+4096]) {
 				t.Errorf("at %d: %v", off, err)
 			}
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(20 * time.Millisecond)
 		}
 		return m.Stats().Hits - before
 	}
