@@ -50,7 +50,7 @@ var wrongs = map[string]http.HandlerFunc{
 // impatient makes what lies beside an image be waited for less long.
 func impatient(t *testing.T) {
 	list, stall := listTime, stallTime
-	listTime, stallTime = 300*time.Millisecond, 300*time.Millisecond
+	listTime, stallTime = 1500*time.Millisecond, 1500*time.Millisecond
 	t.Cleanup(func() { listTime, stallTime = list, stall })
 }
 
