@@ -78,7 +78,8 @@ func setup(t testing.TB) *stage {
 }
 
 // TestFaults plays each script once, with a healthy source or without, those of the disk
-// and some others with the face fanotify, too, and some by chance: SHALE_FAULTS_SEED is the first of these. make faults plays them all, in all ways.
+// and some others with the face fanotify, too, and some by chance, the same each
+// time unless SHALE_FAULTS_SEED names the first of these. make faults plays them all, in all ways.
 func TestFaults(t *testing.T) {
 	s := setup(t)
 	all, err := s.all()
@@ -104,7 +105,7 @@ func TestFaults(t *testing.T) {
 		}
 		acts = append(acts, ways[(i+i/4)%len(ways)])
 	}
-	seed := uint64(time.Now().UnixNano() % 1e6)
+	seed := uint64(1)
 	if env := os.Getenv("SHALE_FAULTS_SEED"); env != "" {
 		if seed, err = strconv.ParseUint(env, 10, 64); err != nil {
 			t.Fatal(err)
@@ -117,7 +118,7 @@ func TestFaults(t *testing.T) {
 			acts = append(acts, last)
 		}
 	}
-	s.playAll(t.Context(), acts, 8, func(a *act, o *outcome) {
+	s.playAll(t.Context(), acts, 4, func(a *act, o *outcome) {
 		var b strings.Builder
 		report(&b, a, o, false)
 		switch err, skipped := o.err(); {

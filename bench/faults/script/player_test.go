@@ -190,7 +190,7 @@ func TestWhen(t *testing.T) {
 		}
 	}
 	// It goes by itself.
-	p, url := play(t, "refuse after 1 for 300ms\nstatus 404 for 300ms")
+	p, url := play(t, "refuse after 1 for 2s\nstatus 404 for 2s")
 	if g := get(t, url+blobPath); g.err != nil || g.StatusCode != 404 {
 		t.Errorf("%v", g)
 	}
@@ -268,7 +268,7 @@ func TestDiskHangs(t *testing.T) {
 }
 
 func TestTokens(t *testing.T) {
-	_, url := play(t, "tokens 300ms then 403 on all")
+	_, url := play(t, "tokens 2s then 403 on all")
 	refused := get(t, url+blobPath)
 	challenge := refused.Header.Get("WWW-Authenticate")
 	if refused.StatusCode != 401 || challenge != fmt.Sprintf(`Bearer realm="%s%s",service="faults"`, url, tokenPath) {
@@ -282,14 +282,14 @@ func TestTokens(t *testing.T) {
 	if g := get(t, url+blobPath, "Authorization", "Bearer "+name); !g.right(100e3) {
 		t.Errorf("with a token: %v", g.Status)
 	}
-	time.Sleep(310 * time.Millisecond)
+	time.Sleep(2100 * time.Millisecond)
 	if g := get(t, url+blobPath, "Authorization", "Bearer "+name); g.StatusCode != 403 {
 		t.Errorf("with an old token: %v", g.Status)
 	}
 }
 
 func TestSigned(t *testing.T) {
-	p, url := play(t, "tokens 1h on all\nsigned 300ms")
+	p, url := play(t, "tokens 1h on all\nsigned 2s")
 	if g := get(t, url+blobPath); g.StatusCode != 401 {
 		t.Errorf("without a token: %v", g.Status)
 	}
@@ -305,7 +305,7 @@ func TestSigned(t *testing.T) {
 	if g := get(t, to, "Authorization", "Bearer 1"); g.StatusCode != 400 {
 		t.Errorf("signed, and with a token: %v", g.Status)
 	}
-	time.Sleep(310 * time.Millisecond)
+	time.Sleep(2100 * time.Millisecond)
 	if g := get(t, to); g.StatusCode != 403 {
 		t.Errorf("an old signature: %v", g.Status)
 	}
