@@ -2,6 +2,7 @@ package fill
 
 import (
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
 )
 
@@ -51,7 +52,7 @@ func (im *Image) plan(i, hi int) []want {
 // the same request: all that the spans decode to which must be fetched anyway,
 // and as much more as window stored bytes allow, and beyond bytes behind the end
 // of the file that was read. For chunks before hi, which are being read, there
-// is no such limit. e.mu is held.
+// is no such limit, but for the spans that a request holds: index.MaxSpans. e.mu is held.
 func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 	first := im.linked.Chunk(i)
 	if im.here(first) {
@@ -82,8 +83,11 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 		if !all.Has(c) {
 			more := im.linked.Stored(c)
 			end := all.Offset + all.Length
+			if more.Offset-end > maxGap || more.Last-all.First >= index.MaxSpans {
+				break
+			}
 			length := more.Offset + more.Length - max(end, more.Offset) + im.states(all.Last+1, more.Last)
-			if more.Offset-end > maxGap || k >= hi && bytes+length > window {
+			if k >= hi && bytes+length > window {
 				break
 			}
 			if im.comes(c, k, i) {

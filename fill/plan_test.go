@@ -53,6 +53,10 @@ func TestMerging(t *testing.T) {
 			func(b *builder) { b.files(512 * kib) }, nil, [2]int{0, 7}, "[0+448]"},
 		{"two requests for a read over two blobs",
 			func(b *builder) { b.files(64 * kib); b.blob(); b.files(64 * kib) }, nil, [2]int{0, 2}, "[0+64 0+64]"},
+		{"as many spans as a chunk may have",
+			func(b *builder) { b.files(256 * kib); b.respan(128 * kib / index.MaxSpans) }, nil, [2]int{0, 1}, "[0+128]"},
+		{"not more of them, whatever a read wants",
+			func(b *builder) { b.files(256 * kib); b.respan(64 * kib / index.MaxSpans) }, nil, [2]int{0, 2}, "[0+64 64+64]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBuilder(chunk.None)
@@ -79,6 +83,18 @@ func TestMerging(t *testing.T) {
 				t.Errorf("requests (KiB) %s, want %s", s, c.want)
 			}
 		})
+	}
+}
+
+// respan makes spans of so many bytes of the first blob, which stores content as it is.
+func (b *builder) respan(each int64) {
+	b.broken = func() {
+		x := &b.tree.Blobs[0]
+		size := x.StreamSize()
+		x.Spans = nil
+		for at := int64(0); at < size; at += each {
+			x.Append(index.Span{Size: each, Offset: at, Length: each})
+		}
 	}
 }
 

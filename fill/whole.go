@@ -117,7 +117,7 @@ func (im *Image) piece(chunks []link.Chunk) (all link.Stored, n int) {
 	for n = 1; n < len(chunks); n++ {
 		if c := chunks[n]; !all.Has(c) {
 			more := im.linked.Stored(c)
-			if all.Last-all.First >= pieceSpans && more.Offset >= all.Offset+all.Length {
+			if more.Last-all.First >= pieceSpans && more.Offset >= all.Offset+all.Length {
 				break
 			}
 			if more.Last > all.Last {

@@ -10,6 +10,7 @@ import (
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/blob/memblob"
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/link"
 )
 
 // rangeless is a registry that serves blobs from their starts only.
@@ -167,5 +168,18 @@ func TestWholeCancelled(t *testing.T) {
 	})
 	if err := x.Whole(ctx, nil); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// TestWholePiece: spans between two chunks of which nothing is missing are not held.
+func TestWholePiece(t *testing.T) {
+	b := newBuilder(chunk.None)
+	b.blob()
+	b.files(16, cut, 16)
+	b.respan(16)
+	x := newNode(t, Options{}).image(b)
+	all, k := x.piece([]link.Chunk{x.linked.Chunk(0), x.linked.Chunk(2)})
+	if k != 1 || all.Last != all.First {
+		t.Errorf("%d chunks of %d spans", k, all.Last-all.First+1)
 	}
 }

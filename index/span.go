@@ -152,6 +152,15 @@ func Beside(spans []Span) (blob uint32, off, length int64) {
 // memory: the worst that zstd and LZ4 make of 16 MiB is 64 KiB more.
 const MaxStored = chunk.MaxSize + chunk.MaxSize/64
 
+// MaxSpans bounds the spans that a chunk lies in, and MaxImageSpans those of all blobs of an
+// image: who reads a chunk has its spans in memory, and who opens an image all of them. Spans
+// that we make have 32 KiB of content at least, but for the last. Smaller ones have tables of
+// contents and bootstraps, where a chunk of many is a file that was cut at odd places.
+const (
+	MaxSpans      = 1 << 12
+	MaxImageSpans = 1 << 24
+)
+
 // maxWindow bounds the stored bytes of a window of gzip. A state of blocks of zstd has no
 // content twice, so that it is smaller than what they decode to, but for slack.
 const (
@@ -198,7 +207,7 @@ func (t *Tree) CheckSpans() error {
 	return nil
 }
 
-// CheckChunk refuses a chunk that is in no span. The error wraps ErrCorrupt.
+// CheckChunk refuses a chunk that is in no span, or in too many. The error wraps ErrCorrupt.
 func (t *Tree) CheckChunk(c *Chunk) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: chunk %s: "+format, append([]any{ErrCorrupt, c.Digest}, args...)...)
@@ -214,6 +223,9 @@ func (t *Tree) CheckChunk(c *Chunk) error {
 	b := &t.Blobs[c.Blob]
 	if end := b.StreamSize(); c.Offset < 0 || c.Offset > end-int64(c.Size) {
 		return bad("%d bytes at %d of a stream of %d in blob %s", c.Size, c.Offset, end, b.Digest)
+	}
+	if i := b.Find(c.Offset) + MaxSpans; i < len(b.Spans) && b.Spans[i].Start < c.End() {
+		return bad("%d bytes at %d of the stream of blob %s lie in more than %d spans", c.Size, c.Offset, b.Digest, MaxSpans)
 	}
 	if c.Digest.Algorithm == chunk.Origin {
 		for _, s := range b.Cover(c.Offset, c.End()) {

@@ -203,6 +203,20 @@ func TestCheckChunk(t *testing.T) {
 			t.Errorf("at %d of %d: %v", off, end, tree.CheckChunk(&c))
 		}
 	}
+	many := &Tree{Blobs: make([]Blob, 1)}
+	for i := range int64(MaxSpans + 2) {
+		many.Blobs[0].Append(Span{Size: 2, Offset: 2 * i, Length: 2})
+	}
+	for _, c := range []struct {
+		off  int64
+		size uint32
+		ok   bool
+	}{{0, 2 * MaxSpans, true}, {1, 2*MaxSpans - 1, true}, {4, 2 * MaxSpans, true}, {1, 2 * MaxSpans, false}, {0, 2*MaxSpans + 1, false}, {3, 2*MaxSpans + 1, false}} {
+		err := many.CheckChunk(&Chunk{Digest: good.Digest, Offset: c.off, Size: c.size})
+		if (err == nil) != c.ok || !c.ok && (!errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "more than 4096 spans")) {
+			t.Errorf("%d bytes at %d of spans of 2: %v", c.size, c.off, err)
+		}
+	}
 }
 
 // draw makes a blob with spans of all kinds.

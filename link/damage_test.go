@@ -186,6 +186,7 @@ func TestHostileMap(t *testing.T) {
 	}{
 		{"records", 8, 4, 3, "3 records"},
 		{"spans", 12, 4, 1<<32 - 1, "4294967295 spans"},
+		{"too many spans", 12, 4, index.MaxImageSpans + 1, "more than 16777216"},
 		{"proofs", 16, 4, 1<<32 - 1, "4294967295 proofs"},
 		{"proof behind the last", spans + 52, 4, 2, "proof 2 of 1, want 1"},
 		{"a proof twice", spans + mapSpan + 52, 4, 1, "proof 1 of 1, want 2"},

@@ -312,6 +312,18 @@ func TestFails(t *testing.T) {
 		"algorithm":      {nil, func(w *world) { w.tree.Chunks[0].Digest.Algorithm = 0 }, index.ErrCorrupt},
 		"two sizes":      {nil, func(w *world) { w.tree.Chunks[1].Digest = w.tree.Chunks[0].Digest }, index.ErrCorrupt},
 		"too many blobs": {nil, func(w *world) { w.tree.Blobs = make([]index.Blob, maxBlobs+1) }, index.ErrLimit},
+		"a chunk of too many spans": {nil, func(w *world) {
+			w.tree.Blobs[0].Spans = nil
+			for range 11000 { // what both have
+				w.tree.Blobs[0].Append(index.Span{Size: 1, Length: 1, Offset: w.tree.Blobs[0].StreamSize()})
+			}
+		}, index.ErrCorrupt},
+		"too many spans": {nil, func(w *world) {
+			spans := make([]index.Span, index.MaxImageSpans/64) // of no blob that anybody looks at
+			for range 65 {
+				w.tree.Blobs = append(w.tree.Blobs, index.Blob{Spans: spans})
+			}
+		}, index.ErrLimit},
 		"long names": {nil, func(w *world) {
 			for i := range 40 {
 				w.tree.Blobs = append(w.tree.Blobs, index.Blob{Digest: strings.Repeat("x", 1<<20+i)})

@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"encoding/binary"
-	"fmt"
 	"io"
-	"math"
 	"slices"
 
 	"lukechampine.com/blake3"
@@ -102,9 +100,6 @@ func (pl *placement) writeMap(f io.Writer, t *index.Tree, flat map[uint32]int64,
 		base[i+1] = base[i] + len(t.Blobs[i].Spans)
 	}
 	spans := base[len(t.Blobs)]
-	if spans > math.MaxUint32 {
-		return fmt.Errorf("link: %w: %d spans", index.ErrLimit, spans)
-	}
 	sum := blake3.New(mapSum, nil)
 	w := bufio.NewWriterSize(io.MultiWriter(f, sum), 256<<10)
 	le := binary.LittleEndian
@@ -191,6 +186,9 @@ func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans, proofs []
 	}
 	le := binary.LittleEndian
 	n, m, k := int64(le.Uint32(b[8:])), int64(le.Uint32(b[12:])), int64(le.Uint32(b[16:]))
+	if m > index.MaxImageSpans {
+		return bad(12, "%d spans, more than %d", m, index.MaxImageSpans)
+	}
 	if want := mapHeader + n*mapRecord + m*mapSpan + k*mapProof + mapSum; want != int64(len(b)) {
 		return bad(8, "%d records, %d spans and %d proofs make %d bytes, file has %d", n, m, k, want, len(b))
 	}
@@ -198,6 +196,8 @@ func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans, proofs []
 	spans, proofs = spans[:m*mapSpan], spans[m*mapSpan:]
 	t := index.Tree{Blobs: make([]index.Blob, len(info.Blobs))}
 	first := make([]int, len(info.Blobs)) // number of a blob's first span
+	all := make([]index.Span, m)
+	var proof index.Proof // what it is does not matter here
 	for i, at := range info.Blobs {
 		t.Blobs[i] = index.Blob{Digest: at.Digest, Size: at.Size}
 	}
@@ -208,8 +208,9 @@ func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans, proofs []
 			if proved++; int64(p) != int64(proved) || int64(p) > k {
 				return bad(mapHeader+n*mapRecord+int64(i)*mapSpan+52, "proof %d of %d, want %d", p, k, proved)
 			}
+			all[i].Proof = &proof
 		}
-		s, blob := decodeSpan(r, proofs)
+		blob := decodeSpan(r, &all[i])
 		if blob >= len(t.Blobs) || blob < last {
 			return bad(mapHeader+n*mapRecord+int64(i)*mapSpan, "span in blob %d of %d, after one in %d", blob, len(t.Blobs), last)
 		}
@@ -217,7 +218,7 @@ func parseMap(b []byte, info *Info, infoSum [32]byte) (records, spans, proofs []
 			first[blob] = i
 		}
 		last = blob
-		t.Blobs[blob].Spans = append(t.Blobs[blob].Spans, s)
+		t.Blobs[blob].Spans = all[first[blob] : i+1]
 	}
 	if err := t.CheckSpans(); err != nil {
 		return nil, nil, nil, &index.Error{Name: "map", Offset: mapHeader + n*mapRecord, Err: err}
@@ -264,21 +265,15 @@ func decodeChunk(r []byte) Chunk {
 	}
 }
 
-// decodeSpan returns a span, with its proof, and the blob it is in.
-func decodeSpan(r, proofs []byte) (index.Span, int) {
+// decodeSpan sets all of a span but its proof, and returns the blob it is in.
+func decodeSpan(r []byte, s *index.Span) (blob int) {
 	le := binary.LittleEndian
-	s := index.Span{
-		Start:  int64(le.Uint64(r[0:])),
-		Size:   int64(le.Uint64(r[8:])),
-		Offset: int64(le.Uint64(r[16:])),
-		Length: int64(le.Uint64(r[24:])),
-		Window: index.Window{Offset: int64(le.Uint64(r[32:])), Length: le.Uint32(r[40:]), Blob: uint32(le.Uint16(r[46:]))},
-		Codec:  chunk.Codec(r[48]),
-		Bits:   r[49],
-	}
-	if n := le.Uint32(r[52:]); n > 0 {
-		p := proofs[(n-1)*mapProof:]
-		s.Proof = &index.Proof{Stored: [32]byte(p), Window: [32]byte(p[32:])}
-	}
-	return s, int(le.Uint16(r[44:]))
+	s.Start = int64(le.Uint64(r[0:]))
+	s.Size = int64(le.Uint64(r[8:]))
+	s.Offset = int64(le.Uint64(r[16:]))
+	s.Length = int64(le.Uint64(r[24:]))
+	s.Window = index.Window{Offset: int64(le.Uint64(r[32:])), Length: le.Uint32(r[40:]), Blob: uint32(le.Uint16(r[46:]))}
+	s.Codec = chunk.Codec(r[48])
+	s.Bits = r[49]
+	return int(le.Uint16(r[44:]))
 }

@@ -214,8 +214,13 @@ func (im *Image) Chunk(i int) Chunk {
 func (im *Image) Spans() int { return len(im.spans) / mapSpan }
 
 // Span returns span i of the map and the blob it is in.
-func (im *Image) Span(i int) (index.Span, int) {
-	s, blob := decodeSpan(im.spans[i*mapSpan:(i+1)*mapSpan], im.proofs)
+func (im *Image) Span(i int) (s index.Span, blob int) {
+	r := im.spans[i*mapSpan : (i+1)*mapSpan]
+	blob = decodeSpan(r, &s)
+	if n := int(binary.LittleEndian.Uint32(r[52:])); n > 0 {
+		p := im.proofs[(n-1)*mapProof:]
+		s.Proof = &index.Proof{Stored: [32]byte(p), Window: [32]byte(p[32:])}
+	}
 	runtime.KeepAlive(im)
 	return s, blob
 }

@@ -34,6 +34,13 @@ func allocate(t *index.Tree, p *pool.Pool) (*placement, error) {
 	if len(t.Blobs) > maxBlobs {
 		return nil, fmt.Errorf("link: %w: %d blobs, more than %d", index.ErrLimit, len(t.Blobs), maxBlobs)
 	}
+	spans := 0
+	for i := range t.Blobs {
+		spans += len(t.Blobs[i].Spans)
+	}
+	if spans > index.MaxImageSpans {
+		return nil, fmt.Errorf("link: %w: %d spans, more than %d", index.ErrLimit, spans, index.MaxImageSpans)
+	}
 	if err := t.CheckSpans(); err != nil {
 		return nil, fmt.Errorf("link: %w", err)
 	}

@@ -164,6 +164,28 @@ func TestLimits(t *testing.T) {
 	refused(t, "XattrBytes", err, index.ErrLimit, "(XattrBytes)")
 }
 
+// TestManySpans: a file whose chunks do not fit is one, of as many spans as a chunk may have.
+func TestManySpans(t *testing.T) {
+	for _, n := range []int{index.MaxSpans, index.MaxSpans + 1} {
+		entries := []string{fmt.Sprintf(`{"type":"reg","name":"a","size":%d,"offset":9,"chunkSize":3,"digest":"A","chunkDigest":"B"}`, 3*n)}
+		for i := 1; i < n; i++ {
+			entries = append(entries, fmt.Sprintf(`{"type":"chunk","name":"a","offset":%d,"chunkOffset":%d,"chunkSize":3,"chunkDigest":"B"}`, 9+10*i, 3*i))
+		}
+		l, err := parse(index.Limits{}, entries...)
+		if n > index.MaxSpans {
+			refused(t, "too many spans", err, index.ErrUnsupported, "is cut at offsets")
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree := &index.Tree{Chunks: l.Chunks, Blobs: []index.Blob{{Spans: l.Spans}}}
+		if err := tree.CheckChunk(&tree.Chunks[0]); err != nil || len(tree.Chunks) != 1 {
+			t.Errorf("%d chunks: %v", len(tree.Chunks), err)
+		}
+	}
+}
+
 // TestLinkToNowhere: what a link means depends on the layers below, so Apply
 // tells.
 func TestLinkToNowhere(t *testing.T) {

@@ -222,7 +222,7 @@ func (b *builder) extents(f *file) error {
 	if f.size > maxOne && b.proved(pieces) {
 		return b.recut(f, pieces)
 	}
-	whole := f.size <= chunk.MaxSize && f.digest != (chunk.Digest{})
+	whole := f.size <= chunk.MaxSize && f.digest != (chunk.Digest{}) && pieces[len(pieces)-1].span-pieces[0].span < index.MaxSpans
 	for i := 1; i < len(pieces); i++ {
 		whole = whole && pieces[i].pos == pieces[i-1].pos+pieces[i-1].size
 	}

@@ -15,7 +15,7 @@ import (
 // other tests rely on it.
 func TestBuilt(t *testing.T) {
 	for _, z := range ztocs(t, "v2") {
-		for _, span := range []int64{1, 20000, 1 << 20} {
+		for _, span := range []int64{50, 20000, 1 << 20} {
 			p, err := socitest.Build(z.layer, span)
 			if err != nil { // it makes none of several members, with which only newer ones do better
 				if err.Error() != "several members" {
