@@ -254,7 +254,7 @@ func testSurvival(t *testing.T, face string) {
 			swapped++
 			continue
 		}
-		for _, p := range n.status().Processes {
+		for _, p := range n.asked().Processes {
 			if p.Role == daemon.RoleWorker && unix.Kill(p.PID, unix.SIGKILL) == nil {
 				killed++
 			}
