@@ -199,6 +199,30 @@ func TestSpans(t *testing.T) {
 	}
 }
 
+// TestManySpans: the spans of a chunk are found that lies in as many as it may, also where
+// those of another blob follow.
+func TestManySpans(t *testing.T) {
+	w, p := newWorld(2), openPool(t)
+	for i := range w.tree.Blobs {
+		for k := range int64(index.MaxSpans + 2) {
+			w.tree.Blobs[i].Append(index.Span{Size: 2, Length: 2, Offset: 2 * k})
+		}
+		for off := range int64(5) {
+			c := index.Chunk{Digest: chunk.Sum(chunk.SHA256, fmt.Append(nil, i, off)), Size: 2*index.MaxSpans - uint32(off%2), Blob: uint32(i), Offset: off}
+			w.tree.Chunks = append(w.tree.Chunks, c)
+			w.file(fmt.Sprint(i, off), uint32(len(w.tree.Chunks)-1))
+		}
+	}
+	im := w.link(t, p, filepath.Join(t.TempDir(), "im"))
+	for i := range im.Chunks() {
+		c := im.Chunk(i)
+		first := c.Blob*(index.MaxSpans+2) + int(c.Offset/2)
+		if s := im.Stored(c); s.First != first || s.Last != first+index.MaxSpans-1 || s.Length != int64(c.Size) {
+			t.Errorf("%d bytes at %d of blob %d are in %+v", c.Size, c.Offset, c.Blob, s)
+		}
+	}
+}
+
 func TestFlags(t *testing.T) {
 	w, p := newWorld(1), openPool(t)
 	var c []uint32

@@ -265,8 +265,11 @@ type Stored struct {
 func (im *Image) Stored(c Chunk) Stored {
 	first, _ := im.Span(c.Span)
 	last, n := first, c.Span
-	for last.End() < c.End() {
-		n++
+	if last.End() < c.End() {
+		n += 1 + sort.Search(min(index.MaxSpans, im.Spans()-n)-1, func(i int) bool {
+			s, blob := im.Span(c.Span + 1 + i)
+			return blob != c.Blob || s.End() >= c.End()
+		})
 		last, _ = im.Span(n)
 	}
 	s := Stored{Blob: c.Blob, First: c.Span, Last: n, from: first.Start, to: last.End()}
