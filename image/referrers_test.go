@@ -8,6 +8,8 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -411,7 +413,10 @@ func pushers(t *testing.T, ref string, n int, replaces func(image.Descriptor) bo
 
 func TestRaces(t *testing.T) {
 	t.Run("layout", func(t *testing.T) { pushers(t, "oci:"+t.TempDir(), 8, nil) })
-	t.Run("docker-registry", func(t *testing.T) { pushers(t, debianRegistry(t, "")+"/app", 2, nil) })
+	t.Run("docker-registry", func(t *testing.T) {
+		to := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: debianRegistry(t, "")})
+		pushers(t, serve(t, func(http.Handler) http.Handler { return losing(to) })+"/app", 2, nil)
+	})
 	t.Run("if-match", func(t *testing.T) { pushers(t, serve(t, ifMatch)+"/app", 4, nil) })
 	t.Run("lost", func(t *testing.T) { pushers(t, serve(t, losing)+"/app", 2, nil) })
 	t.Run("slow", func(t *testing.T) { pushers(t, serve(t, slow)+"/app", 2, nil) })
