@@ -20,6 +20,7 @@ type Segment struct {
 	Size int64 // bytes of address space, a multiple of chunk.Block
 
 	dir      string
+	chunks   int // of table, also when that is closed
 	table    *table
 	data     atomic.Pointer[os.File] // read-only while sealed; replaced with syncing and stores held
 	presence *presence
@@ -119,7 +120,7 @@ func openSegmentWith(dir string, id uint32, data *os.File) (_ *Segment, err erro
 	if s.table.id != id {
 		return nil, fmt.Errorf("%s: %w: this is the table of segment %08x", dir, chunk.ErrCorrupt, s.table.id)
 	}
-	s.Size = s.table.size
+	s.Size, s.chunks = s.table.size, s.table.count
 	s.use.open(dir, s.Size)
 	// Of a process that was killed while it unsealed.
 	if err := os.Remove(filepath.Join(dir, newData)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -373,7 +374,7 @@ func (s *Segment) disk() int64 {
 
 // overhead returns the most that the files beside the data take.
 func (s *Segment) overhead() int64 {
-	return pages(int64(headerSize+s.table.count*recordSize+sumSize)) + pages(presenceSize(s.Size/chunk.Block)) + pages(int64(4*len(s.use.last)))
+	return pages(int64(headerSize+s.chunks*recordSize+sumSize)) + pages(presenceSize(s.Size/chunk.Block)) + pages(int64(4*len(s.use.last)))
 }
 
 // descriptor calls fn with f's descriptor, which stays open meanwhile.

@@ -74,7 +74,7 @@ func openTableOnly(dir string, id uint32) (*Segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Segment{ID: id, dir: dir, table: t, Size: t.size}
+	s := &Segment{ID: id, dir: dir, table: t, Size: t.size, chunks: t.count}
 	if s.presence, err = s.snapshot(); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
