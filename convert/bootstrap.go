@@ -37,8 +37,8 @@ func (c *converter) bootstrap(ctx context.Context) (*bootLayer, error) {
 		return nil, err
 	}
 	if c.o.damage != nil {
-		for _, f := range c.files {
-			c.o.damage(f)
+		for _, b := range c.blobs {
+			c.o.damage(b)
 		}
 	}
 	var l *bootLayer

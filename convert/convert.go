@@ -45,7 +45,7 @@ type Options struct {
 	TempDir    string         // default os.TempDir; nothing is left in it
 	Progress   func(Event)    // may be called from several goroutines
 
-	damage func(*os.File) // for tests: called with the spools before verification
+	damage func(*layerBlob) // for tests: called with the blobs before verification
 }
 
 // DefaultBatchSize is a compromise: what is compressed together is fetched
