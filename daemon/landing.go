@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -111,14 +112,50 @@ func (a *mountArgs) start() *reader.Start {
 	return &reader.Start{Args: a.Command, Any: a.AnyCommand}
 }
 
+// process is what of an image's config tells which program a container runs.
+type process struct {
+	Entrypoint, Cmd, Env []string
+}
+
+func (r *record) process() process {
+	var c struct {
+		Config process `json:"config"`
+	}
+	_ = json.Unmarshal(r.config, &c) // one that says nothing of it
+	return c.Config
+}
+
 // hasEntrypoint tells whether what is said behind the image's name is arguments of a
 // program of its own.
-func (r *record) hasEntrypoint() bool {
-	var c struct {
-		Config struct{ Entrypoint []string } `json:"config"`
+func (r *record) hasEntrypoint() bool { return len(r.process().Entrypoint) > 0 }
+
+// program returns the program that a command behind the image's name runs, "" if there is
+// none, and where the image looks for it.
+func (r *record) program(command []string) (name string, dirs []string) {
+	p := r.process()
+	if len(command) == 0 {
+		command = p.Cmd
 	}
-	return json.Unmarshal(r.config, &c) == nil && len(c.Config.Entrypoint) > 0
+	if len(command) > 0 && strings.HasPrefix(command[0], entrypoint) {
+		p.Entrypoint, command = []string{command[0][len(entrypoint):]}, command[1:]
+	}
+	command = slices.DeleteFunc(slices.Concat(p.Entrypoint, command), func(s string) bool { return s == "" })
+	if len(command) == 0 {
+		return "", nil
+	}
+	path := defaultPath
+	for _, e := range p.Env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			path = v
+		}
+	}
+	return command[0], strings.Split(path, ":")
 }
+
+const (
+	entrypoint  = "--entrypoint=" // begins a command whose program is not the image's own
+	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
 
 // awaitStart does endStart when it is time to.
 func (m *mounted) awaitStart() {

@@ -357,9 +357,33 @@ func TestPackOfEntrypoint(t *testing.T) {
 			t.Errorf("%s: asked for: %v", name, got)
 		}
 	}
-	for config, want := range map[string]bool{`{"config": {"Entrypoint": ["a"]}}`: true, `{"config": {"Cmd": ["a"]}}`: false, `{"config": {"Entrypoint": []}}`: false} {
-		if got := (&record{config: []byte(config)}).hasEntrypoint(); got != want {
-			t.Errorf("%s: %v", config, got)
+}
+
+// TestProgram: which program a container runs, by what its image's config says.
+func TestProgram(t *testing.T) {
+	const own = `{"config": {"Entrypoint": ["a", "b"], "Cmd": ["c"], "Env": ["X=1", "PATH=/x:/y"]}}`
+	for _, c := range []struct {
+		config, command string
+		entrypoint      bool
+		name, dirs      string
+	}{
+		{own, "", true, "a", "/x:/y"},
+		{own, "d e", true, "a", "/x:/y"},
+		{own, "--entrypoint=sh -c", true, "sh", "/x:/y"},
+		{own, "--entrypoint= d", true, "d", "/x:/y"},
+		{own, "--entrypoint=", true, "", ""},
+		{`{"config": {"Entrypoint": [], "Cmd": ["c"]}}`, "", false, "c", defaultPath},
+		{`{"config": {"Cmd": ["c"]}}`, "d e", false, "d", defaultPath},
+		{`{}`, "", false, "", ""},
+		{``, "/d", false, "/d", defaultPath},
+	} {
+		r := &record{config: []byte(c.config)}
+		if got := r.hasEntrypoint(); got != c.entrypoint {
+			t.Errorf("%s: has an entrypoint: %v", c.config, got)
+		}
+		name, dirs := r.program(strings.Fields(c.command))
+		if got := strings.Join(dirs, ":"); name != c.name || got != c.dirs {
+			t.Errorf("%s, %q: %q in %q", c.config, c.command, name, got)
 		}
 	}
 }

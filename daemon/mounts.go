@@ -150,6 +150,9 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
 		image: im, landing: l, release: s.store.hold(u.ManifestDigest), gone: make(chan struct{}),
 	}
+	if !a.AnyCommand {
+		im.Runs(u.program(a.Command))
+	}
 	shown, face, err := s.show(ctx, m, a)
 	if m.kept && (err != nil || face != m.face) { // it was only tried
 		s.keeper.Drop(m.id)

@@ -59,20 +59,30 @@ func (l *loads) need(names, dirs, inherit []string) {
 		return
 	}
 	for _, name := range names {
-		switch {
-		case path.IsAbs(name):
-			if flat, ok := l.find(name); ok {
-				l.add(object{flat: flat})
+		if flat, dir, ok := l.search(name, dirs); ok {
+			o := object{flat: flat}
+			if dir != "" {
+				o.dir, o.search = dir, inherit
 			}
-		case name != "" && !strings.Contains(name, "/"):
-			for _, dir := range dirs {
-				if flat, ok := l.find(path.Join(dir, name)); ok {
-					l.add(object{flat, dir, inherit})
-					break
-				}
+			l.add(o)
+		}
+	}
+}
+
+// search returns where a file begins that is told by its path, or by its name, and then in
+// which of some directories it is.
+func (l *loads) search(name string, dirs []string) (flat int64, dir string, ok bool) {
+	switch {
+	case path.IsAbs(name):
+		flat, ok = l.find(name)
+	case name != "" && !strings.Contains(name, "/"):
+		for _, dir := range dirs {
+			if flat, ok := l.find(path.Join(dir, name)); ok {
+				return flat, dir, true
 			}
 		}
 	}
+	return flat, "", ok
 }
 
 // find returns where a regular file begins.

@@ -56,22 +56,56 @@ type object struct {
 
 type part struct{ from, to int64 } // flat addresses
 
+// Runs is told which program will be run, by its path or by its name in the first of some
+// directories that has it, before anybody reads of it. If it was run here before it is of no use.
+func (im *Image) Runs(name string, dirs []string) {
+	l := &im.loads
+	im.requests.Go(func() {
+		if l.idle() || !l.open() {
+			return
+		}
+		flat, _, ok := l.search(name, dirs)
+		if !ok {
+			return
+		}
+		c := im.linked.Chunk(im.linked.Find(flat))
+		if s, at := im.address(c); s == nil || s.present(at, c) {
+			return
+		}
+		p := make([]byte, 256)
+		f := im.file(flat)
+		n, _ := f.ReadAt(p, 0) // what cannot be had is left to its readers
+		if look := l.starts(p[:n], flat); look != nil {
+			look()
+		}
+	})
+}
+
 // began is told what a reader was given from an address on. A file that is read from its
 // start may be a program, or a library. Where nobody has had to wait for anything yet it would be
 // in vain, or a start pack knows better.
 func (l *loads) began(p []byte, off int64) {
-	elf, script := loader.IsELF(p), loader.Interpreter(p)
-	if !elf && script == nil || l.idle() || l.im.stats.stalls.Load() == 0 || !l.im.begins(off) {
+	look := l.starts(p, off)
+	if look == nil || l.idle() || l.im.stats.stalls.Load() == 0 || !l.im.begins(off) {
 		return
 	}
-	l.im.requests.Go(func() {
-		if elf {
-			l.add(object{flat: off})
-			return
-		}
+	l.im.requests.Go(look)
+}
+
+// starts returns what has a file looked into that begins with p, or what runs it; nil if it is
+// neither a program nor a library.
+func (l *loads) starts(p []byte, flat int64) (look func()) {
+	if loader.IsELF(p) {
+		return func() { l.add(object{flat: flat}) }
+	}
+	script := loader.Interpreter(p)
+	if script == nil {
+		return nil
+	}
+	return func() {
 		l.need(script[:1], nil, nil)
 		l.need(script[1:], programs, nil)
-	})
+	}
 }
 
 // brought is began where the kernel reads itself, and was told that what it waited for is here.

@@ -226,6 +226,44 @@ func TestLoadsIdle(t *testing.T) {
 	}
 }
 
+// What a program loads comes before anybody has read of it, if it is known that it will
+// run, and was not run before.
+func TestRuns(t *testing.T) {
+	for name, want := range map[string]int{
+		"/opt/app/bin/prog": 6 * 5, "prog": 6 * 5, "/script": 6*5 + 1,
+		"script": 0, "nothing": 0, "/nothing": 0, "opt/app/bin/prog": 0, "/opt": 0, "": 0,
+	} {
+		n := newNode(t, Options{Window: 1, Neighbours: 1})
+		x, _, _ := programImage(n)
+		runs := func() {
+			x.Runs(name, []string{"/nowhere", "/usr/bin"})
+			x.settle()
+		}
+		runs()
+		if got := len(x.present()); got != want {
+			t.Errorf("%q: %d chunks came, want %d", name, got, want)
+		}
+		if s := x.Stats(); s.Stalls > 0 || s.ReadBytes > 0 || s.Errors > 0 {
+			t.Errorf("%q: %+v", name, s)
+		}
+		n.asked()
+		x.loads.seen = nil // as if the image was mounted again
+		runs()
+		if more := n.asked(); len(more) > 0 {
+			t.Errorf("%q: %d requests the second time", name, len(more))
+		}
+	}
+	n := newNode(t, Options{Window: 1, Neighbours: 1})
+	x, _, _ := programImage(n)
+	x.expect(0, 1)
+	x.settle()
+	x.Runs("/opt/app/bin/prog", nil)
+	x.settle()
+	if got := len(x.present()); got != 1 {
+		t.Errorf("%d chunks are here of what was run before", got)
+	}
+}
+
 // Small libraries come as a whole, by one request.
 func TestLoadsSmall(t *testing.T) {
 	n := newNode(t, Options{Window: 1, Neighbours: 1})
