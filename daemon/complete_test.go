@@ -98,7 +98,7 @@ func TestNoCompletion(t *testing.T) {
 	configured(t, `{"cache": {"complete_after": "1ms"}}`)
 	ref := layout(t)
 	c := service(t)
-	_, m := attachAs(t, c, ref, Place{NoComplete: true})
+	_, m := attachAs(t, c, ref, Place{NoComplete: true, AnyCommand: true})
 	time.Sleep(500 * time.Millisecond)
 	if st := mountStatus(t, c, m.ID); st.Survives || st.MissingChunks == 0 || st.Source.Bytes != 0 {
 		t.Errorf("%+v", st)

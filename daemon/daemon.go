@@ -178,7 +178,7 @@ func (s *server) open(kept []keeper.Mount) (err error) {
 	for _, err := range s.pool.Damage() {
 		s.log.Error("a segment of the pool is damaged and was set aside", "err", err)
 	}
-	s.engine = fill.New(s.pool, fill.Options{Timeout: s.cfg.Registries.ReadWait(), ZstdWindow: limits(s.cfg.Registries).Window, Logger: s.log})
+	s.engine = fill.New(s.pool, fill.Options{Timeout: s.cfg.Registries.ReadWait() + readSlack/2, ZstdWindow: limits(s.cfg.Registries).Window, Logger: s.log})
 	s.traces.init(s.keepTraces, s.log)
 	s.sharing.init(s.shareTraces, s.log)
 	if s.store, err = openStore(s.cfg, s.pool, s.engine); err != nil {

@@ -150,7 +150,7 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 		id: newID(), ref: a.Ref, where: a.Where, asked: a, use: u, since: time.Now(),
 		image: im, landing: l, release: s.store.hold(u.ManifestDigest), gone: make(chan struct{}),
 	}
-	if !a.AnyCommand {
+	if !a.AnyCommand && !u.packed { // a pack knows better
 		im.Runs(u.program(a.Command))
 	}
 	shown, face, err := s.show(ctx, m, a)

@@ -43,7 +43,8 @@ func (m *movement) now() { m.Store(time.Now().UnixNano()) }
 const foreignWait = 500 * time.Millisecond
 
 // guessedWait is how long a reader waits for a chunk that nobody waited for when it was
-// asked for, with many others perhaps, while nothing comes of that request.
+// asked for, with many others perhaps, while nothing comes of that request: half of
+// Options.Timeout in all.
 const guessedWait = 3 * time.Second
 
 // flying returns the flight of a chunk that im should wait for, nil if there is
@@ -65,7 +66,8 @@ func (f *flight) patience(im *Image) (left time.Duration, ok bool) {
 	case f.owner != nil && f.owner != im:
 		return foreignWait - time.Since(f.since), true
 	case f.guessed:
-		return guessedWait - time.Since(time.Unix(0, f.moved.Load())), true
+		left = guessedWait - time.Since(time.Unix(0, f.moved.Load()))
+		return min(left, im.engine.opt.Timeout/2-time.Since(f.since)), true
 	}
 	return 0, false
 }

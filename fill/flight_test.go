@@ -138,7 +138,7 @@ func TestSlowGuessIsWaitedFor(t *testing.T) {
 // have room beside them.
 func TestGuessesTakeNoRoom(t *testing.T) {
 	n := newNode(t, Options{Window: 1, Neighbours: 1})
-	b := newBuilder(chunk.Zstd)
+	b := newBuilder(chunk.LZ4) // which needs all of a piece in memory
 	b.blob()
 	for range 20 {
 		b.batch(2<<20, 2<<20)
@@ -160,6 +160,10 @@ func TestGuessesTakeNoRoom(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	time.Sleep(20 * time.Millisecond) // they have what room they get
+	if x.guessMemory.TryAcquire(guessMemory) || !x.memory.TryAcquire(imageMemory) {
+		t.Error("they have none, or that of readers")
+	}
+	x.memory.Release(imageMemory)
 	hangs.Store(false)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

@@ -68,12 +68,15 @@ func (im *Image) Runs(name string, dirs []string) {
 		if !ok {
 			return
 		}
-		c := im.linked.Chunk(im.linked.Find(flat))
+		f := im.file(flat)
+		if f.first == f.last { // the metadata are damaged
+			return
+		}
+		c := im.linked.Chunk(f.first)
 		if s, at := im.address(c); s == nil || s.present(at, c) {
 			return
 		}
 		p := make([]byte, 256)
-		f := im.file(flat)
 		n, _ := f.ReadAt(p, 0) // what cannot be had is left to its readers
 		if look := l.starts(p[:n], flat); look != nil {
 			look()

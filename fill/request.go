@@ -72,7 +72,7 @@ func (im *Image) fetch(ctx context.Context, wants []want) {
 		r.fail(err, len(r.wants))
 	}()
 	if err = r.run(ctx); err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
+		err = fmt.Errorf("%w: %v", context.Cause(ctx), err)
 	}
 }
 

@@ -228,7 +228,7 @@ func (b *budget) spend(ctx context.Context, err error) error {
 	case <-t.C:
 		return nil
 	case <-ctx.Done():
-		return errors.Join(ctx.Err(), err)
+		return fmt.Errorf("%w, after %w", ctx.Err(), err)
 	}
 }
 
