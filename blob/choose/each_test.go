@@ -87,8 +87,9 @@ func TestEach(t *testing.T) {
 				if c.then == "" {
 					return
 				}
-				if _, err := s.ask(t.Context(), of); err != nil || s.log != c.then {
-					t.Errorf("the next time: asked %s, want %s; %v", s.log, c.then, err)
+				_, err = s.ask(t.Context(), of)
+				if got := s.asked(); err != nil || got != c.then {
+					t.Errorf("the next time: asked %s, want %s; %v", got, c.then, err)
 				}
 			})
 		})
