@@ -11,6 +11,7 @@ import (
 
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/runtime"
 )
 
 const (
@@ -112,14 +113,10 @@ func (a *mountArgs) start() *reader.Start {
 	return &reader.Start{Args: a.Command, Any: a.AnyCommand}
 }
 
-// process is what of an image's config tells which program a container runs.
-type process struct {
-	Entrypoint, Cmd, Env []string
-}
-
-func (r *record) process() process {
+// process is what an image's config says of the process that a container runs.
+func (r *record) process() runtime.ImageConfig {
 	var c struct {
-		Config process `json:"config"`
+		Config runtime.ImageConfig `json:"config"`
 	}
 	_ = json.Unmarshal(r.config, &c) // one that says nothing of it
 	return c.Config
@@ -132,30 +129,24 @@ func (r *record) hasEntrypoint() bool { return len(r.process().Entrypoint) > 0 }
 // program returns the program that a command behind the image's name runs, "" if there is
 // none, and where the image looks for it.
 func (r *record) program(command []string) (name string, dirs []string) {
-	p := r.process()
-	if len(command) == 0 {
-		command = p.Cmd
+	f := runtime.Flags{Args: command}
+	if len(command) > 0 {
+		if own, ok := strings.CutPrefix(command[0], reader.OtherEntrypoint); ok {
+			f.Entrypoint, f.Args = &own, command[1:]
+		}
 	}
-	if len(command) > 0 && strings.HasPrefix(command[0], entrypoint) {
-		p.Entrypoint, command = []string{command[0][len(entrypoint):]}, command[1:]
-	}
-	command = slices.DeleteFunc(slices.Concat(p.Entrypoint, command), func(s string) bool { return s == "" })
-	if len(command) == 0 {
+	c, err := runtime.Merge(r.process(), f)
+	if err != nil {
 		return "", nil
 	}
-	path := defaultPath
-	for _, e := range p.Env {
+	path := runtime.DefaultPath
+	for _, e := range c.Env {
 		if v, ok := strings.CutPrefix(e, "PATH="); ok {
 			path = v
 		}
 	}
-	return command[0], strings.Split(path, ":")
+	return c.Args[0], strings.Split(path, ":")
 }
-
-const (
-	entrypoint  = "--entrypoint=" // begins a command whose program is not the image's own
-	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-)
 
 // awaitStart does endStart when it is time to.
 func (m *mounted) awaitStart() {

@@ -24,6 +24,7 @@ import (
 	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/runtime"
 	"github.com/shale-image/shale/trace"
 )
 
@@ -372,10 +373,10 @@ func TestProgram(t *testing.T) {
 		{own, "--entrypoint=sh -c", true, "sh", "/x:/y"},
 		{own, "--entrypoint= d", true, "d", "/x:/y"},
 		{own, "--entrypoint=", true, "", ""},
-		{`{"config": {"Entrypoint": [], "Cmd": ["c"]}}`, "", false, "c", defaultPath},
-		{`{"config": {"Cmd": ["c"]}}`, "d e", false, "d", defaultPath},
+		{`{"config": {"Entrypoint": [], "Cmd": ["c"]}}`, "", false, "c", runtime.DefaultPath},
+		{`{"config": {"Cmd": ["c"]}}`, "d e", false, "d", runtime.DefaultPath},
 		{`{}`, "", false, "", ""},
-		{``, "/d", false, "/d", defaultPath},
+		{``, "/d", false, "/d", runtime.DefaultPath},
 	} {
 		r := &record{config: []byte(c.config)}
 		if got := r.hasEntrypoint(); got != c.entrypoint {
@@ -386,6 +387,13 @@ func TestProgram(t *testing.T) {
 			t.Errorf("%s, %q: %q in %q", c.config, c.command, name, got)
 		}
 	}
+}
+
+// TestProgramComes: what a container will run is fetched before anybody has read of it.
+func TestProgramComes(t *testing.T) {
+	c := service(t)
+	_, m := attachAs(t, c, layout(t), Place{NoComplete: true})
+	eventually(t, "the image's program is fetched", func() bool { return mountStatus(t, c, m.ID).Source.Bytes > 0 })
 }
 
 // TestPackLater: a node that has an image asks for another of its packs when it is

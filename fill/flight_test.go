@@ -116,22 +116,26 @@ func TestJoinWhileItIsStored(t *testing.T) {
 	wg.Wait()
 }
 
-// A request for nobody yet that is slow is waited for as long as something comes of it.
+// A request for nobody yet that is slow is waited for as long as something comes of it, but
+// for no more than half of the time that a request may take.
 func TestSlowGuessIsWaitedFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := newNode(t, Options{})
-		b := newBuilder(chunk.None)
-		b.blob()
-		b.files(12 * cut)
-		w := &wire{Source: n.source, rate: cut} // a chunk a second
-		x := n.open(n.link(b), w)
-		x.expect(0, 12)
-		synctest.Wait()
-		must(t, x.chunk(t, 11))
-		if w.requests != 1 || w.bytes != 12*cut {
-			t.Errorf("%d requests, %d bytes", w.requests, w.bytes)
-		}
-	})
+	for timeout, requests := range map[time.Duration]int{time.Minute: 1, 10 * time.Second: 2} {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNode(t, Options{Timeout: timeout})
+			b := newBuilder(chunk.None)
+			b.blob()
+			b.files(12 * cut)
+			w := &wire{Source: n.source, rate: cut} // a chunk a second
+			x := n.open(n.link(b), w)
+			x.expect(0, 12)
+			synctest.Wait()
+			must(t, x.chunk(t, 11))
+			if w.requests != requests {
+				t.Errorf("%d requests, want %d if one may take %v", w.requests, requests, timeout)
+			}
+			x.settle()
+		})
+	}
 }
 
 // Requests for nobody hang when their bodies have begun, all that there may be: readers

@@ -109,9 +109,13 @@ func (s *Start) Fit(command []string) int {
 	return 2 * n
 }
 
+// OtherEntrypoint begins the first word of a command that is of another program than the
+// image's entrypoint, which follows.
+const OtherEntrypoint = "--entrypoint="
+
 // otherProgram tells whether a command is not of the image's entrypoint.
 func otherProgram(command []string) bool {
-	return len(command) > 0 && strings.HasPrefix(command[0], "--entrypoint=")
+	return len(command) > 0 && strings.HasPrefix(command[0], OtherEntrypoint)
 }
 
 // Choose returns the pack that fits a start best, nil if none does. Of several it is the

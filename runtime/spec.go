@@ -71,10 +71,13 @@ func Spec(c Config, volumes []Mount, id string, root *os.File) (*specs.Spec, err
 	return s, nil
 }
 
+// DefaultPath is where a container looks for programs if its image does not say.
+const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // environment adds to the configured environment what every container has.
 func environment(c *Config, hostname, home string) []string {
 	env := append([]string(nil), c.Env...)
-	env = defaultenv(env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	env = defaultenv(env, "PATH="+DefaultPath)
 	env = defaultenv(env, "HOSTNAME="+hostname)
 	env = defaultenv(env, "HOME="+home)
 	if c.Terminal {

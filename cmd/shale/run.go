@@ -14,6 +14,7 @@ import (
 	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/mount"
+	"github.com/shale-image/shale/reader"
 	"github.com/shale-image/shale/runtime"
 	"github.com/shale-image/shale/trace"
 )
@@ -141,7 +142,7 @@ func (r *runFlags) command() []string {
 	if r.flags.Entrypoint == nil {
 		return r.flags.Args
 	}
-	return append([]string{"--entrypoint=" + *r.flags.Entrypoint}, r.flags.Args...)
+	return append([]string{reader.OtherEntrypoint + *r.flags.Entrypoint}, r.flags.Args...)
 }
 
 // imageConfig is what of an image's config a run needs.
