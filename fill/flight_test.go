@@ -165,7 +165,7 @@ func TestGuessesTakeNoRoom(t *testing.T) {
 	}
 	time.Sleep(20 * time.Millisecond) // they have what room they get
 	if x.guessMemory.TryAcquire(guessMemory) || !x.memory.TryAcquire(imageMemory) {
-		t.Error("they have none, or that of readers")
+		t.Fatal("they have none, or that of readers")
 	}
 	x.memory.Release(imageMemory)
 	hangs.Store(false)
