@@ -12,7 +12,8 @@ import (
 )
 
 // readSlack lets the error of a fetch that has given up reach its readers, which
-// says more than that the time is over.
+// says more than that the time is over; half of it is for the last try of a fetch, which is
+// made when the time is over.
 const readSlack = 5 * time.Second
 
 // show mounts an image with the face that was asked for, or the best one, and
