@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -130,7 +131,7 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 	linked := filepath.Join(dir, "linked")
 	if raw, err := s.localIndex(img.ManifestDigest, img.Layers); err == nil {
 		defer raw.Close()
-		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
+		if err = errors.Join(repo.LoadConfig(ctx, img), s.linkRaw(ctx, nil, raw, linked)); !errors.Is(err, index.ErrCorrupt) {
 			return &record{Index: reader.Local, Kind: raw.Kind, IndexBytes: raw.Size}, nil, err
 		}
 		if err := s.removeIndex(s.path(img.ManifestDigest)); err != nil {
@@ -140,6 +141,8 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 	actx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ranges := true
+	var linker *linkProcess
+	defer func() { linker.close() }()
 	var beside errgroup.Group
 	beside.Go(func() error {
 		err := repo.LoadConfig(actx, img)
@@ -150,7 +153,10 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 	})
 	beside.Go(func() error {
 		ranges = reader.HasRanges(actx, repo, img)
-		return nil
+		// Not before: it takes a processor for 15 ms, and the requests so far are short.
+		var err error
+		linker, err = s.startLinker(ctx)
+		return err
 	})
 	o := reader.Options{TempDir: dir, Trust: w.trust, Keys: s.cfg.Keys(), Limits: s.limits(), Start: w.start}
 	raw, none := reader.Use(actx, repo, img, o, func(raw *reader.Raw) error {
@@ -163,9 +169,16 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		case !ranges:
 			return reader.ErrNoRanges
 		}
-		err := errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
-			return keepBeside(filepath.Join(dir, ztocDir), ref.Digest, content)
-		}), s.linkRaw(ctx, raw, linked))
+		var keeping sync.WaitGroup
+		var kept error
+		keeping.Go(func() {
+			kept = errors.Join(s.keepForeign(raw, dir), raw.Beside(func(ref blob.Ref, content io.Reader) error {
+				return keepBeside(filepath.Join(dir, ztocDir), ref.Digest, content)
+			}))
+		})
+		err := s.linkRaw(ctx, linker, raw, linked)
+		keeping.Wait()
+		err = errors.Join(kept, err)
 		if reader.OfNoUse(err) && raw.Kind != reader.Nydus {
 			progress(Progress{Note: fmt.Sprintf("an index of the image is of no use: %v", err)})
 			err = errors.Join(err, s.removeForeign(dir))
@@ -188,10 +201,11 @@ func (s *store) index(ctx context.Context, repo *image.Repository, img *image.Im
 		return nil, nil, none
 	}
 	progress(Progress{Note: fmt.Sprintf("all of the image is read, once: %v", none)})
+	linker.close() // that may take long
 	own, err := s.scan(ctx, repo, img, dir, progress)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer own.Close()
-	return &record{Index: own.Trust, Kind: own.Kind, IndexBytes: own.Size}, nil, s.linkRaw(ctx, own, linked)
+	return &record{Index: own.Trust, Kind: own.Kind, IndexBytes: own.Size}, nil, s.linkRaw(ctx, nil, own, linked)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -83,18 +84,24 @@ func (s *store) ask(ctx context.Context, name string, order any, files ...*os.Fi
 	if err != nil {
 		return nil, err
 	}
+	return s.run(ctx, name, bytes.NewReader(in), files...)
+}
+
+// run is ask with the order as it comes.
+func (s *store) run(ctx context.Context, name string, in io.Reader, files ...*os.File) ([]byte, error) {
 	var out bytes.Buffer
 	var dump head
 	memory := s.limits().Memory
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{name, strconv.FormatInt(memory, 10)}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &dump
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &dump
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// Asked to end it takes back what it has made.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 2 * time.Second
-	if err = runOnThread(cmd); err != nil && ctx.Err() == nil && dump.outOfMemory() {
+	err := runOnThread(cmd)
+	if err != nil && ctx.Err() == nil && dump.outOfMemory() {
 		return nil, index.Errorf(index.ErrLimit, name, -1, "it needs more than %d bytes of memory (Memory)", memory)
 	}
 	os.Stderr.Write(dump)

@@ -20,8 +20,8 @@ const readSlack = 5 * time.Second
 // tells which. An incomplete image is device as root and fuse otherwise, so
 // that the machine need not be probed first: that takes tens of milliseconds.
 func (s *server) show(ctx context.Context, m *mounted, p mountArgs) (*mount.Mounted, string, error) {
-	rec, im := m.use.record, m.image
-	image, err := s.imageOf(rec, im)
+	im := m.image
+	image, err := s.imageOf(im)
 	if err != nil {
 		return nil, "", err
 	}
@@ -68,12 +68,8 @@ func (s *server) show(ctx context.Context, m *mounted, p mountArgs) (*mount.Moun
 }
 
 // imageOf is what the image is to a face.
-func (s *server) imageOf(rec *record, im *fill.Image) (mount.Image, error) {
-	l, err := s.store.link(rec)
-	if err != nil {
-		return mount.Image{}, err
-	}
-	defer l.Close()
+func (s *server) imageOf(im *fill.Image) (mount.Image, error) {
+	l := im.Linked()
 	missing := im.Missing().Chunks
 	out := mount.Image{Meta: filepath.Join(l.Dir, "meta"), Content: im, Complete: missing == 0}
 	for _, ls := range l.Segments {

@@ -234,7 +234,7 @@ func (s *store) planBy(ctx context.Context, p *Plan, o order, file *os.File) err
 
 // planner is the process that reads an index to see what of it is here.
 func planner() error {
-	o, pl, err := readOrder()
+	o, pl, err := readOrder(firstFile)
 	if err != nil {
 		return err
 	}

@@ -101,7 +101,7 @@ func (s *server) resumeWatched(m *mounted, k *keeper.Mount, dev uint64, j *journ
 		return nil, fmt.Errorf("%d files, want %d: %w", len(k.Files), j.own(), os.ErrInvalid)
 	}
 	m.groups, m.markedIn = j.Groups, j.MarkedIn
-	image, err := s.imageOf(m.use.record, m.image)
+	image, err := s.imageOf(m.image)
 	if err != nil {
 		return nil, err
 	}

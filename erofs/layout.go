@@ -14,16 +14,14 @@ import (
 // it. It refers to the tree, which must not change meanwhile. Its methods must
 // not be called concurrently.
 type Layout struct {
-	tree    *index.Tree
+	list
 	opt     Options
 	devices []Device
 	mask    uint16 // of device numbers, as the kernel applies it
-	nodes   []node // in the order of their inodes in the image, the root first
-	dirents []dirent
-	meta    int64 // where nids count from, bytes
-	data    int64 // where whole blocks of directories start, bytes
-	end     int64 // of the image, bytes
-	chunked bool  // there is a chunk index
+	meta    int64  // where nids count from, bytes
+	data    int64  // where whole blocks of directories start, bytes
+	end     int64  // of the image, bytes
+	chunked bool   // there is a chunk index
 
 	nids map[*index.Inode]uint32 // positions in nodes; made by NID
 }
@@ -33,14 +31,35 @@ type Layout struct {
 // or with addresses one that wraps index.ErrCorrupt; both name the path. The
 // image depends on the tree and the options alone.
 func NewLayout(t *index.Tree, o Options) (*Layout, error) {
-	l := &Layout{tree: t, opt: o, devices: slices.Clone(o.Devices)}
+	n, err := List(t)
+	if err != nil {
+		return nil, err
+	}
+	return n.Layout(o)
+}
+
+// Names are the names and inodes of a tree in the order in which an image has them.
+type Names struct{ list }
+
+type list struct {
+	tree    *index.Tree
+	nodes   []node // in the order of their inodes in the image, the root first
+	dirents []dirent
+}
+
+// List is the part of NewLayout that needs no addresses, half of its work.
+func List(t *index.Tree) (*Names, error) {
+	n := &Names{list{tree: t}}
+	return n, n.collect()
+}
+
+// Layout is the rest of it. It is called once.
+func (n *Names) Layout(o Options) (*Layout, error) {
+	l := &Layout{list: n.list, opt: o, devices: slices.Clone(o.Devices)}
 	if err := l.checkOptions(); err != nil {
 		return nil, fmt.Errorf("erofs layout: %w", err)
 	}
 	l.mask = deviceMask(len(l.devices))
-	if err := l.collect(); err != nil {
-		return nil, err
-	}
 	if err := l.place(); err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ type dirent struct {
 // collect fills nodes and dirents. The inodes of one directory lie together,
 // followed by those of its first subdirectory and so on: a directory that is
 // listed, and a tree that is walked depth first, are read forwards.
-func (l *Layout) collect() error {
+func (l *list) collect() error {
 	if l.tree.Root == nil || !l.tree.Root.IsDir() {
 		return index.Errorf(index.ErrCorrupt, "/", -1, "the root is not a directory")
 	}
@@ -41,7 +41,7 @@ func (l *Layout) collect() error {
 	for stack := []uint32{0}; len(stack) > 0; {
 		d := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
-		if err := l.list(d); err != nil {
+		if err := l.directory(d); err != nil {
 			return err
 		}
 		below := len(stack)
@@ -75,9 +75,9 @@ func (l *Layout) collect() error {
 	return nil
 }
 
-// list appends the names of directory d to dirents, in byte order. "." and ".."
+// directory appends the names of directory d to dirents, in byte order. "." and ".."
 // are names like others: "!" and "-" sort before them.
-func (l *Layout) list(d uint32) error {
+func (l *list) directory(d uint32) error {
 	n := &l.nodes[d]
 	first := len(l.dirents)
 	l.dirents = append(l.dirents, dirent{".", d}, dirent{"..", n.parent})
@@ -130,7 +130,7 @@ func fillBlock(names []dirent) (k, used int) {
 }
 
 // path returns the first path that leads to a node, for errors.
-func (l *Layout) path(at uint32) string {
+func (l *list) path(at uint32) string {
 	if at == 0 {
 		return "/"
 	}

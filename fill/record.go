@@ -90,8 +90,9 @@ func (r *record) add(first, last int64, wait time.Duration) {
 // ticks saturates: after 11.9 hours all is as late.
 func ticks(d time.Duration) uint32 { return uint32(min(max(0, d/tick), math.MaxUint32)) }
 
-// Linked tells of which linking of the image the flat addresses of Touched are.
-func (im *Image) Linked() *link.Info { return &im.linked.Info }
+// Linked is the linked image, whose flat addresses those of Touched are. It ends with the
+// Image.
+func (im *Image) Linked() *link.Image { return im.linked }
 
 // Touched lists the blocks of files that were read so far, in the order of their
 // first reads, and whether there were more than are recorded. A block that is

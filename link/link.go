@@ -17,6 +17,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -28,6 +29,7 @@ import (
 	"slices"
 	"syscall"
 
+	"golang.org/x/sync/errgroup"
 	"lukechampine.com/blake3"
 
 	"github.com/shale-image/shale/chunk"
@@ -55,7 +57,16 @@ func Link(ctx context.Context, t *index.Tree, p *pool.Pool, dir string) (err err
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	var (
+		names   *erofs.Names
+		listing errgroup.Group
+	)
+	listing.Go(func() (err error) {
+		names, err = erofs.List(t)
+		return err
+	})
 	pl, err := allocate(t, p)
+	unlisted := listing.Wait()
 	if err != nil {
 		return err
 	}
@@ -64,7 +75,10 @@ func Link(ctx context.Context, t *index.Tree, p *pool.Pool, dir string) (err err
 			err = errors.Join(err, p.Remove(pl.created))
 		}
 	}()
-	layout, err := pl.layout(t)
+	if unlisted != nil {
+		return unlisted
+	}
+	layout, err := pl.layout(names)
 	if err != nil {
 		return err
 	}
@@ -102,7 +116,7 @@ func Link(ctx context.Context, t *index.Tree, p *pool.Pool, dir string) (err err
 }
 
 // layout plans the metadata.
-func (pl *placement) layout(t *index.Tree) (*erofs.Layout, error) {
+func (pl *placement) layout(names *erofs.Names) (*erofs.Layout, error) {
 	slots := make(map[uint32]uint16, len(pl.segments))
 	var devices []erofs.Device
 	for i, s := range pl.segments {
@@ -112,7 +126,7 @@ func (pl *placement) layout(t *index.Tree) (*erofs.Layout, error) {
 			Blocks: uint32(s.Size / erofs.BlockSize), // 2^30 at most
 		})
 	}
-	return erofs.NewLayout(t, erofs.Options{
+	return names.Layout(erofs.Options{
 		Devices: devices,
 		Locate: func(c uint32) erofs.Location {
 			at := pl.places[c]
@@ -124,8 +138,21 @@ func (pl *placement) layout(t *index.Tree) (*erofs.Layout, error) {
 	})
 }
 
-// write writes the three files into dir.
-func (pl *placement) write(t *index.Tree, layout *erofs.Layout, dir string) error {
+// write writes the three files into dir. Each is synced while the next is written.
+func (pl *placement) write(t *index.Tree, layout *erofs.Layout, dir string) (err error) {
+	var syncing errgroup.Group
+	defer func() { err = cmp.Or(err, syncing.Wait()) }()
+	writeFile := func(name string, write func(io.Writer) error) error {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		if err := write(f); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		syncing.Go(func() error { return errors.Join(f.Sync(), f.Close()) })
+		return nil
+	}
 	info := Info{Version: infoVersion, MetaSize: int64(layout.Blocks()) * erofs.BlockSize, Blobs: []Blob{}, Segments: []Segment{}}
 	info.FlatSize = info.MetaSize
 	flat := make(map[uint32]int64, len(pl.segments))
@@ -144,7 +171,7 @@ func (pl *placement) write(t *index.Tree, layout *erofs.Layout, dir string) erro
 		}
 	}
 	sum := blake3.New(32, nil)
-	err := writeFile(filepath.Join(dir, "meta"), func(f io.Writer) error {
+	err = writeFile("meta", func(f io.Writer) error {
 		_, err := layout.WriteTo(io.MultiWriter(f, sum))
 		return err
 	})
@@ -160,28 +187,16 @@ func (pl *placement) write(t *index.Tree, layout *erofs.Layout, dir string) erro
 	if len(js) > maxInfo {
 		return fmt.Errorf("link: %w: %d bytes of names of blobs, more than %d", index.ErrLimit, len(js), maxInfo)
 	}
-	err = writeFile(filepath.Join(dir, "info"), func(f io.Writer) error {
+	err = writeFile("info", func(f io.Writer) error {
 		_, err := f.Write(js)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(dir, "map"), func(f io.Writer) error {
+	return writeFile("map", func(f io.Writer) error {
 		return pl.writeMap(f, t, flat, blake3.Sum256(js))
 	})
-}
-
-func writeFile(path string, write func(io.Writer) error) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }
 
 func syncDir(dir string) error {

@@ -44,16 +44,16 @@ func allocate(t *index.Tree, p *pool.Pool) (*placement, error) {
 	if err := t.CheckSpans(); err != nil {
 		return nil, fmt.Errorf("link: %w", err)
 	}
-	if err := pl.findUsed(t); err != nil {
+	if err := pl.findUsed("", t.Root); err != nil {
 		return nil, err
 	}
 	var (
-		used     []uint32
-		wanted   []pool.Entry
+		used     = make([]uint32, 0, len(t.Chunks))
+		wanted   = make([]pool.Entry, 0, len(t.Chunks))
 		segments = map[uint32]*pool.Segment{}
-		fresh    []uint32                    // chunks without a place
-		first    = map[chunk.Digest]uint32{} // of equal chunks, the first fresh one
-		equal    [][2]uint32                 // fresh chunk, and an earlier one equal to it
+		fresh    = make([]uint32, 0, len(t.Chunks))             // chunks without a place
+		first    = make(map[chunk.Digest]uint32, len(t.Chunks)) // of equal chunks, the first fresh one
+		equal    [][2]uint32                                    // fresh chunk, and an earlier one equal to it
 	)
 	for i := range t.Chunks {
 		if !pl.places[i].used {
@@ -118,18 +118,22 @@ func (pl *placement) put(c uint32, segment uint32, off int64) {
 	pl.places[c].segment, pl.places[c].off = segment, off
 }
 
-// findUsed marks the chunks that files use, and collects these files.
-func (pl *placement) findUsed(t *index.Tree) error {
-	return t.Walk(func(path string, ino *index.Inode) error {
-		for _, e := range ino.Extents {
-			if int64(e.Chunk) >= int64(len(pl.places)) {
-				return index.Errorf(index.ErrCorrupt, path, e.Off, "chunk %d of %d", e.Chunk, len(pl.places))
-			}
-			pl.places[e.Chunk].used = true
+// findUsed marks the chunks that a file uses, or all files below a directory, and collects
+// these files.
+func (pl *placement) findUsed(name string, ino *index.Inode) error {
+	for _, e := range ino.Extents {
+		if int64(e.Chunk) >= int64(len(pl.places)) {
+			return index.Errorf(index.ErrCorrupt, name, e.Off, "chunk %d of %d", e.Chunk, len(pl.places))
 		}
-		if len(ino.Extents) > 1 {
-			pl.files = append(pl.files, ino)
+		pl.places[e.Chunk].used = true
+	}
+	if len(ino.Extents) > 1 {
+		pl.files = append(pl.files, ino)
+	}
+	for name, child := range ino.Children { // in any order
+		if err := pl.findUsed(name, child); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return nil
 }

@@ -132,7 +132,7 @@ func (b *Builder) Commit() (s *Segment, err error) {
 		encodeRecord(present[len(present)-recSize:], id, w, mask(w, 0, granules)&^absent[w], 0)
 	}
 	for name, body := range map[string][]byte{"table": table, "present": present} {
-		if err := writeSynced(filepath.Join(b.dir, name), body); err != nil {
+		if err := writeSynced(filepath.Join(b.dir, name), body, int64(len(body))); err != nil {
 			return nil, err
 		}
 	}

@@ -120,12 +120,15 @@ func setAside(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
-func writeSynced(path string, b []byte) error {
+// writeSynced writes a file of a size, of which b is the beginning.
+func writeSynced(path string, b []byte, size int64) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	if _, err = f.Write(b); err == nil {
+		err = f.Truncate(size)
+	}
 	if err == nil {
 		err = f.Sync()
 	}

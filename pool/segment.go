@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/chunk"
@@ -54,28 +55,21 @@ func createSegment(dir string, table []byte, size int64, id uint32) (err error) 
 			err = errors.Join(err, os.RemoveAll(tmp))
 		}
 	}()
-	if err := writeSynced(filepath.Join(tmp, "table"), table); err != nil {
-		return err
-	}
 	granules := size / chunk.Block
+	var files errgroup.Group // a disk syncs three in hardly more time than one
 	for _, f := range []struct {
 		name string
 		head []byte
 		size int64
 	}{
+		{"table", table, int64(len(table))},
 		{"present", presenceHeader(id, granules, ""), presenceSize(granules)},
 		{"data", nil, size},
 	} {
-		path := filepath.Join(tmp, f.name)
-		if err := writeSynced(path, f.head); err != nil {
-			return err
-		}
-		if err := os.Truncate(path, f.size); err != nil {
-			return err
-		}
-		if err := syncDir(path); err != nil { // a file, as it happens
-			return err
-		}
+		files.Go(func() error { return writeSynced(filepath.Join(tmp, f.name), f.head, f.size) })
+	}
+	if err := files.Wait(); err != nil {
+		return err
 	}
 	if err := syncDir(tmp); err != nil {
 		return err
