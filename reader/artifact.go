@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/shale-image/shale/blob"
@@ -62,6 +64,11 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 	}
 	r.openPack(ctx, repo, found, o) // before all else: it has the index, too
 	found = slices.DeleteFunc(found, func(d image.Referrer) bool { return d.Type != ArtifactType })
+	var coming *early
+	if r.Pack == nil {
+		coming = fetchEarly(ctx, repo, img, found, o)
+		defer coming.close()
+	}
 	candidates, unbelieved, bad := considerAll(ctx, repo, img, found[:min(len(found), maxArtifacts)], o)
 	if bad != nil && (!useless(bad) || ctx.Err() != nil) {
 		return bad
@@ -74,7 +81,7 @@ func (r *Raw) fetchIndex(ctx context.Context, repo *image.Repository, img *image
 		if slices.Contains(o.refuted, c.Layers[0].Digest) {
 			continue
 		}
-		err := r.fetchArtifact(ctx, repo, c, o)
+		err := r.fetchArtifact(ctx, repo, c, o, coming)
 		if err == nil || !useless(err) || ctx.Err() != nil {
 			return err
 		}
@@ -159,11 +166,11 @@ func (p progress) WriteAt(b []byte, off int64) (int, error) {
 	return p.WriterAt.WriteAt(b, off)
 }
 
-func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, a candidate, o Options) error {
+func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, a candidate, o Options, e *early) error {
 	if a.Layers[0].Size > maxIndex {
 		return index.Errorf(index.ErrLimit, a.Layers[0].Digest, -1, "index of %d bytes, at most %d are read", a.Layers[0].Size, maxIndex)
 	}
-	f, err := r.indexFile(ctx, repo, a.Layers[0], o)
+	f, err := r.indexFile(ctx, repo, a.Layers[0], o, e)
 	if err != nil {
 		return err
 	}
@@ -175,8 +182,12 @@ func (r *Raw) fetchArtifact(ctx context.Context, repo *image.Repository, a candi
 	return nil
 }
 
-// indexFile fetches an index, from the pack that is on its way if that has it.
-func (r *Raw) indexFile(ctx context.Context, repo *image.Repository, d image.Descriptor, o Options) (*os.File, error) {
+// indexFile fetches an index, from the pack that is on its way if that has it, if it is not on
+// its way itself.
+func (r *Raw) indexFile(ctx context.Context, repo *image.Repository, d image.Descriptor, o Options, e *early) (*os.File, error) {
+	if f, err := e.take(d); f != nil || err != nil {
+		return f, err
+	}
 	if r.Pack != nil && r.Pack.Index == d.Digest {
 		f, err := scratch(o.TempDir)
 		if err != nil {
@@ -261,7 +272,8 @@ func Push(ctx context.Context, repo *image.Repository, img *image.Image, m *Made
 	return pushIndex(ctx, repo, img, layers, []io.ReaderAt{bytes.NewReader(m.Encoded), m.side}, signatures, true)
 }
 
-// pushIndex pushes an artifact, and before that its layers, from files.
+// pushIndex pushes an artifact, and before that its layers, from files. Its annotations are the
+// signatures, and what says what it will be asked for.
 func pushIndex(ctx context.Context, repo *image.Repository, img *image.Image, layers []image.Descriptor, files []io.ReaderAt, signatures map[string]string, replaces bool) (string, error) {
 	for i, d := range layers {
 		err := repo.PushBlob(ctx, d, func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(files[i], 0, d.Size)), nil })
@@ -270,5 +282,7 @@ func pushIndex(ctx context.Context, repo *image.Repository, img *image.Image, la
 		}
 	}
 	subject := image.Descriptor{MediaType: img.MediaType, Digest: img.ManifestDigest, Size: int64(len(img.ManifestBytes))}
-	return repo.PushArtifact(ctx, subject, ArtifactType, layers, signatures, func(image.Descriptor) bool { return replaces })
+	annotations := map[string]string{indexDigest: layers[0].Digest, indexSize: strconv.FormatInt(layers[0].Size, 10)}
+	maps.Copy(annotations, signatures)
+	return repo.PushArtifact(ctx, subject, ArtifactType, layers, annotations, func(image.Descriptor) bool { return replaces })
 }
