@@ -198,9 +198,9 @@ func (s *server) mount(ctx context.Context, a mountArgs, progress func(Progress)
 	return out, []*os.File{shown.FD()}, nil
 }
 
-// endStart gives a mount that was made for a start pack the kernel's readahead.
+// endStart gives a mount that was made for a start pack the readahead of others.
 func (m *mounted) endStart() {
-	m.fs.SetReadAhead(defaultReadAhead)
+	m.fs.SetReadAhead(mount.ReadAhead)
 	m.fs.Steady()
 }
 

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,7 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
+	"github.com/shale-image/shale/mount"
 	"github.com/shale-image/shale/trace"
 )
 
@@ -35,9 +37,6 @@ const badFile = "trace.bad"
 
 // maxAsked is how many touches are looked at that are not kept yet.
 const maxAsked = 1 << 19
-
-// defaultReadAhead is the kernel's.
-const defaultReadAhead = 128
 
 // MountTrace is what was read through a mount until now. The service has to
 // serve it (any face but direct), else blob.ErrNotFound.
@@ -81,10 +80,10 @@ func (m *mounted) recording() *recording {
 	r := &recording{MetaSum: m.image.Linked().MetaSum, manifest: m.use.ManifestDigest}
 	r.Run = trace.Run{
 		ID: m.id, Command: m.asked.command(), Started: m.since.UTC().Round(0), Arch: runtime.GOARCH, CPU: cpuModel(),
-		ReadAhead: m.asked.ReadAheadKiB,
+		ReadAhead: cmp.Or(m.asked.ReadAheadKiB, mount.ReadAhead),
 	}
-	if r.Run.ReadAhead == 0 || m.asked.Quiet { // it was given as much
-		r.Run.ReadAhead = defaultReadAhead
+	if m.asked.Quiet || m.face == fanotifyFace { // it was given as much, or is the kernel's
+		r.Run.ReadAhead = 128
 	}
 	if m.asked.ShareTraces {
 		r.share = &m.asked.Source

@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,8 +29,9 @@ type Options struct {
 	fusedev.Options         // for Device and Fuse; Name also becomes the source shown in mount tables
 	Dir             string  // for Fuse without root: an absolute path, where to attach the mount
 	Backing         Backing // how EROFS gets at files
-	// ReadAheadKiB is the kernel's readahead, of EROFS and FUSE; 0 leaves its 128. With
-	// Buffered FUSE has none. No effect with Loop, nor if /sys is read-only.
+	// ReadAheadKiB is the kernel's readahead, of EROFS and FUSE; 0 is ReadAhead where we serve
+	// the mount, else the kernel's 128. With Buffered FUSE has none. No effect with Loop, nor
+	// if /sys is read-only.
 	ReadAheadKiB int
 	// Keep, if not nil, is called for Device when there is a connection, and before
 	// anything waits for it. An error fails the mount.
@@ -41,6 +43,11 @@ type Options struct {
 	// where the kernel would show zeros for what cannot be had (Capabilities.TellsErrors).
 	Buffered bool
 }
+
+// ReadAhead is the kernel's readahead of a mount that we serve, in KiB: what it reads and
+// nobody asked for may have to be fetched. Of what is here as much is read in a second with
+// it as with 128.
+const ReadAhead = 32
 
 func (o *Options) logger() *slog.Logger {
 	if o.Logger == nil {
@@ -59,6 +66,7 @@ func Device(ctx context.Context, c fusedev.Content, o Options) (*Mounted, error)
 	if o.Buffered && o.Backing != Loop && tellsErrors() != nil {
 		o.Buffered, o.Around = false, nil
 	}
+	o.ReadAheadKiB = cmp.Or(o.ReadAheadKiB, ReadAhead)
 	return makeDevice(ctx, c, o)
 }
 

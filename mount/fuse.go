@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -63,9 +64,7 @@ func Fuse(ctx context.Context, meta string, c fusedev.Content, o Options) (_ *Mo
 	} else {
 		settle(unix.AT_FDCWD, o.Dir)
 	}
-	if o.ReadAheadKiB > 0 {
-		setReadAhead(k.bdi(), o.ReadAheadKiB)
-	}
+	setReadAhead(k.bdi(), cmp.Or(o.ReadAheadKiB, ReadAhead))
 	return &Mounted{fd: k.root, dev: k.number, bdi: k.bdi(), done: k.done, conn: k, stop: tree.Abort}, nil
 }
 

@@ -66,7 +66,7 @@ func main() {
 	kib("neighbours", &x.fill.Neighbours, "stored bytes of the files behind it")
 	flag.Float64Var(&x.fill.Growth, "growth", 0, "how many times window grows at most; 0 is the default, 1 not at all")
 	flag.StringVar(&x.user, "user", "0", "number of the user who runs the command")
-	flag.IntVar(&x.readahead, "readahead", 0, "the kernel's readahead, KiB; 0 is its default of 128")
+	flag.IntVar(&x.readahead, "readahead", 0, "the kernel's readahead, KiB; 0 is that of our mounts")
 	x.model = netmodel.Default
 	flag.DurationVar(&x.model.Delay, "delay", netmodel.Default.Delay, "delay of each request")
 	flag.Float64Var(&x.model.Bandwidth, "bandwidth", netmodel.Default.Bandwidth, "bits a second")
