@@ -22,18 +22,18 @@ type besides struct {
 	body io.ReadCloser // set, or err, when done is closed
 	err  error
 
-	failed      error         // the last window
-	first, last []byte        // what these spans have been given, to be kept
-	wait        time.Duration // for one window
-	late        func()        // is called then
-	cancel      context.CancelFunc
+	failed error         // the last window
+	wait   time.Duration // for one window
+	late   func()        // is called then
+	ctx    context.Context
+	cancel context.CancelFunc
 }
 
 // besides begins to fetch what lies beside spans, but for what is kept. Close it.
 func (im *Image) besides(ctx context.Context, source blob.Source, ends *ends) *besides {
 	n, off, length := index.Beside(ends.spans)
 	off, length = ends.windows(off, length)
-	b := &besides{ends: ends, at: off, end: off + length, done: make(chan struct{}), wait: im.rescue.patience(), late: func() {}}
+	b := &besides{ctx: ctx, ends: ends, at: off, end: off + length, done: make(chan struct{}), wait: im.rescue.patience(), late: func() {}}
 	if length == 0 {
 		close(b.done)
 		return b
@@ -50,12 +50,8 @@ func (im *Image) besides(ctx context.Context, source blob.Source, ends *ends) *b
 
 // window is stream.Options.More.
 func (b *besides) window(_ uint32, off, length int64) ([]byte, error) {
-	first, last := &b.ends.spans[0].Window, &b.ends.spans[len(b.ends.spans)-1].Window
-	switch {
-	case b.ends.head != nil && b.ends.head.window != nil && off == first.Offset:
-		return b.ends.head.window, nil
-	case b.ends.tail != nil && b.ends.tail.window != nil && off == last.Offset:
-		return b.ends.tail.window, nil
+	if p, err := b.ends.window(b.ctx, off); p != nil || err != nil {
+		return p, err
 	}
 	late := time.AfterFunc(b.wait, b.late)
 	p, err := b.read(off, length)
@@ -64,12 +60,7 @@ func (b *besides) window(_ uint32, off, length int64) ([]byte, error) {
 		b.failed = fmt.Errorf("windows at offset %d of blob %s: %w", off, b.blob.Digest, err)
 		return nil, b.failed
 	}
-	if off == first.Offset {
-		b.first = p
-	}
-	if off == last.Offset {
-		b.last = p
-	}
+	b.ends.windowCame(off, p)
 	return p, nil
 }
 
@@ -113,15 +104,4 @@ func (b *besides) close() {
 	if b.body != nil {
 		b.body.Close()
 	}
-}
-
-// of returns what a span at one of the ends was given, or nil.
-func (b *besides) of(s *index.Span) []byte {
-	switch {
-	case s.Window.Length == 0:
-		return nil
-	case s == &b.ends.spans[0]:
-		return b.first
-	}
-	return b.last
 }

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -140,14 +142,14 @@ func TestEdgesBounded(t *testing.T) {
 	var e edges
 	defer e.clear()
 	for i := range 100 {
-		e.put(&edge{span: i, stored: make([]byte, edgeSize-100), window: make([]byte, 100)})
-		e.get(0)
+		e.put(&edge{number: i, stored: make([]byte, edgeSize-100), window: make([]byte, 100)})
+		e.get(0, 0)
 	}
-	if e.size > edgesMemory || e.size < edgesMemory-edgeSize || e.get(0) == nil || e.get(1) != nil || e.get(99) == nil {
+	if e.size > edgesMemory || e.size < edgesMemory-edgeSize || e.get(0, 0) == nil || e.get(1, 0) != nil || e.get(99, 0) == nil {
 		t.Errorf("%d bytes are kept, in %d spans", e.size, len(e.known))
 	}
-	e.put(&edge{span: 0, stored: make([]byte, 10)})
-	if e.size > edgesMemory || len(e.get(0).stored) != 10 {
+	e.put(&edge{stored: make([]byte, 10)})
+	if e.size > edgesMemory || len(e.get(0, 0).stored) != 10 {
 		t.Errorf("%d bytes are kept", e.size)
 	}
 }
@@ -264,60 +266,127 @@ func TestSecondStateFails(t *testing.T) {
 	}
 }
 
-// TestEdgesSettle: what is fetched for nobody yet waits a moment for a request that is bringing
-// a block of it.
-func TestEdgesSettle(t *testing.T) {
-	for name, b := range layers(t, 3<<20) {
-		for _, hangs := range []bool{false, true} {
-			n := newNode(t, Options{Window: 1, Neighbours: 1})
+// begin asks for chunks by one request.
+func (x *img) begin(chunks ...int) {
+	x.engine.mu.Lock()
+	defer x.engine.mu.Unlock()
+	var wants []want
+	for _, i := range chunks {
+		c := x.linked.Chunk(i)
+		s, at := x.address(c)
+		wants = append(wants, want{index: i, chunk: c, segment: s, at: at})
+	}
+	x.engine.claim(x.Image, wants, 0, 0)
+	x.Image.start(wants)
+}
+
+// twice returns how many bytes were asked for more than once.
+func (n *node) twice() (sum int) {
+	seen := map[asked]int{}
+	for _, a := range n.asked() {
+		for off := a.off; off < a.off+a.n; off++ {
+			if seen[asked{a.blob, off, 1}]++; seen[asked{a.blob, off, 1}] > 1 {
+				sum++
+			}
+		}
+	}
+	return sum
+}
+
+// TestEdgesInFlight: what one request brings, another one does not ask for: if it fails, hangs or lies
+// that costs bytes, and nothing else.
+func TestEdgesInFlight(t *testing.T) {
+	const first = 8
+	for name, b := range layers(t, 3<<19) {
+		within := -1 // a chunk that lies in the span that the next one begins in
+		for i := first; i+1 < len(b.tree.Chunks) && within < 0; i++ {
+			this, next := b.tree.Chunks[i], b.tree.Chunks[i+1]
+			if s := b.spans[0].Spans[b.spans[0].Find(next.Offset)]; s.Start < this.Offset && s.End() < next.End() {
+				within = i
+			}
+		}
+		if (within < 0) != (name == "gzip") {
+			t.Fatalf("%s: chunk %d lies in one span", name, within)
+		}
+		for what, chunks := range map[string]struct {
+			one [][]int // by requests that begin before
+			two []int
+		}{
+			"the block before":   {[][]int{{first}}, []int{first - 1}},
+			"the block behind":   {[][]int{{first}}, []int{first + 1}},
+			"both":               {[][]int{{first}, {first + 2}}, []int{first + 1}},
+			"no more than these": {[][]int{{within + 1, within + 2}}, []int{within}},
+			"far behind":         {[][]int{rising(first)}, []int{first}},
+		} {
+			if chunks.two[0] < 0 {
+				continue
+			}
+			for fate, fault := range map[string]*memblob.Fault{
+				"comes":      nil,
+				"hangs":      nil,
+				"fails":      {After: -1, Err: blob.ErrNotFound},
+				"breaks off": {After: 3000, Err: io.ErrUnexpectedEOF},
+				"lies":       {Flip: 0x55},
+			} {
+				t.Run(name+" "+what+" "+fate, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						n := newNode(t, Options{})
+						x := n.image(b)
+						hold, goOn := true, make(chan struct{})
+						n.setFault(func(_ context.Context, ref blob.Ref, _, _ int64) *memblob.Fault {
+							if !hold || ref.Digest != b.tree.Blobs[0].Digest {
+								return nil
+							}
+							<-goOn
+							return fault
+						})
+						for _, one := range chunks.one {
+							x.begin(one...)
+						}
+						synctest.Wait()
+						hold = false
+						began := time.Now()
+						x.begin(chunks.two...)
+						synctest.Wait()
+						if fate != "hangs" {
+							close(goOn)
+						}
+						must(t, x.chunk(t, chunks.two[0]))
+						waited := time.Since(began)
+						if fate == "hangs" {
+							close(goOn)
+						}
+						x.settle()
+						far := what == "far behind"
+						if most := edgesPatience; waited > most || waited > 0 && (fate != "hangs" || far) {
+							t.Errorf("it waited for %v", waited)
+						}
+						if got := n.twice(); got > 0 && fate == "comes" && !far || got == 0 && (fate == "hangs" || far) {
+							t.Errorf("%d bytes came twice", got)
+						}
+						if len(x.edges.coming) != 0 {
+							t.Errorf("%d are coming", len(x.edges.coming))
+						}
+						time.Sleep(edgesTime / 2) // what failed is asked for again
+						x.all(t)                  // nothing that is kept is wrong
+					})
+				})
+			}
+		}
+	}
+}
+
+// TestEdgesAtOnce: of two requests that begin at once one sees the other.
+func TestEdgesAtOnce(t *testing.T) {
+	for name, b := range layers(t, 3<<19) {
+		for i := range 16 {
+			n := newNode(t, Options{})
 			x := n.image(b)
-			asked := make(chan struct{})
-			goOn := make(chan struct{})
-			var first atomic.Bool
-			n.setFault(func(ctx context.Context, ref blob.Ref, off, size int64) *memblob.Fault {
-				if ref.Digest == x.linked.Blobs[0].Digest && !first.Swap(true) {
-					close(asked)
-					<-goOn
-				}
-				return nil
-			})
-			one, two := 4, 5
-			if x.linked.Stored(x.linked.Chunk(one)).Last != x.linked.Stored(x.linked.Chunk(two)).First {
-				t.Fatalf("%s: chunks %d and %d share no span", name, one, two)
-			}
-			_, err := x.engine.join(x.Image, one, one+1, 0, x.Size())
-			must(t, err)
-			<-asked
-			begun := make(chan struct{})
-			go func() {
-				x.expect(two, two+1)
-				close(begun)
-			}()
-			if !hangs {
-				close(goOn)
-			}
-			<-begun
-			must(t, x.expected(two))
-			if hangs {
-				close(goOn)
-			}
+			x.begin(i)
+			x.begin(i + 1)
 			x.settle()
-			seen := map[int64]int{}
-			for _, a := range n.asked() {
-				if a.blob == x.linked.Blobs[0].Digest {
-					for off := a.off; off < a.off+a.n; off++ {
-						seen[off]++
-					}
-				}
-			}
-			twice := 0
-			for _, k := range seen {
-				if k > 1 {
-					twice++
-				}
-			}
-			if hangs == (twice == 0) {
-				t.Errorf("%s: %d bytes came twice where the first request hangs: %v", name, twice, hangs)
+			if got := n.twice(); got > 0 {
+				t.Errorf("%s: %d bytes came twice of chunks %d and %d", name, got, i, i+1)
 			}
 		}
 	}

@@ -98,13 +98,26 @@ func (f *file) Bring(off, n int64) {
 // has a place among the requests in flight nothing is promised to readers.
 func (im *Image) expect(lo, hi int) {
 	e := im.engine
-	missing := func() bool { // e.mu is held
-		for ; lo < hi; lo++ {
-			if !im.here(im.linked.Chunk(lo)) {
-				return true
+	next := func() (wants []want) { // for one request
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		for ; lo < hi && len(wants) == 0; lo++ { // each once, whatever becomes of it
+			from, to := im.linked.Chunk(lo), lo
+			for to < hi && im.linked.Stored(im.linked.Chunk(to)).Length <= expectedPiece &&
+				(to == lo || im.linked.Chunk(to).Flat < from.Flat+expectedRequest) {
+				to++
+			}
+			if to == lo {
+				continue
+			}
+			wants = im.collect(lo, to, 0, 0)
+			e.claim(im, wants, 0, 0)
+			for _, w := range wants {
+				w.flight.guessed = true
+				lo = max(lo, w.index)
 			}
 		}
-		return false
+		return wants
 	}
 	for lo < hi {
 		select {
@@ -112,40 +125,9 @@ func (im *Image) expect(lo, hi int) {
 		case <-im.ctx.Done():
 			return
 		}
-		e.mu.Lock()
-		ok := missing()
-		e.mu.Unlock()
-		var wants []want
-		if ok {
-			from := im.linked.Chunk(lo)
-			to := lo
-			for to < hi && im.linked.Stored(im.linked.Chunk(to)).Length <= expectedPiece &&
-				(to == lo || im.linked.Chunk(to).Flat < from.Flat+expectedRequest) {
-				to++
-			}
-			if to == lo {
-				lo++
-				<-im.guesses
-				continue
-			}
-			im.edges.settle(im.ctx, im.linked.Stored(from).First, im.linked.Stored(im.linked.Chunk(to-1)).Last)
-			e.mu.Lock()
-			if missing() && lo < to {
-				wants = im.collect(lo, to, 0, 0)
-				e.claim(im, wants, 0, 0)
-				lo++ // once, whatever becomes of it
-				for _, w := range wants {
-					w.flight.guessed = true
-					lo = max(lo, w.index+1)
-				}
-			}
-			e.mu.Unlock()
-		}
+		wants := next()
 		if len(wants) == 0 {
 			<-im.guesses
-			if ok {
-				continue
-			}
 			return
 		}
 		im.requests.Go(func() {

@@ -14,6 +14,8 @@
 //	libraries.go where those are
 //	expect.go    what is guessed to be read
 //	request.go   one request: decode, verify, store
+//	ends.go      what requests beside each other share
+//	edges.go     which is kept for a while
 //	landing.go   a start pack: what will be read comes before it is asked for
 //	credit.go    for how long it is waited for
 //	failed.go    failures that stand for a moment

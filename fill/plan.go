@@ -6,10 +6,14 @@ import (
 	"github.com/shale-image/shale/link"
 )
 
-// maxGap is how many bytes that nobody wants a request may pass over to reach
-// bytes that somebody does: over gaps of up to 64 KiB merging costs 13% more
-// bytes and saves a round trip each.
-const maxGap = 64 << 10
+// Which bytes that nobody wants a request may pass over to reach others: maxGap for what is
+// waited for, since over gaps of up to 64 KiB merging costs 13% more bytes and saves a round trip
+// each; spareGap for what comes along, which may be in vain: 16 KiB fetch 1% to 3% less than 64 and
+// take no longer, at 5 ms a request and at 50.
+const (
+	maxGap   = 64 << 10
+	spareGap = 16 << 10
+)
 
 // Requests of Complete: readers share the link with it, and may have to wait
 // for the last chunk of one.
@@ -83,7 +87,11 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 		if !all.Has(c) {
 			more := im.linked.Stored(c)
 			end := all.Offset + all.Length
-			if more.Offset-end > maxGap || more.Last-all.First >= index.MaxSpans {
+			gap := int64(maxGap)
+			if k >= hi {
+				gap = spareGap
+			}
+			if more.Offset-end > gap || more.Last-all.First >= index.MaxSpans {
 				break
 			}
 			length := more.Offset + more.Length - max(end, more.Offset) + im.states(all.Last+1, more.Last)

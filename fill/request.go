@@ -26,8 +26,8 @@ type request struct {
 
 	body     io.Reader     // what they are decoded from
 	beside   *besides      // what lies beside that
-	ends     *ends         // what of them was kept by requests before
-	fresh    bool          // nothing of that is used any more: it was wrong, perhaps
+	ends     *ends         // what of them other requests bring
+	fresh    bool          // nothing of that is used any more: it was wrong, perhaps, or late
 	rejected bool          // a body was
 	others   []blob.Source // whom to ask instead then, each once
 }
@@ -81,7 +81,9 @@ func (im *Image) fetch(ctx context.Context, wants []want) {
 func (r *request) run(ctx context.Context) error {
 	err := r.from(ctx, r.im.source)
 	for err != nil && len(r.others) > 0 && ctx.Err() == nil {
-		r.im.engine.opt.Logger.Warn("another source is asked", "err", err)
+		if !errors.Is(err, errLate) {
+			r.im.engine.opt.Logger.Warn("another source is asked", "err", err)
+		}
 		next := r.others[0]
 		r.others = r.others[1:]
 		err = r.from(ctx, next)
@@ -89,14 +91,17 @@ func (r *request) run(ctx context.Context) error {
 	return err
 }
 
-// elsewhere tells whether to ask somebody else because of an error. err is what is
-// wrong with the bytes of the body, and that is told to where it comes from.
+// elsewhere tells whether to ask somebody else, or anew, because of an error. Where err is what
+// is wrong with the bytes of the body, that is told to where it comes from.
 func (r *request) elsewhere(err error) bool {
-	if !errors.Is(err, chunk.ErrCorrupt) {
+	late := errors.Is(err, errLate)
+	if !late && !errors.Is(err, chunk.ErrCorrupt) {
 		return false
 	}
-	if r.ends.used() {
+	if !late {
 		r.im.edges.drop(r.ends)
+	}
+	if r.ends.used() {
 		r.fresh = true
 		r.others = append([]blob.Source{r.im.source}, r.others...)
 		return true
@@ -122,11 +127,8 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if r.ends = (&ends{first: all.First, spans: spans}); !r.fresh {
-		r.im.edges.find(r.ends)
-	}
-	keep := r.ends.keeper(first.Offset, last.End())
-	defer r.im.edges.expect(keep)()
+	r.ends = r.im.ends(all.First, spans, first.Offset, last.End(), r.fresh)
+	defer r.im.edges.ended(r.ends)
 	off, length := all.Offset, all.Length
 	if r.ends.used() {
 		off, length = r.ends.missing()
@@ -152,11 +154,7 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		r.body = body
 	}
 	answered := time.Now()
-	body := r.body
-	if r.ends.used() {
-		body = r.ends.body(body)
-	}
-	keep.Reader = body
+	r.ends.use(ctx, r.body)
 	n := stream.Memory(spans)
 	var held int64
 	memory, most := r.im.memory, int64(imageMemory)
@@ -181,7 +179,7 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		return err
 	}
 	o := stream.Options{Window: r.im.engine.opt.ZstdWindow, Room: room, More: r.beside.window}
-	in, err := o.NewReader(keep, spans, first.Offset, last.End(), nil)
+	in, err := o.NewReader(r.ends, spans, first.Offset, last.End(), nil)
 	if err != nil {
 		r.elsewhere(err)
 		return r.noWindow(ctx, wctx, err)
@@ -194,10 +192,13 @@ func (r *request) from(ctx context.Context, source blob.Source) error {
 		r.timer.Reset(r.im.engine.opt.Timeout)
 	}
 	if length > 0 {
+		if r.ends.waited { // which tells no rate
+			length = 0
+		}
 		r.im.worth.answered(answered.Sub(asked), length, time.Since(answered))
 	}
 	if r.bad == nil {
-		r.im.edges.keep(keep, r.beside)
+		r.ends.rest()
 	}
 	return nil
 }
