@@ -53,7 +53,7 @@ func TestZstdBlocks(t *testing.T) {
 		}
 	}
 	st := mountStatus(t, s, m.ID)
-	if n := st.Fill.FetchedBytes; n == 0 || n > x.size/3 {
+	if n := st.Fill.FetchedBytes; n == 0 || n > x.size/2 { // the second 4 MiB, where a network is as fast as memory and its answers are late
 		t.Errorf("%d bytes were fetched for two pages, of a layer of %d", n, x.size)
 	}
 	for range 300 {
