@@ -71,7 +71,7 @@ func (s *server) show(ctx context.Context, m *mounted, p mountArgs) (*mount.Moun
 func (s *server) imageOf(im *fill.Image) (mount.Image, error) {
 	l := im.Linked()
 	missing := im.Missing().Chunks
-	out := mount.Image{Meta: filepath.Join(l.Dir, "meta"), Content: im, Complete: missing == 0}
+	out := mount.Image{Meta: filepath.Join(l.Dir, "meta"), Content: im, Complete: missing == 0, Meets: l.Meets}
 	for _, ls := range l.Segments {
 		segment, ok := s.pool.Segment(ls.ID)
 		if !ok {

@@ -69,8 +69,9 @@ type Options struct {
 	Ext []byte
 
 	// KeepMapped takes Device.Mapped as given. Otherwise the first device is
-	// mapped where the metadata ends, rounded up to FlatAlign blocks, and each
-	// next one where the last ended, rounded up alike. FlatAlign 0 is 1.
+	// mapped where the metadata ends, or further behind with Flat, rounded up to
+	// FlatAlign blocks, and each next one where the last ended, rounded up alike.
+	// FlatAlign 0 is 1.
 	KeepMapped bool
 	FlatAlign  uint32
 
@@ -78,6 +79,12 @@ type Options struct {
 	// reads what lies side by side there at once; if they tell device and place
 	// in it, and the devices are mapped in one file, it reads page by page
 	// (Linux 6.12 to 6.18 at least). RAFS has Location.Index there instead.
+	//
+	// If each device is a file, the kernel compares where an extent ends in its
+	// device with the flat address of the next extent, and where they are equal it
+	// reads on in the device (fs/erofs/fileio.c, Linux 6.12 to 6.18 at least): wrong
+	// bytes. So with Flat and without KeepMapped no device is mapped at an address
+	// that is within the largest one.
 	Flat bool
 }
 

@@ -104,6 +104,11 @@ func (l *Layout) mapDevices() error {
 		return nil
 	}
 	align, next := uint64(max(l.opt.FlatAlign, 1)), uint64(l.Blocks())
+	if l.opt.Flat {
+		for _, d := range l.devices {
+			next = max(next, uint64(d.Blocks)+1)
+		}
+	}
 	for i := range l.devices {
 		next = roundUp(next, align)
 		if next+uint64(l.devices[i].Blocks) > math.MaxUint32 {

@@ -238,8 +238,8 @@ func TestHostileMap(t *testing.T) {
 
 // FuzzInfo: an accepted info has an address space that makes sense.
 func FuzzInfo(f *testing.F) {
-	good, err := json.Marshal(Info{Version: infoVersion, MetaSize: 4096, MetaSum: strings.Repeat("0", 64), FlatSize: 2 * chunk.Block,
-		Segments: []Segment{{ID: 1, Flat: chunk.Block, Size: chunk.Block}}, Blobs: []Blob{{"sha256:", 1}}})
+	good, err := json.Marshal(Info{Version: infoVersion, MetaSize: 4096, MetaSum: strings.Repeat("0", 64), FlatSize: 3 * chunk.Block,
+		Segments: []Segment{{ID: 1, Flat: 2 * chunk.Block, Size: chunk.Block}}, Blobs: []Blob{{"sha256:", 1}}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -251,7 +251,7 @@ func FuzzInfo(f *testing.F) {
 		}
 		end := info.MetaSize
 		for _, s := range info.Segments {
-			if s.Flat < end || s.Size <= 0 || s.Size > pool.MaxSegment {
+			if s.Flat < end || s.Size <= 0 || s.Size > pool.MaxSegment || s.Size >= info.Segments[0].Flat {
 				t.Fatalf("%+v", info)
 			}
 			end = s.Flat + s.Size

@@ -122,3 +122,67 @@ func TestKernel(t *testing.T) {
 		t.Run(fmt.Sprint("flat", n), func(t *testing.T) { w.compare(t, attach(t, flatten(t, p, im), nil)) })
 	}
 }
+
+// The kernel takes two extents for neighbours whose flat addresses are apart by as much
+// as the first one's device is from the start of flat addresses, and reads on behind the
+// first (Options.Flat of package erofs). Files of every such distance are read right.
+func TestKernelNeighbours(t *testing.T) {
+	p, w := openPool(t), newWorld(1)
+	var chunks []uint32
+	for i := range 64 {
+		chunks = append(chunks, w.chunk(0, uint64(i), chunk.Block))
+	}
+	for i := range chunks {
+		for _, last := range []int{31, 63} { // the last one ends where the segment does
+			f := &index.Inode{Mode: unix.S_IFREG | 0o644, Size: 2 * chunk.Block}
+			f.Extents = []index.Extent{{Off: 0, Chunk: chunks[last]}, {Off: chunk.Block, Chunk: chunks[i]}}
+			w.tree.Root.Children[fmt.Sprintf("%d-%d", last, i)] = f
+		}
+	}
+	im := w.link(t, p, filepath.Join(t.TempDir(), "linked"))
+	w.fill(t, p, im)
+	s, _ := p.Segment(im.Segments[0].ID)
+	t.Run("devices", func(t *testing.T) { w.compare(t, attach(t, filepath.Join(im.Dir, "meta"), []string{s.Path()})) })
+	t.Run("flat", func(t *testing.T) { w.compare(t, attach(t, flatten(t, p, im), nil)) })
+}
+
+// A file whose chunks meet in two segments is found, and reads right from files.
+func TestKernelMeets(t *testing.T) {
+	p := openPool(t)
+	old := newWorld(1)
+	for i := range 8 {
+		old.file(fmt.Sprint("a", i), old.chunk(0, uint64(i), chunk.Block))
+	}
+	if im := old.link(t, p, filepath.Join(t.TempDir(), "linked")); im.Meets {
+		t.Error("an image of one segment meets")
+	}
+	for _, meets := range []bool{false, true} {
+		w := newWorld(1)
+		var chunks []uint32
+		for i := range 8 {
+			chunks = append(chunks, w.chunk(0, uint64(i), chunk.Block)) // of the first segment
+		}
+		for i := range 8 {
+			c := w.chunk(0, uint64(1000+i), chunk.Block)
+			chunks = append(chunks, c)
+			w.file(fmt.Sprint("b", i), c)
+		}
+		f := &index.Inode{Mode: unix.S_IFREG | 0o644, Size: 3 * chunk.Block}
+		f.Extents = []index.Extent{{Off: 0, Chunk: chunks[4]}, {Off: 2 * chunk.Block, Chunk: chunks[8+6]}}
+		if meets {
+			f.Extents[1].Chunk = chunks[8+5]
+		}
+		w.tree.Root.Children["both"] = f
+		im := w.link(t, p, filepath.Join(t.TempDir(), "linked"))
+		if len(im.Segments) != 2 || im.Meets != meets {
+			t.Errorf("%d segments, meets %v; want 2, %v", len(im.Segments), im.Meets, meets)
+		}
+		w.fill(t, p, im)
+		var devices []string
+		for _, s := range im.Segments {
+			ps, _ := p.Segment(s.ID)
+			devices = append(devices, ps.Path())
+		}
+		w.compare(t, attach(t, filepath.Join(im.Dir, "meta"), devices))
+	}
+}

@@ -153,7 +153,7 @@ func (pl *placement) write(t *index.Tree, layout *erofs.Layout, dir string) (err
 		syncing.Go(func() error { return errors.Join(f.Sync(), f.Close()) })
 		return nil
 	}
-	info := Info{Version: infoVersion, MetaSize: int64(layout.Blocks()) * erofs.BlockSize, Blobs: []Blob{}, Segments: []Segment{}}
+	info := Info{Version: infoVersion, MetaSize: int64(layout.Blocks()) * erofs.BlockSize, Meets: pl.meets(t), Blobs: []Blob{}, Segments: []Segment{}}
 	info.FlatSize = info.MetaSize
 	flat := make(map[uint32]int64, len(pl.segments))
 	for i, d := range layout.Devices() {

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	infoVersion = 2
+	infoVersion = 3
 	maxInfo     = 32 << 20 // bytes of the file info
 )
 
@@ -34,6 +34,7 @@ type Info struct {
 	MetaSum  string    `json:"meta_blake3"`     // of the file meta, in hex
 	FlatSize int64     `json:"flat_size"`       // bytes of the flat address space
 	Segments []Segment `json:"segments"`        // in order of their device slots, and of Flat
+	Meets    bool      `json:"meets,omitempty"` // segments that are block devices would be read wrong: see placement.meets
 	First    []int64   `json:"first,omitempty"` // index.Blob.First of each blob, unless all are 0
 }
 
@@ -84,6 +85,11 @@ func parseInfo(js []byte) (info Info, err error) {
 			return bad("segment %08x of %d bytes at flat address %d, after %d", s.ID, s.Size, s.Flat, end)
 		}
 		end, seen[s.ID] = s.Flat+s.Size, true
+	}
+	for _, s := range info.Segments {
+		if s.Size >= info.Segments[0].Flat {
+			return bad("segment %08x of %d bytes, and the first one at flat address %d", s.ID, s.Size, info.Segments[0].Flat)
+		}
 	}
 	if end != info.FlatSize || end > maxFlat {
 		return bad("%d bytes of flat addresses, want %d", info.FlatSize, end)

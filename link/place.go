@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/erofs"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/pool"
 )
@@ -22,7 +23,7 @@ type placement struct {
 	places   []place         // by chunk of the tree
 	segments []*pool.Segment // that places are in, by ID
 	created  *pool.Segment   // the one among them that is new, or nil
-	files    []*index.Inode  // that have data
+	files    []*index.Inode  // that have more than one chunk
 }
 
 // allocate finds a place for every chunk that a file of the tree uses. New
@@ -136,4 +137,22 @@ func (pl *placement) findUsed(name string, ino *index.Inode) error {
 		}
 	}
 	return nil
+}
+
+// meets tells whether a file has a chunk that ends at an offset in its segment at which
+// in another segment the file's next chunk begins. The kernel takes these two for one,
+// and reads on in the first segment, if segments are block devices: it compares sectors
+// alone (fs/iomap/buffered-io.c, up to Linux 6.18 at least).
+func (pl *placement) meets(t *index.Tree) bool {
+	for _, f := range pl.files {
+		for i, e := range f.Extents[1:] {
+			before := f.Extents[i].Chunk
+			a, b := pl.places[before], pl.places[e.Chunk]
+			end := a.off + (int64(t.Chunks[before].Size)+erofs.BlockSize-1)&^(erofs.BlockSize-1)
+			if a.segment != b.segment && end == b.off {
+				return true
+			}
+		}
+	}
+	return false
 }

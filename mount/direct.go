@@ -2,6 +2,7 @@ package mount
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -25,9 +26,17 @@ func Direct(meta string, devices []string, o Options) (*Mounted, error) {
 
 // direct is Direct of an image. Errors have to reach the reader: where EROFS would hide
 // them it bypasses the page cache of the files; or, since files that are verified have
-// no other way, it reads loop devices.
+// no other way, it reads loop devices. It never reads these of an image that the kernel would
+// show wrong from them.
 func (im Image) direct(o Options) (*Mounted, error) {
-	if im.Verified && o.Backing == Auto && tellsErrors() != nil {
+	needsLoop := im.Verified && o.Backing == Auto && tellsErrors() != nil
+	if im.Meets {
+		if needsLoop || o.Backing == Loop {
+			return nil, fmt.Errorf("chunks of a file meet in two segments, which the kernel reads wrong from loop devices: %w", errors.ErrUnsupported)
+		}
+		o.Backing = File
+	}
+	if needsLoop {
 		looped := o
 		looped.Backing = Loop
 		if m, err := Direct(im.Meta, im.Segments, looped); err == nil {

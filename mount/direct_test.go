@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,6 +46,27 @@ func TestDirectDevices(t *testing.T) {
 			t.Fatal(err)
 		}
 		sameTree(t, tree, attach(t, f.FD()))
+	}
+}
+
+// An image that the kernel would read wrong from loop devices is never shown by them.
+func TestDirectMeets(t *testing.T) {
+	needRoot(t)
+	tree := t.TempDir()
+	makeTree(t, tree)
+	im := Image{Meta: makeImage(t, tree), Complete: true, Meets: true}
+	if m, err := im.direct(Options{Backing: Loop}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("mounted by loop devices: %v, %v", m, err)
+	}
+	m, err := im.direct(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameTree(t, tree, attach(t, m.FD()))
+	defer func(f func() error) { tellsErrors = f }(tellsErrors)
+	tellsErrors, im.Verified = func() error { return errHidden }, true
+	if m, err := im.direct(Options{}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("mounted where errors are hidden: %v, %v", m, err)
 	}
 }
 

@@ -16,6 +16,7 @@ type Image struct {
 	Flat     []int64         // flat addresses of these, for Fanotify
 	Content  fusedev.Content // its flat address space
 	Complete bool            // all data are in Segments
+	Meets    bool            // Segments cannot be block devices: see link.Info
 	Verified bool            // the file system of these verifies what is read, now or later
 }
 
