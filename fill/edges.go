@@ -3,6 +3,7 @@ package fill
 import (
 	"container/list"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,7 @@ var errLate = errors.New("what another request was to bring has not come")
 //
 // Requests do not wait for each other in a circle: each waits only for edges that were noted as
 // coming before it was looked for its own. And whatever else these wait for, a place in memory say,
-// it is for no longer than edgesPatience.
+// it is for no longer than edgesPatience each.
 type edges struct {
 	mu     sync.Mutex
 	coming map[int]*edge // by number of the span
@@ -56,31 +57,65 @@ type edge struct {
 	here bool          // which of the two
 }
 
-// find sets which ends of a request are kept, or come by another one in which no more bytes are before
-// them than here, and near. The others, if only a part of them is in [from, to) of the stream, are noted
-// as coming. That is one step, so that of two requests which begin at once one sees the other.
+// beside is how many bytes come with it of what decoding needs besides, where it is the first
+// span of a request or not.
+func (x *edge) beside(first bool) int64 {
+	if !x.windowed || x.span.Inflated() && !first {
+		return 0
+	}
+	return int64(x.span.Window.Length)
+}
+
+// find sets which spans at both ends of a request are kept, or come by another one in which no more
+// bytes are before them than here, and near. The first and the last of the others, if only a part of
+// them is in [from, to) of the stream, are noted as coming. That is one step, so that of two requests
+// which begin at once one sees the other.
 func (e *edges) find(n *ends, from, to int64, fresh bool, near int64) {
-	first, last := &n.spans[0], &n.spans[len(n.spans)-1]
-	if first.Divisible() || last.Divisible() {
+	last := len(n.spans) - 1
+	if n.spans[0].Divisible() || n.spans[last].Divisible() {
 		return // any part of them can come by itself
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !fresh {
-		n.head = e.get(n.first, near)
+		e.runs(n, near)
 	}
-	if n.head == nil && (first.Start < from || first == last && to < first.End()) {
+	if len(n.head) == 0 && (n.spans[0].Start < from || last == 0 && to < n.spans[0].End()) {
 		e.expect(n, 0)
 	}
-	if first == last {
-		return
+	if last > 0 && len(n.head) <= last && len(n.tail) == 0 && to < n.spans[last].End() {
+		e.expect(n, last)
 	}
-	if !fresh {
-		n.tail = e.get(n.first+len(n.spans)-1, near+last.Offset-first.Offset)
+}
+
+// runs sets the longest run of spans at each end of a request that others bring. One with a gap
+// between what is stored is none. e.mu is held.
+func (e *edges) runs(n *ends, near int64) {
+	last := len(n.spans) - 1
+	apart := func(i int) bool { return n.spans[i].Offset+n.spans[i].Length < n.spans[i+1].Offset }
+	for i := 0; i <= last && (i == 0 || !apart(i-1)); i++ {
+		x := e.get(n.first+i, near)
+		if x == nil {
+			break
+		}
+		n.head = append(n.head, x)
 	}
-	if n.tail == nil && to < last.End() {
-		e.expect(n, len(n.spans)-1)
+	from, _ := n.missing()
+	for i := last; i > len(n.head) && (i == last || !apart(i)); i-- {
+		x := e.get(n.first+i, near+n.spans[i].Offset-from)
+		if x == nil {
+			break
+		}
+		n.tail = append(n.tail, x)
 	}
+	slices.Reverse(n.tail)
+}
+
+// has tells whether a span is kept, or coming.
+func (e *edges) has(number int) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.known[number] != nil || e.coming[number] != nil
 }
 
 // get returns a span that is kept, or comes when no more than ahead bytes have, or nil. e.mu is held.
@@ -180,10 +215,7 @@ func (e *edges) clear() {
 func (e *edges) drop(n *ends) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, x := range append(n.own, n.head, n.tail) {
-		if x == nil {
-			continue
-		}
+	for _, x := range append(n.others(), n.own...) {
 		if k, ok := e.known[x.number]; ok && k.Value == x {
 			e.remove(k)
 		}

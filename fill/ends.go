@@ -3,6 +3,7 @@ package fill
 import (
 	"context"
 	"io"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -16,8 +17,8 @@ type ends struct {
 	first int // number of the first span
 	spans []index.Span
 
-	head, tail *edge         // of others; nil if they have to come
-	own        []*edge       // what comes of them here
+	head, tail []*edge       // of others, of spans one behind the other; what is between has to come
+	own        []*edge       // what comes of the first and the last span here
 	body       io.Reader     // all
 	at         *atomic.Int64 // where in the blob its next byte lies
 	waited     bool          // for an edge
@@ -33,17 +34,20 @@ func (im *Image) ends(first int, spans []index.Span, from, to int64, fresh bool)
 }
 
 // used tells whether anything comes from others.
-func (n *ends) used() bool { return n.head != nil || n.tail != nil }
+func (n *ends) used() bool { return len(n.head)+len(n.tail) > 0 }
+
+// others returns what comes from them.
+func (n *ends) others() []*edge { return slices.Concat(n.head, n.tail) }
 
 // missing returns which of the stored bytes have to come.
 func (n *ends) missing() (off, length int64) {
 	first, last := &n.spans[0], &n.spans[len(n.spans)-1]
 	from, to := first.Offset, last.Offset+last.Length
-	if n.head != nil {
-		from += first.Length
+	if k := len(n.head); k > 0 {
+		from = n.head[k-1].span.Offset + n.head[k-1].span.Length
 	}
-	if n.tail != nil {
-		to -= last.Length
+	if len(n.tail) > 0 {
+		to = n.tail[0].span.Offset
 	}
 	return from, max(0, to-from)
 }
@@ -55,15 +59,17 @@ func (n *ends) use(ctx context.Context, fetched io.Reader) {
 	}
 	var parts []io.Reader
 	at := n.spans[0].Offset
-	if n.head != nil {
-		parts, at = append(parts, &taken{ctx: ctx, ends: n, edge: n.head}), at+n.head.span.Length
+	take := func(run []*edge) {
+		for _, x := range run { // two spans of gzip may share a byte
+			parts = append(parts, &taken{ctx: ctx, ends: n, edge: x, at: at - x.span.Offset})
+			at = x.span.Offset + x.span.Length
+		}
 	}
+	take(n.head)
 	if _, length := n.missing(); length > 0 {
 		parts, at = append(parts, fetched), at+length
 	}
-	if n.tail != nil { // two spans of gzip may share a byte
-		parts = append(parts, &taken{ctx: ctx, ends: n, edge: n.tail, at: at - n.tail.span.Offset})
-	}
+	take(n.tail)
 	n.body = io.MultiReader(parts...)
 }
 
@@ -134,11 +140,11 @@ func (n *ends) rest() {
 // that length.
 func (n *ends) windows(off, length int64) (from, missing int64) {
 	end := off + length
-	if n.head != nil && n.head.windowed {
-		off += int64(n.head.span.Window.Length)
+	for i, x := range n.head {
+		off += x.beside(i == 0)
 	}
-	if n.tail != nil && n.tail.windowed && !n.tail.span.Inflated() {
-		end -= int64(n.tail.span.Window.Length)
+	for _, x := range n.tail {
+		end -= x.beside(false)
 	}
 	return off, max(0, end-off)
 }
@@ -146,8 +152,8 @@ func (n *ends) windows(off, length int64) (from, missing int64) {
 // window returns what an edge of another request brings with it of what lies beside, at off;
 // nil if that has to come.
 func (n *ends) window(ctx context.Context, off int64) ([]byte, error) {
-	for _, x := range []*edge{n.head, n.tail} {
-		if x != nil && x.windowed && x.span.Window.Offset == off {
+	for _, x := range n.others() {
+		if x.windowed && x.span.Window.Offset == off {
 			if err := n.wait(ctx, x); err != nil {
 				return nil, err
 			}

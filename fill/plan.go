@@ -6,10 +6,10 @@ import (
 	"github.com/shale-image/shale/link"
 )
 
-// Which bytes that nobody wants a request may pass over to reach others: maxGap for what is
-// waited for, since over gaps of up to 64 KiB merging costs 13% more bytes and saves a round trip
-// each; spareGap for what comes along, which may be in vain: 16 KiB fetch 1% to 3% less than 64 and
-// take no longer, at 5 ms a request and at 50.
+// Which bytes that nobody wants, or that edges keep, a request may pass over to reach others:
+// maxGap for what is waited for, since over gaps of up to 64 KiB merging costs 13% more bytes and
+// saves a round trip each; spareGap for what comes along, which may be in vain: 16 KiB fetch 1% to
+// 3% less than 64 and take no longer, at 5 ms a request and at 50.
 const (
 	maxGap   = 64 << 10
 	spareGap = 16 << 10
@@ -75,6 +75,8 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 		own   = true // still in the file that was read
 		mine  int64  // stored bytes of that file, about
 		bytes = all.Length + im.states(all.First, all.Last)
+
+		_, kept = im.kept(0, all.First, all.Last) // stored bytes at the end that need not come
 	)
 	for ; k < im.linked.Chunks(); k++ {
 		c := im.linked.Chunk(k)
@@ -94,6 +96,10 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 			if more.Offset-end > gap || more.Last-all.First >= index.MaxSpans {
 				break
 			}
+			over, run := im.kept(kept, all.Last+1, more.Last)
+			if over > gap {
+				break // with those that are kept, which cost nothing at the end of a request
+			}
 			length := more.Offset + more.Length - max(end, more.Offset) + im.states(all.Last+1, more.Last)
 			if k >= hi && bytes+length > window {
 				break
@@ -101,7 +107,7 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 			if im.comes(c, k, i) {
 				continue // a gap, perhaps
 			}
-			bytes += length
+			bytes, kept = bytes+length, run
 			all.Extend(more)
 		} else if im.here(c) { // what decoding yields anyway need not come otherwise
 			continue
@@ -113,6 +119,21 @@ func (im *Image) collect(i, hi int, window, beyond int64) (wants []want) {
 		wants = append(wants, want{index: k, chunk: c, segment: s, at: at})
 	}
 	return wants
+}
+
+// kept goes on with a run of spans that edges keep, of so many bytes with their states, from one
+// span to another. It returns the longest run that has spans behind it that must come, and the
+// one at the end. e.mu is held; the lock of edges is taken under it, and no other under that.
+func (im *Image) kept(run int64, from, to int) (over, end int64) {
+	for i := from; i <= to; i++ {
+		if !im.edges.has(i) {
+			over, run = max(over, run), 0
+			continue
+		}
+		s, _ := im.linked.Span(i)
+		run += s.Length + im.states(i, i)
+	}
+	return over, run
 }
 
 // states is how many bytes the states take of spans from one to another, the last included.
