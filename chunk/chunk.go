@@ -17,9 +17,13 @@ import (
 
 const (
 	// Size is the one cut: everything Shale cuts itself is cut at multiples
-	// of 128 KiB from the start of each file (docs/ARCHITECTURE.md, "The one
+	// of 64 KiB from the start of each file (docs/ARCHITECTURE.md, "The one
 	// cut").
-	Size = 128 << 10
+	Size = 64 << 10
+
+	// Earlier is what Size was before. An index of that time is compared with layers
+	// that are cut likewise.
+	Earlier = 128 << 10
 
 	// Block is the granule of presence and of proof: what is on the node is
 	// recorded by 16 KiB, and a BLAKE3 tree can prove one such block alone.

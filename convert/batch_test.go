@@ -24,7 +24,7 @@ func smallLayers(t testing.TB) []testLayer {
 			n := (k*(7+i) + i) % 60 // another order
 			files = append(files, file{name: fmt.Sprintf("%d/%02d", i, k), data: text(n, 1+n*n*3)})
 			if k%20 == 7 {
-				files = append(files, file{name: fmt.Sprintf("%d/%02d-large", i, k), data: text(2000+k, 131072+k)})
+				files = append(files, file{name: fmt.Sprintf("%d/%02d-large", i, k), data: text(2000+k, chunk.Size+k)})
 			}
 		}
 		files = append(files, file{name: fmt.Sprintf("%d/again", i), data: text(3, 64)}, file{name: fmt.Sprintf("%d/zeros", i), data: strings.Repeat("\x00", 9000)},

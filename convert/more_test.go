@@ -18,14 +18,14 @@ import (
 
 // TestDict converts an image with the chunks of another.
 func TestDict(t *testing.T) {
-	known := archive(t, file{name: "a", data: text(1, 300000)}, file{name: "b", data: text(2, 300000)}, file{name: "z", data: strings.Repeat("\x00", 100000)})
+	known := archive(t, file{name: "a", data: text(1, 5*chunk.Size/2)}, file{name: "b", data: text(2, 5*chunk.Size/2)}, file{name: "z", data: strings.Repeat("\x00", 100000)})
 	base := target(t)
 	first := mustConvert(t, makeImage(t, gz(known)), base, Options{})
 	dict, err := OpenDict(t.Context(), base, amd64)
 	if err != nil {
 		t.Fatal(err)
 	}
-	src := makeImage(t, gz(archive(t, file{name: "x", data: text(3, 200000)}, file{name: "y", data: text(1, 300000)}, file{name: "hole", data: strings.Repeat("\x00", 1<<20)})))
+	src := makeImage(t, gz(archive(t, file{name: "x", data: text(3, 3*chunk.Size/2)}, file{name: "y", data: text(1, 5*chunk.Size/2)}, file{name: "hole", data: strings.Repeat("\x00", 1<<20)})))
 	var digest string
 	for _, workers := range []int{1, 3} {
 		dst := target(t)

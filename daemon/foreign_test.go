@@ -9,9 +9,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/index/artifact"
@@ -32,6 +34,12 @@ type indexedImage struct {
 // is "", and its index what lie makes of it.
 func indexed(t *testing.T, diffID string, lie func(*index.Tree)) *indexedImage {
 	t.Helper()
+	return indexedAt(t, chunk.Size, diffID, lie)
+}
+
+// indexedAt is indexed with files cut at multiples of cut.
+func indexedAt(t *testing.T, cut uint32, diffID string, lie func(*index.Tree)) *indexedImage {
+	t.Helper()
 	x := &indexedImage{t: t, c: service(t), ref: strings.TrimSuffix(windowed(t), "shale") + "plain"}
 	x.dir = strings.TrimSuffix(strings.TrimPrefix(x.ref, "oci:"), ":plain")
 	ref, err := image.ParseRef(x.ref)
@@ -49,7 +57,7 @@ func indexed(t *testing.T, diffID string, lie func(*index.Tree)) *indexedImage {
 		x.must(err)
 		x.resolve()
 	}
-	made, err := reader.Make(background, reader.Job{Manifest: x.img.ManifestDigest, Layers: x.img.Layers, DiffIDs: right,
+	made, err := reader.Make(background, reader.Job{Manifest: x.img.ManifestDigest, Layers: x.img.Layers, DiffIDs: right, Cut: cut,
 		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return x.repo.Blob(ctx, x.img.Layers[n]) }})
 	x.must(err)
 	t.Cleanup(func() { made.Close() })
@@ -153,6 +161,18 @@ func TestCompared(t *testing.T) {
 	}
 	mnt, _ = attach(t, x.c, x.ref)
 	x.right(mnt)
+}
+
+// What Shale has cut as it did earlier is compared with layers that are cut likewise.
+func TestComparedEarlier(t *testing.T) {
+	x := indexedAt(t, chunk.Earlier, "", func(tree *index.Tree) {
+		if !slices.ContainsFunc(tree.Chunks, func(c index.Chunk) bool { return c.Size == chunk.Earlier }) {
+			t.Error("nothing is as large as a chunk was")
+		}
+	})
+	mnt, _ := attach(t, x.c, x.ref)
+	x.right(mnt)
+	x.compared()
 }
 
 // What cannot be compared now is compared later; here, when it is unmounted.

@@ -84,7 +84,15 @@ func scanner() (err error) {
 	}
 	b.Limit(o.Room)
 	o.Job.Keep, o.Job.TempDir = b.Add, o.Dir
-	o.Job.Places = o.Foreign != nil && o.Foreign.Kind == reader.SOCI
+	var told *index.Tree
+	var refused error
+	if o.Foreign != nil {
+		o.Foreign.File = os.NewFile(uintptr(firstFile+len(o.Job.Layers)), o.Foreign.Name)
+		o.Job.Places = o.Foreign.Kind == reader.SOCI
+		if told, refused = o.Foreign.Tree(); refused == nil {
+			o.Job.CutLike(told)
+		}
+	}
 	made, err := reader.Make(ctx, o.Job)
 	if err != nil {
 		return errors.Join(err, b.Abort())
@@ -101,13 +109,12 @@ func scanner() (err error) {
 	}
 	var out scanned
 	if o.Foreign != nil {
-		o.Foreign.File = os.NewFile(uintptr(firstFile+len(o.Job.Layers)), o.Foreign.Name)
-		t, err := o.Foreign.Tree()
+		err := refused
 		if err == nil {
-			err = identify(t, made, filepath.Join(o.Dir, originsFile))
+			err = identify(told, made, filepath.Join(o.Dir, originsFile))
 		}
 		if err == nil {
-			err = index.Equal(made.Tree, t)
+			err = index.Equal(made.Tree, told)
 		}
 		if err != nil {
 			out.Wrong = err.Error()

@@ -29,7 +29,9 @@ func (c *checker) again(ctx context.Context) error {
 	job := reader.Job{Manifest: m.ManifestDigest, Layers: m.Layers, DiffIDs: m.Config.DiffIDs,
 		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return c.im.repo.Blob(ctx, m.Layers[n]) }}
 	has, says := &contents{}, &contents{}
-	if c.im.Kind != reader.Index {
+	if c.im.Kind == reader.Index {
+		job.CutLike(c.im.Tree)
+	} else {
 		job.Keep = func(d chunk.Digest, p []byte) error {
 			has.add(d, p)
 			return nil

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"strings"
@@ -18,8 +19,14 @@ import (
 )
 
 // TestCheckIndex: of an image that is started by an index, check verifies that its chunks are
-// where the index says, by the states that lie beside the layer.
+// where the index says, by the states that lie beside the layer, whatever cut it is of.
 func TestCheckIndex(t *testing.T) {
+	for _, cut := range []uint32{chunk.Size, chunk.Earlier} {
+		t.Run(fmt.Sprint(cut), func(t *testing.T) { checkIndex(t, cut) })
+	}
+}
+
+func checkIndex(t *testing.T, cut uint32) {
 	data := make([]byte, 1<<20)
 	rand.NewChaCha8([32]byte{4}).Read(data)
 	for at := 300_000; at < len(data); at += 3000 { // blocks copy from those before
@@ -49,7 +56,7 @@ func TestCheckIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made, err := reader.Make(t.Context(), reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, TempDir: t.TempDir(),
+	made, err := reader.Make(t.Context(), reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, TempDir: t.TempDir(), Cut: cut,
 		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return repo.Blob(ctx, img.Layers[n]) }})
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +76,7 @@ func TestCheckIndex(t *testing.T) {
 		}
 		return im
 	}
-	if r := check(t, open()); len(r.Defects) > 0 || r.Chunks < 8 {
+	if r := check(t, open()); len(r.Defects) > 0 || r.Chunks != len(data)/int(cut) {
 		t.Errorf("%+v", r)
 	}
 	for what, change := range map[string]func(t *index.Tree){

@@ -41,7 +41,7 @@ func sample() (s store, blocks []Block) {
 		return p
 	}
 	small := s.add(chunk.BLAKE3, bytesOf(100))
-	full := s.add(chunk.BLAKE3, bytesOf(chunk.Size))
+	full := s.add(chunk.BLAKE3, bytesOf(8*chunk.Block))
 	odd := s.add(chunk.BLAKE3, bytesOf(3*chunk.Block+77))
 	whole := s.add(chunk.BLAKE3, bytesOf(2*chunk.Block))
 	foreign := s.add(chunk.SHA256, bytesOf(2*chunk.Block+5))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 	"sync/atomic"
@@ -37,12 +38,23 @@ type Job struct {
 	// Keep is scan.Options.Keep.
 	Keep func(chunk.Digest, []byte) error `json:"-"`
 
+	// Cut is scan.Options.Cut.
+	Cut uint32 `json:"cut,omitempty"`
+
 	// Places has what was made remember where in the layers all content lies, for
 	// Identify.
 	Places bool `json:"places,omitempty"`
 
 	TempDir string
 	Limits  index.Limits
+}
+
+// CutLike has files cut as those of an index that Shale has made, now or earlier.
+func (j *Job) CutLike(t *index.Tree) {
+	j.Cut = chunk.Size
+	if slices.ContainsFunc(t.Chunks, func(c index.Chunk) bool { return c.Size > chunk.Size }) {
+		j.Cut = chunk.Earlier
+	}
 }
 
 // Made is an index that was made.
@@ -165,7 +177,7 @@ func (j *Job) scan(ctx context.Context, n int) (*scan.Layer, error) {
 	}
 	defer r.Close()
 	name := "layer " + j.Layers[n].Digest
-	l, err := scan.Scan(ctx, r, name, scan.Options{Limits: j.Limits, TempDir: j.TempDir, Keep: j.Keep})
+	l, err := scan.Scan(ctx, r, name, scan.Options{Limits: j.Limits, Cut: j.Cut, TempDir: j.TempDir, Keep: j.Keep})
 	if err != nil {
 		if !strings.Contains(err.Error(), j.Layers[n].Digest) {
 			err = fmt.Errorf("%s: %w", name, err)

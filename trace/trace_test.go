@@ -32,8 +32,11 @@ func run(n int) Run {
 	return Run{ID: fmt.Sprintf("run%03d", n), Started: time.Date(2026, 11, 27, 12, 0, n, 0, time.UTC), Arch: "amd64", ReadAhead: 4}
 }
 
+// size is that of a chunk: the image's affair, whatever cut is ours.
+const size = 8 * chunk.Block
+
 // read is the trace of one run that has read these blocks, "file/block", each of
-// a chunk of 128 KiB.
+// a chunk of that size.
 func read(n int, blocks ...string) *Trace {
 	t := &Trace{Manifest: manifest, Runs: []Run{run(n)}}
 	for i, s := range blocks {
@@ -41,7 +44,7 @@ func read(n int, blocks ...string) *Trace {
 		name, at, _ := strings.Cut(s, "/")
 		fmt.Sscan(at, &k)
 		t.Blocks = append(t.Blocks, Block{
-			Chunk: digest(name), Size: chunk.Size, Index: k, Path: name, Offset: int64(k) * chunk.Block,
+			Chunk: digest(name), Size: size, Index: k, Path: name, Offset: int64(k) * chunk.Block,
 			At: time.Duration(i) * time.Millisecond, Wait: time.Duration(n) * 10 * time.Microsecond, Runs: 1, By: 1,
 		})
 	}
@@ -193,7 +196,7 @@ func golden(t testing.TB) *Trace {
 	a, b := read(1, "usr/bin/sh", "x/0"), read(2, "x/0", "x/1", "x/2", "x/4")
 	a.Runs[0].Command, a.Runs[0].CPU = []string{"sh", "-c", "true"}, "AMD EPYC"
 	b.Runs[0].Lost, b.Runs[0].ReadAhead = true, 128
-	a.Blocks[0].Path, a.Blocks[0].Offset = "usr/bin/sh", 3*chunk.Size
+	a.Blocks[0].Path, a.Blocks[0].Offset = "usr/bin/sh", 3*size
 	a.Blocks[0].Size, a.Blocks[0].Others, a.Blocks[0].Also = 777, 2, []string{"bin/ash", "bin/bash"}
 	return merge(t, a, b)
 }

@@ -22,6 +22,7 @@ type scanner struct {
 	free    chan *job
 	work    chan *job
 	workers sync.WaitGroup
+	cut     uint32
 	keep    func(chunk.Digest, []byte) error
 	zeros   []bool // by chunk
 	err     error  // of odd
@@ -41,13 +42,13 @@ type piece struct {
 	digest chunk.Digest
 }
 
-// jobSize is how much content makes a job: enough for switching to cost
-// nothing, small enough for the caches.
-const jobSize = 2 * chunk.Size
+// jobSize is how much content makes a job, one chunk at least: enough for switching to
+// cost nothing, small enough for the caches.
+const jobSize = 256 << 10
 
 func (x *scanner) start(o Options) {
 	n := workers(o)
-	x.keep = o.Keep
+	x.keep, x.cut = o.Keep, cmp.Or(o.Cut, chunk.Size)
 	x.free, x.work = make(chan *job, 4*n), make(chan *job, 4*n)
 	for range 4 * n {
 		x.free <- &job{}
@@ -124,7 +125,7 @@ func (x *scanner) run() error {
 			return err
 		}
 		if e.Op == index.Add && e.Inode.IsRegular() {
-			_, err := layer.Cut(x.in, e, chunk.Size, func(p layer.Piece) ([]byte, func(), error) { return x.begin(e.Inode, p) })
+			_, err := layer.Cut(x.in, e, int64(x.cut), func(p layer.Piece) ([]byte, func(), error) { return x.begin(e.Inode, p) })
 			if err != nil {
 				return fmt.Errorf("%s: %w", e.Path, err)
 			}
@@ -146,7 +147,7 @@ func (x *scanner) begin(ino *index.Inode, p layer.Piece) ([]byte, func(), error)
 			return nil, nil, err
 		}
 		if cap(j.raw) == 0 {
-			j.raw = make([]byte, 0, jobSize)
+			j.raw = make([]byte, 0, max(jobSize, int(x.cut)))
 		}
 		x.job = j
 	}

@@ -44,6 +44,7 @@ const Blocks = 128 << 10
 // Options say how to scan. Zero values mean the defaults.
 type Options struct {
 	Limits  index.Limits
+	Cut     uint32 // the size of chunks; default chunk.Size
 	Every   int64  // distance of spans of a gzip or zstd layer; default Every, inside of zstd frames Blocks
 	Workers int    // that hash and keep chunks; default: one for each processor
 	TempDir string // for the side; default os.TempDir
