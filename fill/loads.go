@@ -262,5 +262,5 @@ func (l *loads) window(i int) (int64, bool) {
 		}
 	}
 	o := &im.engine.opt
-	return min(o.Neighbours+2*read, 2*o.Window), true
+	return min(o.Neighbours+2*read, 4*o.Window), true
 }
