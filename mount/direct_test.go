@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestDirect(t *testing.T) {
@@ -63,6 +65,11 @@ func TestDirectMeets(t *testing.T) {
 		t.Fatal(err)
 	}
 	sameTree(t, tree, attach(t, m.FD()))
+	none := im
+	none.Meta = os.DevNull // the kernel says of it what it says of any file before Linux 6.12
+	if m, err := none.direct(Options{}); !errors.Is(err, unix.ENOTBLK) {
+		t.Errorf("where files cannot be mounted: %v, %v", m, err)
+	}
 	defer func(f func() error) { tellsErrors = f }(tellsErrors)
 	tellsErrors, im.Verified = func() error { return errHidden }, true
 	if m, err := im.direct(Options{}); !errors.Is(err, errors.ErrUnsupported) {
