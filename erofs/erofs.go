@@ -82,7 +82,7 @@ type Options struct {
 	//
 	// If each device is a file, the kernel compares where an extent ends in its
 	// device with the flat address of the next extent, and where they are equal it
-	// reads on in the device (fs/erofs/fileio.c, Linux 6.12 to 6.18 at least): wrong
+	// reads on in the device (fs/erofs/fileio.c, seen on Linux 6.18): wrong
 	// bytes. So with Flat and without KeepMapped no device is mapped at an address
 	// that is within the largest one.
 	Flat bool

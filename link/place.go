@@ -142,7 +142,7 @@ func (pl *placement) findUsed(name string, ino *index.Inode) error {
 // meets tells whether a file has a chunk that ends at an offset in its segment at which
 // in another segment the file's next chunk begins. The kernel takes these two for one,
 // and reads on in the first segment, if segments are block devices: it compares sectors
-// alone (fs/iomap/buffered-io.c, up to Linux 6.18 at least).
+// alone (fs/iomap/buffered-io.c, seen on Linux 6.18).
 func (pl *placement) meets(t *index.Tree) bool {
 	for _, f := range pl.files {
 		for i, e := range f.Extents[1:] {
