@@ -32,6 +32,7 @@ import (
 	"github.com/shale-image/shale/bench/netmodel"
 	"github.com/shale-image/shale/bench/registry"
 	"github.com/shale-image/shale/blob/retry"
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
@@ -65,6 +66,7 @@ func main() {
 	kib("ahead", &x.fill.Ahead, "how far to fetch ahead of a sequential reader")
 	kib("neighbours", &x.fill.Neighbours, "stored bytes of the files behind it")
 	flag.Float64Var(&x.fill.Growth, "growth", 0, "how many times window grows at most; 0 is the default, 1 not at all")
+	flag.BoolVar(&x.foresight, "foresight", false, "from the second start on all is fetched that the first has read, in its order, from the first moment on: the least that a start can take")
 	flag.StringVar(&x.user, "user", "0", "number of the user who runs the command")
 	flag.IntVar(&x.readahead, "readahead", 0, "the kernel's readahead, KiB; 0 is that of our mounts")
 	x.model = netmodel.Default
@@ -119,6 +121,8 @@ type experiment struct {
 	fill      fill.Options
 	readahead int
 	files     bool
+	foresight bool
+	known     []pool.Entry // what the first start has read
 	model     netmodel.Model
 	user      string
 	command   []string
@@ -276,7 +280,16 @@ func (x *experiment) run() (_ result, err error) {
 		return result{}, err
 	}
 	t.start = time.Now()
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		im.FetchInOrder(context.Background(), x.known)
+	}()
 	r, err := x.start(root)
+	<-told
+	if x.foresight && x.known == nil {
+		x.known = read(im)
+	}
 	r.trace = t.noted()
 	r.stats = im.Stats()
 	if err == nil && x.files {
@@ -287,6 +300,22 @@ func (x *experiment) run() (_ result, err error) {
 		})
 	}
 	return r, err
+}
+
+// read lists the chunks that were read of an image, in the order of their first reads.
+func read(im *fill.Image) (all []pool.Entry) {
+	seen := map[int]bool{}
+	m := im.Linked()
+	touched, _ := im.Touched()
+	for _, t := range touched {
+		for i := m.Find(t.Flat); i < m.Chunks() && m.Chunk(i).Flat < t.Flat+chunk.Block; i++ {
+			if c := m.Chunk(i); !seen[i] {
+				seen[i] = true
+				all = append(all, pool.Entry{Digest: c.Digest, Size: c.Size})
+			}
+		}
+	}
+	return all
 }
 
 const insideArg = "inside"
