@@ -298,7 +298,7 @@ func testLie(t *testing.T, n *node, ref string, s *small, want outcome, wrong []
 	}
 	n.try("plan", ref) // which is no promise, and must not break
 	n.hasImages(1)
-	for _, trust := range []string{"local", "bound"} {
+	for _, trust := range []string{"local", "bound", "signed"} {
 		if errout := mount(trust, right); !strings.Contains(errout, noteRead) {
 			t.Errorf("--index-trust %s: no note says that the image %s: %s", trust, noteRead, errout)
 		}

@@ -81,7 +81,7 @@ func (r *Repository) Artifact(ctx context.Context, d Descriptor, subject string)
 		return nil, fmt.Errorf("%s of %.100q: not a sha256 digest", name, subject)
 	}
 	if d.Size > r.opts.ManifestLimit {
-		return nil, overLimit(name, "manifest", r.opts.ManifestLimit)
+		return nil, overManifestLimit(name, "manifest", r.opts.ManifestLimit)
 	}
 	m, err := r.Manifest(ctx, d.Digest)
 	if err != nil {
@@ -151,7 +151,7 @@ func (r *Repository) PushArtifact(ctx context.Context, subject Descriptor, artif
 	}
 	f.replaces, f.limit = replaces, r.opts.ManifestLimit
 	if f.d.Size > f.limit {
-		return "", overLimit("push artifact "+f.d.Digest, "manifest", f.limit)
+		return "", overManifestLimit("push artifact "+f.d.Digest, "manifest", f.limit)
 	}
 	open := func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(emptyJSON)), nil }
 	if err := r.PushBlob(ctx, emptyDescriptor(), open); err != nil {

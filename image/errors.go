@@ -64,6 +64,11 @@ func overLimit(name, what string, limit int64) error {
 	return index.Errorf(ErrLimit, name, -1, "%s of more than %d bytes", what, limit)
 }
 
+// overManifestLimit is overLimit of Options.ManifestLimit, by its name among a node's limits.
+func overManifestLimit(name, what string, limit int64) error {
+	return index.Errorf(ErrLimit, name, -1, "%s of more than %d bytes (ManifestBytes)", what, limit)
+}
+
 func notFound(name, format string, args ...any) error {
 	return fmt.Errorf("%s: %w: "+format, append([]any{name, blob.ErrNotFound}, args...)...)
 }

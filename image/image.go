@@ -150,7 +150,7 @@ func (s *search) visit(ctx context.Context, name string, m Manifest, from *entry
 			return nil, overLimitN(name, "manifests looked at", maxNested)
 		}
 		if e.Size > s.repo.opts.ManifestLimit {
-			return nil, overLimit("manifest "+e.Digest, "manifest", s.repo.opts.ManifestLimit)
+			return nil, overManifestLimit("manifest "+e.Digest, "manifest", s.repo.opts.ManifestLimit)
 		}
 		child, err := s.repo.Manifest(ctx, e.Digest)
 		if err != nil {

@@ -258,7 +258,8 @@ func TestLimits(t *testing.T) {
 		pushImage(t, open(t, ref, image.Options{}), "latest", "amd64")
 		for _, opts := range []image.Options{{ManifestLimit: 100}, {ConfigLimit: 100}} {
 			_, err := open(t, ref+":latest", opts).Resolve(t.Context(), linux("amd64"))
-			if !errors.Is(err, image.ErrLimit) || !strings.Contains(err.Error(), "100 bytes") {
+			if !errors.Is(err, image.ErrLimit) || !strings.Contains(err.Error(), "100 bytes") ||
+				strings.Contains(err.Error(), "(ManifestBytes)") != (opts.ManifestLimit > 0) {
 				t.Errorf("%+v: %v", opts, err)
 			}
 		}

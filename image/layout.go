@@ -156,7 +156,7 @@ func (l *layout) read(root *os.Root, name string) ([]byte, error) {
 	}
 	p, err := io.ReadAll(io.LimitReader(f, l.opts.ManifestLimit+1))
 	if err == nil && int64(len(p)) > l.opts.ManifestLimit {
-		err = overLimit(name, "file", l.opts.ManifestLimit)
+		err = overManifestLimit(name, "file", l.opts.ManifestLimit)
 	}
 	return p, err
 }
@@ -223,7 +223,7 @@ func (l *layout) update(change func(root *os.Root, index []byte) ([]byte, error)
 		return err
 	}
 	if int64(len(p)) > l.opts.ManifestLimit { // nobody could read it
-		return overLimit("index.json", "index", l.opts.ManifestLimit)
+		return overManifestLimit("index.json", "index", l.opts.ManifestLimit)
 	}
 	const temp = ".index.json.new"
 	if err := root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a process that died

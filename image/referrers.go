@@ -254,7 +254,7 @@ func (f *referral) add(name string, index []byte) ([]byte, error) {
 		ArtifactType string `json:"artifactType"`
 	}{f.d, f.artifactType})
 	if err == nil && int64(len(p)) > f.limit {
-		return nil, overLimit(name, "index", f.limit)
+		return nil, overManifestLimit(name, "index", f.limit)
 	}
 	return p, err
 }

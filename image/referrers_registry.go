@@ -186,7 +186,7 @@ func (g *registry) page(ctx context.Context, e *endpoint, name string, u *url.UR
 			return fmt.Errorf("%s: %w: %w", name, blob.ErrUnavailable, err)
 		}
 		if int64(len(p)) > g.opts.ManifestLimit {
-			return overLimit(name, "page", g.opts.ManifestLimit)
+			return overManifestLimit(name, "page", g.opts.ManifestLimit)
 		}
 		list, err = parseList(name, kind, p, maxReferrers)
 		if err != nil && kind != MediaTypeIndex && !errors.Is(err, ErrLimit) {

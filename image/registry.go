@@ -161,7 +161,7 @@ func (g *registry) manifestFrom(ctx context.Context, e *endpoint, reference stri
 			return fmt.Errorf("manifest %s: %w: %w", reference, blob.ErrUnavailable, err)
 		}
 		if int64(len(p)) > g.opts.ManifestLimit {
-			return overLimit("manifest "+reference, "manifest", g.opts.ManifestLimit)
+			return overManifestLimit("manifest "+reference, "manifest", g.opts.ManifestLimit)
 		}
 		if !json.Valid(p) { // a page of something between us and the registry
 			return corrupt("manifest "+reference, "it is not JSON")

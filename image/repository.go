@@ -212,7 +212,7 @@ func (r *Repository) PushBlob(ctx context.Context, d Descriptor, open func() (io
 func (r *Repository) PushManifest(ctx context.Context, mediaType string, p []byte, tag string) (Descriptor, error) {
 	d := Descriptor{MediaType: mediaType, Digest: digestOf(p), Size: int64(len(p))}
 	if d.Size > r.opts.ManifestLimit {
-		return Descriptor{}, overLimit("push manifest "+d.Digest, "manifest", r.opts.ManifestLimit)
+		return Descriptor{}, overManifestLimit("push manifest "+d.Digest, "manifest", r.opts.ManifestLimit)
 	}
 	if tag != "" && !reTag.MatchString(tag) {
 		return Descriptor{}, fmt.Errorf("push manifest %s: %.200q is not a tag", d.Digest, tag)

@@ -169,7 +169,8 @@ func Fetch(ctx context.Context, repo *image.Repository, img *image.Image, o Opti
 			if !errors.Is(err, ErrNoIndex) || o.Trust == Local || ctx.Err() != nil {
 				break
 			}
-			if none := fetch(ctx, repo, img, o); !useless(err) || !errors.Is(none, ErrNoIndex) {
+			told := useless(err) || errors.As(err, new(needsTrust)) // more than that there is none
+			if none := fetch(ctx, repo, img, o); !told || !errors.Is(none, ErrNoIndex) {
 				err = none
 			}
 		}

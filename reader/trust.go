@@ -110,10 +110,18 @@ func consider(ctx context.Context, repo *image.Repository, img *image.Image, d i
 		c.trust = Repository
 	}
 	if !o.Trust.Allows(c.trust) {
-		return c, fmt.Errorf("%s: the index beside it takes trust %s, at most %s is given: %w", img.ManifestDigest, c.trust, o.Trust, ErrNoIndex)
+		return c, fmt.Errorf("%s: %w", img.ManifestDigest, needsTrust{c.trust, o.Trust})
 	}
 	return c, nil
 }
+
+// needsTrust is ErrNoIndex where there is one, which takes more trust than is given.
+type needsTrust struct{ takes, given Trust }
+
+func (n needsTrust) Error() string {
+	return fmt.Sprintf("the index beside the image takes --index-trust %s, and %s is given", n.takes, n.given)
+}
+func (n needsTrust) Is(target error) bool { return target == ErrNoIndex }
 
 // statement is what a signature of an artifact with these layers is of.
 func statement(manifest string, layers []image.Descriptor) trust.Statement {

@@ -217,6 +217,12 @@ func TestSigned(t *testing.T) {
 		for _, at := range []Trust{Local, Bound, Signed} {
 			check("unsigned", at, keys, "", "")
 		}
+		for _, at := range []Trust{Bound, Signed} { // who is told that there is none would make one
+			want := fmt.Sprintf("takes --index-trust repository, and %s is given", at)
+			if _, _, err := s.fetch(t, at, keys); !strings.Contains(fmt.Sprint(err), want) || strings.Contains(err.Error(), ErrNoIndex.Error()) {
+				t.Errorf("unsigned, at %s: %v", at, err)
+			}
+		}
 		check("unsigned", Repository, keys, Repository, "")
 		check("unsigned", "", nil, Repository, "")
 
