@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/index/estargz/estargztest"
 	"github.com/shale-image/shale/reader"
 	"github.com/shale-image/shale/runtime"
 	"github.com/shale-image/shale/trace"
@@ -509,6 +511,26 @@ func (r *rounds) end() int {
 	defer r.mu.Unlock()
 	r.over = true
 	return r.n
+}
+
+// TestLandmark: what lies before the landmark of an eStargz layer is fetched when it is
+// mounted, before anybody asks for it.
+func TestLandmark(t *testing.T) {
+	const size = 300_000
+	content := make([]byte, 2*size)
+	rand.NewChaCha8([32]byte{3}).Read(content)
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	for i, name := range []string{"first", "last"} {
+		must(t, w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: size}))
+		w.Write(content[i*size:][:size])
+	}
+	must(t, w.Close())
+	toc, annotations := estargztest.Build(t, archive.Bytes(), estargztest.Options{Landmark: "first"})
+	x := newLayered(t, toc, nil, annotations, false)
+	c := service(t)
+	_, m := attachAs(t, c, x.src.Ref, Place{NoComplete: true})
+	eventually(t, "what comes first is here", func() bool { return statusOf(t, c, m.ID).Fill.ContentBytes >= size })
 }
 
 // TestPrefetch: where there is no pack, what other nodes have shared is fetched
