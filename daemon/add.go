@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/replace"
 )
 
 // add indexes and links an image and remembers it, if that was not done
@@ -82,7 +82,7 @@ func (s *store) install(made, dir string, rec *record) (err error) {
 		}
 	}()
 	old := func(name string) string { return filepath.Join(dir, name) }
-	replace := func(name string, keep bool) error {
+	exchange := func(name string, keep bool) error {
 		_, err := os.Lstat(filepath.Join(made, name))
 		switch {
 		case err == nil:
@@ -95,21 +95,21 @@ func (s *store) install(made, dir string, rec *record) (err error) {
 		return os.RemoveAll(old(name))
 	}
 	for _, name := range []string{sideDir, indexFile} {
-		if err := replace(name, true); err != nil {
+		if err := exchange(name, true); err != nil {
 			return err
 		}
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, filepath.Join(made, "linked"), unix.AT_FDCWD, old("linked"), unix.RENAME_EXCHANGE)
 	if err != nil { // there is none, or the file system cannot
-		err = replace("linked", false)
+		err = exchange("linked", false)
 	}
 	for _, name := range []string{ztocDir, originsFile, foreignFile + ".json", foreignFile} {
-		err = errors.Join(err, replace(name, false))
+		err = errors.Join(err, exchange(name, false))
 	}
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(old("config"), rec.config, 0o600); err != nil {
+	if err := replace.File(old("config"), rec.config, 0o600); err != nil {
 		return err
 	}
 	return s.saveRecord(rec)
@@ -120,7 +120,7 @@ func (s *store) saveRecord(rec *record) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(s.path(rec.ManifestDigest), "record"), js, 0o600)
+	return replace.File(filepath.Join(s.path(rec.ManifestDigest), "record"), js, 0o600)
 }
 
 // index reads the index of an image, while its config is on the way, and links

@@ -11,12 +11,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/pool"
+	"github.com/shale-image/shale/replace"
 )
 
 // Disk is the result of Df.
@@ -186,7 +185,7 @@ func (s *store) pin(ctx context.Context, a pinArgs) (*Pinned, error) {
 	defer s.cache.guard.Unlock()
 	for _, digest := range out.Images {
 		if a.Pinned {
-			err = renameio.WriteFile(filepath.Join(s.path(digest), pinnedFile), nil, 0o600)
+			err = replace.File(filepath.Join(s.path(digest), pinnedFile), nil, 0o600)
 		} else {
 			err = s.unpin(digest)
 		}

@@ -10,12 +10,11 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/replace"
 )
 
 // An index from elsewhere is somebody's word for what the layers say. Once all of
@@ -40,7 +39,7 @@ func (s *store) keepForeign(raw *reader.Raw, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil || raw.Kind == reader.TOC {
+	if err := replace.File(filepath.Join(dir, foreignFile+".json"), js, 0o600); err != nil || raw.Kind == reader.TOC {
 		return err // what others cut cannot be compared
 	}
 	return keepFile(filepath.Join(dir, foreignFile), io.NewSectionReader(raw.File, 0, raw.Size))

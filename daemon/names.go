@@ -9,9 +9,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/replace"
 )
 
 // loadNames reads refs.json. A damaged one is set aside: the names can be had
@@ -76,7 +75,7 @@ func (s *store) saveNames() error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(s.refs, append(js, '\n'), 0o600)
+	return replace.File(s.refs, append(js, '\n'), 0o600)
 }
 
 // byDigest finds an image on the node by the digest in a reference, which is that of its

@@ -6,11 +6,10 @@ import (
 	"os"
 	"slices"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/replace"
 )
 
 // An index that has told the origins of chunks only, and is wrong about how to get
@@ -47,7 +46,7 @@ func identify(t *index.Tree, made *reader.Made, path string) error {
 	for i := range all {
 		b.Write(all[i][:])
 	}
-	return renameio.WriteFile(path, b.Bytes(), 0o600)
+	return replace.File(path, b.Bytes(), 0o600)
 }
 
 // origins looks up in the file.

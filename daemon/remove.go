@@ -217,7 +217,7 @@ func (s *store) removeLeftovers() error {
 	if err != nil {
 		return err
 	}
-	left, err := filepath.Glob(filepath.Join(filepath.Dir(s.refs), ".refs.json*"))
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(s.refs), ".*.json*"))
 	for _, de := range entries {
 		dir := filepath.Join(s.dir, de.Name())
 		if strings.HasSuffix(dir, removedSuffix) || strings.HasSuffix(dir, madeSuffix) {

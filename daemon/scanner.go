@@ -13,13 +13,13 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/replace"
 )
 
 // An image without an index is read once, from its first layer to its last: the
@@ -104,7 +104,7 @@ func scanner() (err error) {
 	if err := keepSide(filepath.Join(o.Dir, sideDir), made); err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(filepath.Join(o.Dir, indexFile), made.Encoded, 0o600); err != nil {
+	if err := replace.File(filepath.Join(o.Dir, indexFile), made.Encoded, 0o600); err != nil {
 		return err
 	}
 	var out scanned
@@ -145,7 +145,7 @@ func keepBeside(dir, digest string, content io.Reader) error {
 }
 
 func keepFile(path string, content io.Reader) error {
-	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600))
+	f, err := replace.Begin(path, 0o600)
 	if err != nil {
 		return err
 	}

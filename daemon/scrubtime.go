@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/google/renameio/v2"
+	"github.com/shale-image/shale/replace"
 )
 
 // All that is kept is verified once in a while (config.Cache.Scrub), in the time that
@@ -43,7 +43,7 @@ func (s *server) keepScrub(st scrubTime) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(s.cfg.Root, scrubFile), js, 0o600)
+	return replace.File(filepath.Join(s.cfg.Root, scrubFile), js, 0o600)
 }
 
 // scrubInTime verifies the pool whenever it is time to, until ctx ends.

@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/blob"
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/replace"
 	"github.com/shale-image/shale/trace"
 )
 
@@ -51,7 +51,7 @@ func (s *server) shareTraces(ctx context.Context, all []*recording) error {
 	}
 	js, err := json.Marshal(done)
 	if err == nil {
-		err = renameio.WriteFile(name, js, 0o600)
+		err = replace.File(name, js, 0o600)
 	}
 	if errors.Is(err, fs.ErrNotExist) { // the image was removed meanwhile
 		err = nil

@@ -10,11 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/shale-image/shale/config"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/replace"
 )
 
 // sharedIndexFile says, in the directory of an image, what became of sharing the index
@@ -78,7 +77,7 @@ func (s *server) shareIndex(u *use, src Source) {
 			s.log.Info("an index lies there already", "ref", src.Ref, "digest", digest, "artifact", out.Artifact)
 		}
 		if js, err = json.Marshal(out); err == nil {
-			err = renameio.WriteFile(filepath.Join(s.store.path(digest), sharedIndexFile), js, 0o600)
+			err = replace.File(filepath.Join(s.store.path(digest), sharedIndexFile), js, 0o600)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // or the image was removed meanwhile
 			s.log.Warn("it is not known that an index was shared", "digest", digest, "err", err)

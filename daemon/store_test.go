@@ -84,7 +84,7 @@ func TestLeftovers(t *testing.T) {
 	half := filepath.Join(c.Root, "images", strings.Repeat("0", 64))
 	want := tree(t, c.Root)
 	for _, name := range []string{
-		".refs.json123", filepath.Join(half, "linked.new", "meta"), filepath.Join(half, "scratch", "blobs", "x"), filepath.Join(half, ".bootstrap-1"),
+		".refs.json123", ".scrub.json456", filepath.Join(half, "linked.new", "meta"), filepath.Join(half, "scratch", "blobs", "x"), filepath.Join(half, ".bootstrap-1"),
 		filepath.Join(half+removedSuffix, "record"), filepath.Join(half+madeSuffix, "linked", "meta"), filepath.Join(images[0], ".record123"), filepath.Join(images[0], "linked.new", "map"),
 	} {
 		if !filepath.IsAbs(name) {

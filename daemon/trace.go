@@ -16,7 +16,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/blob"
@@ -25,6 +24,7 @@ import (
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/link"
 	"github.com/shale-image/shale/mount"
+	"github.com/shale-image/shale/replace"
 	"github.com/shale-image/shale/trace"
 )
 
@@ -231,7 +231,7 @@ func tracer() error {
 		return err
 	}
 	if o.Keep {
-		return renameio.WriteFile(filepath.Join(o.Dir, traceFile), b.Bytes(), 0o600)
+		return replace.File(filepath.Join(o.Dir, traceFile), b.Bytes(), 0o600)
 	}
 	_, err = os.Stdout.Write(b.Bytes())
 	return err

@@ -18,7 +18,7 @@ const module = "github.com/shale-image/shale/"
 // layers lists the packages from the bottom to the top. A package may import
 // those of lower layers, and below its own directory; of its own layer none.
 var layers = [][]string{
-	{"chunk", "trust", "keeper", "loader"},
+	{"chunk", "trust", "keeper", "loader", "replace"},
 	{"index", "blob"},
 	{"erofs", "index/zran", "index/zframe", "index/artifact", "blob/internal", "blob/retry", "blob/count", "blob/choose", "pool"},
 	{"index/layer", "index/stream", "blob/memblob", "blob/dirblob", "blob/httpblob"},
@@ -35,6 +35,7 @@ var layers = [][]string{
 // only lists modules that a single package may import.
 var only = map[string]string{
 	"github.com/google/go-containerregistry": "image",
+	"github.com/google/renameio/v2":          "replace",
 	"github.com/spf13/cobra":                 "cmd",
 	"github.com/vbauerster/mpb":              "cmd",
 	"github.com/opencontainers/runtime-spec": "runtime",

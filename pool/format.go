@@ -8,10 +8,9 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/index"
+	"github.com/shale-image/shale/replace"
 )
 
 // The file format is {"format":"shale-pool","version":1}. Its version speaks
@@ -89,7 +88,7 @@ func initialize(dir, name, segments string) error {
 	if len(has) > 0 {
 		return fmt.Errorf("%s: %w: there are segments but no such file; restore it, or remove the pool's directory, what it holds is fetched again", name, chunk.ErrCorrupt)
 	}
-	if err := renameio.WriteFile(name, encodeFormat(firstVersion), 0o600); err != nil {
+	if err := replace.File(name, encodeFormat(firstVersion), 0o600); err != nil {
 		return noSpace(err)
 	}
 	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))

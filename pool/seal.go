@@ -9,10 +9,10 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/chunk"
+	"github.com/shale-image/shale/replace"
 )
 
 // A segment of which all is here can be sealed where the file system has fs-verity
@@ -331,7 +331,7 @@ func (p *Pool) allowSeals() error {
 	if v, err := readFormat(name); err != nil || v >= sealVersion {
 		return err
 	}
-	if err := renameio.WriteFile(name, encodeFormat(sealVersion), 0o600); err != nil {
+	if err := replace.File(name, encodeFormat(sealVersion), 0o600); err != nil {
 		return noSpace(err)
 	}
 	return syncDir(dir)

@@ -8,10 +8,9 @@ import (
 	"slices"
 	"text/tabwriter"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/shale-image/shale/bench/debian"
 	"github.com/shale-image/shale/bench/start/cold"
+	"github.com/shale-image/shale/replace"
 )
 
 // report is all that was measured.
@@ -72,5 +71,5 @@ func (r *report) write(name string) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(name, append(p, '\n'), 0o644)
+	return replace.File(name, append(p, '\n'), 0o644)
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/shale-image/shale/daemon"
@@ -16,6 +15,7 @@ import (
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/replace"
 	"github.com/shale-image/shale/runtime"
 	"github.com/shale-image/shale/trace"
 )
@@ -210,7 +210,7 @@ func (o *optimizeFlags) pack(ctx context.Context, repo *image.Repository, img *i
 		out.ContentBytes += made.Table.Bytes(r)
 	}
 	if o.output != "" {
-		if err := renameio.WriteFile(o.output, made.Bytes, 0o644); err != nil {
+		if err := replace.File(o.output, made.Bytes, 0o644); err != nil {
 			return nil, err
 		}
 	}

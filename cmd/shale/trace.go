@@ -9,12 +9,12 @@ import (
 	"os"
 	"strings"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/fleet"
 	"github.com/shale-image/shale/image"
+	"github.com/shale-image/shale/replace"
 	"github.com/shale-image/shale/trace"
 )
 
@@ -74,7 +74,7 @@ func writeTrace(name string, t *trace.Trace) error {
 		}
 		return errors.Join(t.Encode(f), f.Close())
 	}
-	f, err := renameio.NewPendingFile(name, renameio.WithPermissions(0o644))
+	f, err := replace.Begin(name, 0o644)
 	if err != nil {
 		return err
 	}
@@ -233,7 +233,7 @@ func (g *globals) findTrace(ctx context.Context, name, platform string, referrer
 }
 
 func drawTrace(name string, t *trace.Trace, title string) error {
-	f, err := renameio.NewPendingFile(name, renameio.WithPermissions(0o644))
+	f, err := replace.Begin(name, 0o644)
 	if err != nil {
 		return err
 	}
