@@ -246,6 +246,19 @@ func (c *Config) check(path string) error {
 	if c.IndexTrust == "signed" && len(c.IndexKeys) == 0 {
 		return fmt.Errorf("%s: index_trust is signed, but index_keys has no key that could have", path)
 	}
+	js, err := json.Marshal(c.Limits)
+	limits := map[string]int64{}
+	if err == nil {
+		err = json.Unmarshal(js, &limits)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: limits: %w", path, err)
+	}
+	for name, n := range limits {
+		if n < 0 {
+			return fmt.Errorf("%s: limits: %s is %d: want a positive number, or 0 for the default", path, name, n)
+		}
+	}
 	switch c.Indexes {
 	case "", IndexesKeep, IndexesShare:
 	default:

@@ -70,6 +70,8 @@ func TestBad(t *testing.T) {
 		`{"index_keys": ["team.pub"]}`:                        "absolute",
 		`{"index_keys": ["/nowhere/team.pub"]}`:               "index_keys: open /nowhere/team.pub",
 		`{"index_trust": "signed"}`:                           "no key",
+		`{"limits": {"entries": -1}}`:                         "entries is -1",
+		`{"limits": {"manifest_bytes": -4096}}`:               "manifest_bytes is -4096",
 		`{"read_timeout": "0s"}`:                              "at least 1s",
 		`{"read_timeout": "soon"}`:                            "at least 1s",
 		`{"read_timeout": "off"}`:                             "at least 1s",
