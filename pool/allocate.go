@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -11,16 +12,36 @@ import (
 	"github.com/shale-image/shale/chunk"
 )
 
-// allocated are the granules of a segment that have disk space of their own before
-// they are here. Where bytes are read as zeros tells nothing anyway: what is here is
+// allocated are the granules of a segment that have disk space of their own, which is
+// counted, before they are here: what was set aside, or was here until the disk lost a
+// write. Where bytes are read as zeros tells nothing anyway: what is here is
 // told by presence alone. It is of this process; a later one asks for it again.
-type allocated struct{ bits atomic.Pointer[bitmap] } // replaced as a whole
+type allocated struct{ bits atomic.Pointer[bitmap] } // replaced as a whole, with stores held for writing
 
 func (a *allocated) all() bitmap {
 	if b := a.bits.Load(); b != nil {
 		return *b
 	}
 	return nil
+}
+
+// add adds granules.
+func (a *allocated) add(granules bitmap) {
+	b := slices.Clone(granules)
+	for w, had := range a.all() {
+		b[w] |= had
+	}
+	a.bits.Store(&b)
+}
+
+// drop removes granules.
+func (a *allocated) drop(granules bitmap) {
+	if b := slices.Clone(a.all()); b != nil {
+		for w := range b {
+			b[w] &^= granules[w]
+		}
+		a.bits.Store(&b)
+	}
 }
 
 // Allocate has the disk space of all chunks that refs names and that are not here set
@@ -54,12 +75,12 @@ func (s *Segment) setAside(named bitmap) error {
 	if named.empty() {
 		return nil
 	}
-	both := make(bitmap, len(s.presence.live))
-	copy(both, s.allocated.all())
+	had, more := s.allocated.all(), make(bitmap, len(s.presence.live))
 	var places []Entry
 	var bytes int64
 	for _, e := range s.table.byPlace() {
-		if from, to := e.granules(); named.overlaps(from, to) && !s.presence.has(from, to) && both.take(from, to) {
+		if from, to := e.granules(); named.overlaps(from, to) && !s.presence.has(from, to) && !had.overlaps(from, to) {
+			more.take(from, to)
 			places = append(places, e)
 			bytes += pages(int64(e.Size))
 		}
@@ -82,7 +103,7 @@ func (s *Segment) setAside(named bitmap) error {
 	before := s.disk()
 	err := s.reserve(places)
 	s.quota.give(bytes - (s.disk() - before))
-	s.allocated.bits.Store(&both) // also if it is a part only: then giveBack knows it
+	s.allocated.add(more) // also if it is a part only: then giveBack knows it
 	return err
 }
 
@@ -124,7 +145,6 @@ func (s *Segment) giveBack(named bitmap) error {
 	s.stores.Lock()
 	defer s.stores.Unlock()
 	if s.sealed.Load() { // what is above what is here is the file system's
-		s.allocated.bits.Store(nil)
 		return nil
 	}
 	word := func(b bitmap, w int) uint64 {
@@ -134,21 +154,17 @@ func (s *Segment) giveBack(named bitmap) error {
 		return 0
 	}
 	n := s.Size / chunk.Block
-	free, keep := make(bitmap, words(n)), make(bitmap, words(n))
+	free := make(bitmap, words(n))
 	for w := range free {
 		set := word(had, w)
 		if left {
 			set = mask(int64(w), 0, n)
 		}
 		free[w] = set &^ word(named, w) &^ s.presence.live[w].Load()
-		keep[w] = word(had, w) & word(named, w)
 	}
 	before := s.disk()
 	err := s.punch(free)
 	s.quota.give(before - s.disk())
-	if err == nil {
-		s.allocated.bits.Store(&keep)
-	}
 	return err
 }
 

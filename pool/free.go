@@ -140,5 +140,6 @@ func (s *Segment) punch(granules bitmap) error {
 			return fmt.Errorf("free %d bytes at offset %d of %s: %w", size, off, s.Path(), err)
 		}
 	}
+	s.allocated.drop(granules)
 	return nil
 }

@@ -175,20 +175,21 @@ func (p *presence) promote(synced bitmap) error {
 	return err
 }
 
-// distrust forgets what is live but not durable, as its disk has lost a write. That may
+// distrust forgets what is live but not durable, and returns it, as its disk has lost a write. That may
 // have been one of the file system's own, of where the bytes of files are, too: so what
 // was durable is used on, and looked at in the next session, like all that comes in this.
-func (p *presence) distrust() error {
+func (p *presence) distrust() (forgotten bitmap, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.kept == nil {
 		p.kept = slices.Clone(p.durable)
 	}
+	forgotten = make(bitmap, len(p.live))
 	for w := range p.live { // also what cannot be written
-		p.live[w].And(p.kept[w])
+		forgotten[w] = p.live[w].And(p.kept[w]) &^ p.kept[w]
 		p.durable[w] = 0
 	}
-	return p.write(0, words(p.granules), func(w int64) (uint64, uint64, bool) {
+	return forgotten, p.write(0, words(p.granules), func(w int64) (uint64, uint64, bool) {
 		return p.live[w].Load(), 0, true
 	})
 }

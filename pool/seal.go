@@ -275,6 +275,7 @@ func (s *Segment) replace(f *os.File) error {
 		return errors.Join(fmt.Errorf("unseal %s: %w", s.Path(), noSpace(err)), f.Close())
 	}
 	err = syncDir(s.dir)
+	s.allocated.bits.Store(nil)
 	s.sealed.Store(false)
 	return errors.Join(err, s.data.Swap(f).Close())
 }

@@ -336,7 +336,9 @@ func (s *Segment) sync() error {
 		// The kernel reports a failed write once, and may then drop the bytes
 		// from its cache as if they had been written.
 		s.stores.Lock()
-		err = errors.Join(err, s.presence.distrust())
+		forgotten, e := s.presence.distrust()
+		err = errors.Join(err, e)
+		s.allocated.add(forgotten) // who reads them may be the kernel: their bytes stay
 		s.epoch.Add(1)
 		s.stores.Unlock()
 	}
