@@ -130,6 +130,9 @@ func (p *presence) set(from, to int64, fresh func(g int64)) error {
 func (p *presence) drop(granules bitmap) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for w := range p.kept {
+		p.kept[w] &^= granules[w]
+	}
 	err := p.change(0, words(p.granules), func(w int64, live, durable uint64) (uint64, uint64) {
 		return live &^ granules[w], durable &^ granules[w]
 	})

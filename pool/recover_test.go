@@ -417,6 +417,28 @@ func TestMountedAnew(t *testing.T) {
 	}
 }
 
+// TestLostTwice: what was durable when a write was lost, and has come again since, is
+// believed no more when another one is.
+func TestLostTwice(t *testing.T) {
+	p := open(t, quickDir(t))
+	es := entries(0, 1)
+	s := create(t, p, es)
+	store(t, s, es[0].Off, content(0))
+	if err := p.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	for lost := range 2 {
+		store(t, s, es[0].Off, content(0))
+		failSync(t, p, s)
+		if here := s.Present(es[0].Off, 1); here != (lost == 0) {
+			t.Errorf("after %d lost writes: %v", lost+1, here)
+		}
+		if _, err := p.Evict(&References{}, math.MaxInt64); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestLostWrite: after a write was lost nothing of the segment is believed in the next
 // session without a look; within this one what was synced before is used on.
 func TestLostWrite(t *testing.T) {
