@@ -1,15 +1,17 @@
 package image_test
 
 import (
+	"bufio"
 	"fmt"
-	"net"
-	"net/http"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"testing"
-	"time"
 )
+
+var listening = regexp.MustCompile(`msg="listening on (127\.0\.0\.1:[0-9]+)"`)
 
 // debianRegistry starts Debian's docker-registry, with more configuration, on
 // a free loopback port, and returns its host:port.
@@ -19,44 +21,40 @@ func debianRegistry(t *testing.T, extra string) string {
 	if err != nil {
 		t.Skip("docker-registry is not installed (Debian: apt install docker-registry)")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage:\n  filesystem: {rootdirectory: %s}\nhttp: {addr: %s}\n%s", filepath.Join(dir, "data"), addr, extra)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: info, accesslog: {disabled: true}}\nstorage:\n  filesystem: {rootdirectory: %s}\nhttp: {addr: 127.0.0.1:0}\n%s", filepath.Join(dir, "data"), extra)
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, "serve", conf)
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	out, err := os.Create(filepath.Join(dir, "log"))
+	log, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer out.Close()
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
+	cmd.Stdout, cmd.Stderr = w, w
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		log.Close()
 		t.Fatal(err)
 	}
+	said := bufio.NewReader(log)
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
+		log.Close()
 	})
-	tr := &http.Transport{}
-	defer tr.CloseIdleConnections()
-	for range 300 {
-		resp, err := (&http.Client{Transport: tr}).Get("http://" + addr + "/v2/")
-		if err == nil {
-			resp.Body.Close()
-			return addr
+	var all string
+	for {
+		line, err := said.ReadString('\n')
+		if m := listening.FindStringSubmatch(line); m != nil { // the kernel takes connections
+			go io.Copy(io.Discard, said)
+			return m[1]
 		}
-		time.Sleep(50 * time.Millisecond)
+		if all += line; err != nil {
+			t.Fatalf("docker-registry does not listen: %s", all)
+		}
 	}
-	p, _ := os.ReadFile(out.Name())
-	t.Fatalf("docker-registry does not answer: %s", p)
-	return ""
 }
