@@ -21,8 +21,8 @@ const (
 	// cut").
 	Size = 64 << 10
 
-	// Earlier is what Size was before. An index of that time is compared with layers
-	// that are cut likewise.
+	// Earlier is what Size was before. Layers of an image that is known since that time
+	// are cut likewise.
 	Earlier = 128 << 10
 
 	// Block is the granule of presence and of proof: what is on the node is

@@ -88,8 +88,13 @@ func (s *store) reread(ctx context.Context, digest string, repo *image.Repositor
 	}
 	defer unlock()
 	dir := s.path(digest)
-	if _, err := s.loadRecord(digest); err != nil {
+	rec, err := s.loadRecord(digest)
+	if err != nil {
 		return "", err // it has been removed
+	}
+	cut, err := s.cut(rec)
+	if err != nil {
+		return "", err
 	}
 	img, err := repo.At(digest).Resolve(ctx, image.Platform{})
 	if err != nil {
@@ -106,14 +111,13 @@ func (s *store) reread(ctx context.Context, digest string, repo *image.Repositor
 	if check {
 		made = ""
 	}
-	out, err := s.read(ctx, repo, img, made, foreign, slow, progress)
+	out, err := s.read(ctx, repo, img, made, cut, foreign, slow, progress)
 	switch {
 	case check && (err == nil || errors.Is(err, index.ErrLimit) || errors.Is(err, index.ErrUnsupported)):
 		if err != nil { // and never will be
 			s.log.Warn("layers cannot be compared with the config of their image", "digest", digest, "err", err)
 		}
-		rec, err := s.loadRecord(digest)
-		if err != nil {
+		if rec, err = s.loadRecord(digest); err != nil { // as it is now
 			return "", err
 		}
 		rec.Checked = true
@@ -130,8 +134,7 @@ func (s *store) reread(ctx context.Context, digest string, repo *image.Repositor
 	default:
 		return "", err
 	}
-	rec, err := s.loadRecord(digest)
-	if err != nil {
+	if rec, err = s.loadRecord(digest); err != nil {
 		return "", err
 	}
 	rec.Wrong = out.Wrong
@@ -145,6 +148,17 @@ func (s *store) reread(ctx context.Context, digest string, repo *image.Repositor
 		return out.Wrong, err
 	}
 	return "", errors.Join(os.RemoveAll(filepath.Join(dir, foreignFile)), os.RemoveAll(filepath.Join(dir, foreignFile+".json")))
+}
+
+// cut returns at which multiples files were cut of what an image was linked to: who has it
+// mounted finds only content that is cut likewise, whoever has made its index, and when.
+func (s *store) cut(rec *record) (uint32, error) {
+	l, err := s.link(rec)
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return reader.CutLike(l.Chunks(), func(i int) uint32 { return l.Chunk(i).Size }), nil
 }
 
 // intact returns nil if all layers can be had as the manifest has them.

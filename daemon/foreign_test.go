@@ -28,6 +28,7 @@ type indexedImage struct {
 	ref  string
 	repo *image.Repository
 	img  *image.Image
+	side image.Descriptor // of its index
 }
 
 // indexed makes an image; its config says of its layer what it unpacks to, if diffID
@@ -68,6 +69,7 @@ func indexedAt(t *testing.T, cut uint32, diffID string, lie func(*index.Tree)) *
 	}
 	_, err = reader.Push(background, x.repo, x.img, made)
 	x.must(err)
+	x.side = made.Side
 	return x
 }
 
@@ -90,9 +92,14 @@ func (x *indexedImage) push(mediaType string, p []byte) {
 	x.must(x.repo.PushBlob(background, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }))
 }
 
+// path is the node's directory of the image.
+func (x *indexedImage) path() string {
+	return filepath.Join(x.c.Root, "images", strings.TrimPrefix(x.img.ManifestDigest, "sha256:"))
+}
+
 func (x *indexedImage) record() (r record) {
 	x.t.Helper()
-	js, err := os.ReadFile(filepath.Join(x.c.Root, "images", strings.TrimPrefix(x.img.ManifestDigest, "sha256:"), "record"))
+	js, err := os.ReadFile(filepath.Join(x.path(), "record"))
 	x.must(err)
 	x.must(json.Unmarshal(js, &r))
 	return r

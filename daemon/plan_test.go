@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index/estargz"
 	"github.com/shale-image/shale/index/estargz/estargztest"
@@ -77,7 +78,13 @@ func newLayeredAt(t *testing.T, ref string, layer, archive []byte, annotations m
 // index pushes what shale index does.
 func (x *layered) index(t *testing.T) *layered {
 	t.Helper()
-	made, err := reader.Make(background, reader.Job{Manifest: x.img.ManifestDigest, Layers: x.img.Layers, DiffIDs: x.img.Config.DiffIDs,
+	return x.indexAt(t, chunk.Size)
+}
+
+// indexAt is index with files cut at multiples of cut.
+func (x *layered) indexAt(t *testing.T, cut uint32) *layered {
+	t.Helper()
+	made, err := reader.Make(background, reader.Job{Manifest: x.img.ManifestDigest, Layers: x.img.Layers, DiffIDs: x.img.Config.DiffIDs, Cut: cut,
 		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return x.repo.Blob(ctx, x.img.Layers[n]) }})
 	must(t, err)
 	t.Cleanup(func() { made.Close() })

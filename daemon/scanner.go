@@ -84,15 +84,7 @@ func scanner() (err error) {
 	}
 	b.Limit(o.Room)
 	o.Job.Keep, o.Job.TempDir = b.Add, o.Dir
-	var told *index.Tree
-	var refused error
-	if o.Foreign != nil {
-		o.Foreign.File = os.NewFile(uintptr(firstFile+len(o.Job.Layers)), o.Foreign.Name)
-		o.Job.Places = o.Foreign.Kind == reader.SOCI
-		if told, refused = o.Foreign.Tree(); refused == nil {
-			o.Job.CutLike(told)
-		}
-	}
+	o.Job.Places = o.Foreign != nil && o.Foreign.Kind == reader.SOCI
 	made, err := reader.Make(ctx, o.Job)
 	if err != nil {
 		return errors.Join(err, b.Abort())
@@ -109,7 +101,9 @@ func scanner() (err error) {
 	}
 	var out scanned
 	if o.Foreign != nil {
-		err := refused
+		o.Foreign.File = os.NewFile(uintptr(firstFile+len(o.Job.Layers)), o.Foreign.Name)
+		o.Foreign.Cut = o.Job.Cut
+		told, err := o.Foreign.Tree()
 		if err == nil {
 			err = identify(told, made, filepath.Join(o.Dir, originsFile))
 		}
@@ -159,7 +153,7 @@ func keepFile(path string, content io.Reader) error {
 // scan has the layers of an image read, and returns its index, whose files are
 // in dir. The caller closes it.
 func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Image, dir string, progress func(Progress)) (*reader.Raw, error) {
-	if _, err := s.read(ctx, repo, img, dir, nil, nil, progress); err != nil {
+	if _, err := s.read(ctx, repo, img, dir, 0, nil, nil, progress); err != nil {
 		return nil, err
 	}
 	return localIndex(dir, img.ManifestDigest, img.Layers, s.limits())
@@ -170,18 +164,19 @@ func (s *store) scan(ctx context.Context, repo *image.Repository, img *image.Ima
 const readTries = 4
 
 // read is scan that compares what is made with an index from elsewhere, if there
-// is one. With a pace layers are fetched one after the other, and at that. Without a
-// dir nothing is made, and the layers are compared with the image's config.
-func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, slow *pace, progress func(Progress)) (scanned, error) {
-	out, err := s.readOnce(ctx, repo, img, dir, foreign, slow, progress)
+// is one. Files are cut at multiples of cut, if that is not 0. With a pace layers are
+// fetched one after the other, and at that. Without a dir nothing is made, and the layers
+// are compared with the image's config.
+func (s *store) read(ctx context.Context, repo *image.Repository, img *image.Image, dir string, cut uint32, foreign *reader.Raw, slow *pace, progress func(Progress)) (scanned, error) {
+	out, err := s.readOnce(ctx, repo, img, dir, cut, foreign, slow, progress)
 	for tries := 1; tries < readTries && errors.Is(err, image.ErrElsewhere); tries++ {
 		s.log.Warn("layers are read again", "ref", repo.Ref().String(), "err", err)
-		out, err = s.readOnce(ctx, repo, img, dir, foreign, slow, progress)
+		out, err = s.readOnce(ctx, repo, img, dir, cut, foreign, slow, progress)
 	}
 	return out, err
 }
 
-func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image.Image, dir string, foreign *reader.Raw, slow *pace, progress func(Progress)) (out scanned, _ error) {
+func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image.Image, dir string, cut uint32, foreign *reader.Raw, slow *pace, progress func(Progress)) (out scanned, _ error) {
 	var ours, theirs []*os.File
 	defer func() {
 		for _, f := range append(ours, theirs...) {
@@ -204,7 +199,7 @@ func (s *store) readOnce(ctx context.Context, repo *image.Repository, img *image
 		room = n
 	}
 	var done atomic.Int64
-	o := scanOrder{Room: room, Job: reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Limits: s.limits()}, Pool: s.poolDir, Dir: dir, Foreign: foreign}
+	o := scanOrder{Room: room, Job: reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs, Cut: cut, Limits: s.limits()}, Pool: s.poolDir, Dir: dir, Foreign: foreign}
 	files := theirs
 	if foreign != nil {
 		files = append(slices.Clone(theirs), foreign.File)

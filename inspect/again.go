@@ -30,7 +30,8 @@ func (c *checker) again(ctx context.Context) error {
 		Open: func(ctx context.Context, n int) (io.ReadCloser, error) { return c.im.repo.Blob(ctx, m.Layers[n]) }}
 	has, says := &contents{}, &contents{}
 	if c.im.Kind == reader.Index {
-		job.CutLike(c.im.Tree)
+		chunks := c.im.Tree.Chunks
+		job.Cut = reader.CutLike(len(chunks), func(i int) uint32 { return chunks[i].Size })
 	} else {
 		job.Keep = func(d chunk.Digest, p []byte) error {
 			has.add(d, p)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"sort"
 	"strings"
 	"sync/atomic"
@@ -49,12 +48,17 @@ type Job struct {
 	Limits  index.Limits
 }
 
-// CutLike has files cut as those of an index that Shale has made, now or earlier.
-func (j *Job) CutLike(t *index.Tree) {
-	j.Cut = chunk.Size
-	if slices.ContainsFunc(t.Chunks, func(c index.Chunk) bool { return c.Size > chunk.Size }) {
-		j.Cut = chunk.Earlier
+// CutLike returns how files are cut that have n chunks of such sizes, if Shale has, now
+// or earlier.
+func CutLike(n int, size func(int) uint32) uint32 {
+	largest := uint32(0)
+	for i := range n {
+		largest = max(largest, size(i))
 	}
+	if largest > chunk.Size && largest <= chunk.Earlier {
+		return chunk.Earlier
+	}
+	return chunk.Size
 }
 
 // Made is an index that was made.

@@ -374,3 +374,17 @@ func TestForeignIndex(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCutLike: what Shale has never cut says nothing.
+func TestCutLike(t *testing.T) {
+	for want, all := range map[uint32][][]uint32{
+		chunk.Size:    {nil, {1, chunk.Size}, {chunk.Earlier, chunk.Earlier + 1}, {chunk.MaxSize}},
+		chunk.Earlier: {{1, chunk.Size + 1}, {chunk.Earlier, 5}},
+	} {
+		for _, sizes := range all {
+			if got := CutLike(len(sizes), func(i int) uint32 { return sizes[i] }); got != want {
+				t.Errorf("%v: %d, want %d", sizes, got, want)
+			}
+		}
+	}
+}

@@ -87,6 +87,8 @@ type Raw struct {
 	// index of a SOCI image: scan.Options.Keep. It may be nil.
 	Keep func(chunk.Digest, []byte) error `json:"-"`
 
+	Cut uint32 `json:"-"` // of SOCI, whose indexes do not say it: scan.Options.Cut
+
 	Packs []PackRef `json:"-"` // start packs beside it, if Options.Start asked for them
 	Pack  *Pack     `json:"-"` // that of them which fits the start, on its way; nil if there is none
 

@@ -186,13 +186,13 @@ func (r *Raw) readPart(i int) (*scan.Layer, error) {
 	if p.Ztoc == "" {
 		// Nobody will fetch it again: one span is enough.
 		return scan.Scan(context.Background(), io.NewSectionReader(r.File, p.At, p.Size), "layer "+l.Digest,
-			scan.Options{Limits: r.Limits, TempDir: r.TempDir, Keep: r.Keep, Every: math.MaxInt64})
+			scan.Options{Limits: r.Limits, Cut: r.Cut, TempDir: r.TempDir, Keep: r.Keep, Every: math.MaxInt64})
 	}
 	b := make([]byte, p.Size)
 	if _, err := r.File.ReadAt(b, p.At); err != nil {
 		return nil, err
 	}
-	z, err := soci.Read(b, soci.Subject{Layer: l.Digest, Size: l.Size, Ztoc: p.Ztoc}, r.Limits)
+	z, err := soci.Read(b, soci.Subject{Layer: l.Digest, Size: l.Size, Ztoc: p.Ztoc, Cut: r.Cut}, r.Limits)
 	if err != nil {
 		return nil, err
 	}

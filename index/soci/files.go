@@ -1,6 +1,7 @@
 package soci
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
@@ -111,8 +112,9 @@ func (r *reader) records(f int, left *int64) map[string]string {
 
 // cut gives a file its content, which lies in the archive in one piece.
 func (r *reader) cut(ino *index.Inode, at int64) {
-	for off := int64(0); off < ino.Size; off += chunk.Size {
-		n := uint32(min(chunk.Size, ino.Size-off))
+	cut := int64(cmp.Or(r.of.Cut, chunk.Size))
+	for off := int64(0); off < ino.Size; off += cut {
+		n := uint32(min(cut, ino.Size-off))
 		ino.Extents = append(ino.Extents, index.Extent{Off: off, Chunk: uint32(len(r.out.Chunks))})
 		r.out.Chunks = append(r.out.Chunks, index.Chunk{Digest: r.of.origin(at+off, n), Size: n, Offset: at + off})
 	}

@@ -34,6 +34,7 @@ type Subject struct {
 	Layer string // digest of the layer
 	Size  int64  // of the layer, as it is stored
 	Ztoc  string // digest of the ztoc
+	Cut   uint32 // the size of chunks, which it does not say; default chunk.Size
 }
 
 // Read reads a ztoc, which must be verified. Errors wrap index.ErrCorrupt,
