@@ -398,6 +398,30 @@ func TestProgramComes(t *testing.T) {
 	eventually(t, "the image's program is fetched", func() bool { return mountStatus(t, c, m.ID).Source.Bytes > 0 })
 }
 
+// TestProgramOfPack: where a pack is to come the program is left to it, also while it has
+// not begun to.
+func TestProgramOfPack(t *testing.T) {
+	p := newPacks(t, strings.TrimSuffix(windowed(t), "shale")+"plain", false)
+	m := p.push(p.record([]string{"/big"}, halves(t)), nil)
+	p.mu.Lock()
+	p.spoil = func(_ http.ResponseWriter, r *http.Request) bool {
+		hangs := strings.HasSuffix(r.URL.Path, m.Blob.Digest)
+		if hangs {
+			<-r.Context().Done()
+		}
+		return hangs
+	}
+	p.mu.Unlock()
+	p.requests()
+	c := service(t)
+	dir, _ := attachAs(t, c, p.ref, Place{Command: []string{"/big"}, NoComplete: true})
+	unmount(t, c, dir)
+	end(t, c)
+	if asked := p.requests(); !contains(asked, m.Blob.Digest) || contains(asked, p.img.Layers[0].Digest) {
+		t.Errorf("requests %v, want one of the pack and none of the layer", asked)
+	}
+}
+
 // TestPackLater: a node that has an image asks for another of its packs when it is
 // of use.
 func TestPackLater(t *testing.T) {

@@ -154,6 +154,31 @@ func TestEdgesBounded(t *testing.T) {
 	}
 }
 
+// TestEdgesExpire: what is kept is for so long after the last of it has come, however much it
+// is used.
+func TestEdgesExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var e edges
+		kept := func(number int) bool {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			return e.get(number, 0) != nil
+		}
+		for i := range 2 {
+			e.put(&edge{number: i, stored: make([]byte, 10)})
+			time.Sleep(edgesTime - time.Nanosecond)
+			if !kept(0) || !kept(i) {
+				t.Error("something is gone too early")
+			}
+		}
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		if kept(0) || kept(1) || e.size != 0 || e.order.Len() != 0 {
+			t.Errorf("%d bytes are kept", e.size)
+		}
+	})
+}
+
 // TestWrongEdge: bytes that were wrong when they came, where nobody looked, do no harm.
 func TestWrongEdge(t *testing.T) {
 	for name, b := range layers(t, 3<<20) {
