@@ -195,6 +195,36 @@ func TestEdgesApart(t *testing.T) {
 	}
 }
 
+// TestEdgesNear: a span that another request brings is used if that has no more to bring before
+// it than this one, and near.
+func TestEdgesNear(t *testing.T) {
+	const size, near = 100, 30
+	var spans []index.Span
+	for i := range int64(5) {
+		spans = append(spans, index.Span{Start: i * size, Size: size, Offset: i * size, Length: size, Codec: 1})
+	}
+	for _, c := range []struct {
+		kept, coming int // the first spans, and one
+		ahead        int64
+	}{{0, 0, near}, {2, 2, near}, {0, 4, near + 4*size}, {2, 4, near + 2*size}} {
+		for more := range int64(2) {
+			var e edges
+			for i := range c.kept {
+				e.put(&edge{number: i, span: spans[i], stored: make([]byte, size)})
+			}
+			x := &edge{number: c.coming, span: spans[c.coming], at: new(atomic.Int64)}
+			x.at.Store(x.span.Offset - c.ahead - more)
+			e.coming = map[int]*edge{c.coming: x}
+			n := &ends{edges: &e, spans: spans}
+			e.find(n, 0, 5*size, false, near)
+			if used := slices.Contains(n.others(), x); used != (more == 0) {
+				t.Errorf("%+v, and %d more: %v", c, more, used)
+			}
+			e.clear()
+		}
+	}
+}
+
 // TestPlanOverKept: a plan passes over spans that are kept as it does over gaps, and else ends
 // with them.
 func TestPlanOverKept(t *testing.T) {
