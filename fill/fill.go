@@ -160,6 +160,7 @@ type Image struct {
 	edges    edges
 	loads    loads
 	rescue   rescue
+	told     atomic.Pointer[told] // while they are fetched
 	record   *record
 	landing  atomic.Pointer[landing] // the start pack that is arriving, if one is
 	landed   atomic.Bool             // one is here, or on its way

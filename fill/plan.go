@@ -38,8 +38,13 @@ func (im *Image) reach() (window, beyond int64) {
 
 // plan lists chunk i, which is missing, and those behind it that one request
 // should bring: missing chunks of the same file, then of the files behind it;
-// and, if they lie near enough, all those before hi. e.mu is held.
+// and, if they lie near enough, all those before hi. Who is told what will be read brings that.
+// e.mu is held.
 func (im *Image) plan(i, hi int) []want {
+	if t := im.told.Load(); t != nil && (*t)[i] {
+		_, end := im.run(i, *t)
+		return im.collect(i, max(hi, end), 0, 0)
+	}
 	window, beyond := im.reach()
 	if window <= 2*im.engine.opt.Window { // else round trips count more
 		if n, ok := im.loads.window(i); ok {

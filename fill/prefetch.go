@@ -69,25 +69,30 @@ func (im *Image) front(i int, end int64) []want {
 // link with what a reader may want next, and are not what it waits for.
 const orderedRequests = 4
 
+// told are the chunks, by number, of which FetchInOrder knows that they will be read.
+type told map[int]bool
+
 // FetchInOrder brings chunks, in this order, before somebody asks for them: what other
-// nodes have read at such a start. Those that lie side by side come by one request.
-// While a reader waits for a request only one is in flight, of half of what a round trip
-// is worth: none at all would be late where round trips are long. What it is told need not be
+// nodes have read at such a start. Those that lie side by side come by one request, and while it
+// has not returned with what a reader waits for, too. While one does only one request is in flight:
+// none at all would be late where round trips are long. What it is told need not be
 // true: chunks that the image does not have are passed over. It returns when the last
 // request is made. The caller sees to it that it has returned before Close.
 func (im *Image) FetchInOrder(ctx context.Context, wanted []pool.Entry) {
 	entries := slices.Clone(wanted)
 	var order []int // positions in the map
-	among := map[int]bool{}
+	t := told{}
 	for i, s := range im.engine.pool.Lookup(entries) {
 		if s == nil {
 			continue
 		}
 		if p := im.place(s.ID, entries[i]); p.segment != nil {
 			n := im.linked.Find(p.flat)
-			order, among[n] = append(order, n), true
+			order, t[n] = append(order, n), true
 		}
 	}
+	im.told.Store(&t)
+	defer im.told.Store(nil)
 	turn := make(chan struct{}, orderedRequests)
 	for _, n := range order {
 		select {
@@ -100,7 +105,7 @@ func (im *Image) FetchInOrder(ctx context.Context, wanted []pool.Entry) {
 		if im.standBack(ctx, func() bool { return len(turn) == 1 }) != nil {
 			return
 		}
-		wants := im.among(n, among)
+		wants := im.among(n, t)
 		if len(wants) == 0 { // it is here, or on its way
 			<-turn
 			continue
@@ -124,20 +129,56 @@ func (im *Image) standBack(ctx context.Context, only func() bool) error {
 	}
 }
 
-// among claims chunk n and others by one request, up to the last that is among
-// those wanted.
-func (im *Image) among(n int, wanted map[int]bool) []want {
+// among claims chunk n and what of those told should come with it.
+func (im *Image) among(n int, t told) []want {
 	e := im.engine
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	window, _ := im.reach()
-	if len(im.demand) > 0 {
-		window = int64(im.worth.bytes() / 2) // at least the chunk comes
+	if im.here(im.linked.Chunk(n)) {
+		return nil
 	}
-	wants := im.collect(n, n, window, window)
-	for last := len(wants) - 1; last >= 0 && !wanted[wants[last].index]; last-- {
-		wants = wants[:last]
-	}
+	lo, hi := im.run(n, t)
+	wants := im.collect(lo, hi, 0, 0)
 	e.claim(im, wants, 0, 0)
 	return wants
+}
+
+// run returns the chunks [lo, hi) around chunk i that should come by one request, of which those at
+// both ends are told: up to one that is here, with no more between them than a quarter of what
+// a round trip is worth, and on each side no more than one request should bring. e.mu is held.
+func (im *Image) run(i int, t told) (lo, hi int) {
+	m := im.linked
+	most, _ := im.reach()
+	gap := min(maxGap, int64(im.worth.bytes()/4))
+	at := m.Stored(m.Chunk(i))
+	from, to := at.Offset, at.Offset+at.Length
+	next := func(k int) (yes, more bool) {
+		c := m.Chunk(k)
+		if c.Blob != at.Blob || t[k] && im.here(c) {
+			return false, false
+		}
+		s := m.Stored(c)
+		end := s.Offset + s.Length
+		if s.Offset-to > gap || from-end > gap || max(s.Offset-at.Offset, at.Offset-s.Offset) > most {
+			return false, false
+		}
+		if t[k] {
+			from, to = min(from, s.Offset), max(to, end)
+		}
+		return t[k], true
+	}
+	lo, hi = i, i+1
+	for k, more := i-1, true; k >= 0 && more; k-- {
+		var yes bool
+		if yes, more = next(k); yes {
+			lo = k
+		}
+	}
+	for k, more := i+1, true; k < m.Chunks() && more; k++ {
+		var yes bool
+		if yes, more = next(k); yes {
+			hi = k + 1
+		}
+	}
+	return lo, hi
 }

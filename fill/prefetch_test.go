@@ -162,3 +162,73 @@ func TestFetchInOrder(t *testing.T) {
 		x.close(t)
 	})
 }
+
+// TestTold: what is told comes with what of it lies around it and nothing else, by who fetches it in
+// order, and by who waits for some of it meanwhile. Later a reader brings what he does otherwise.
+func TestTold(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		n := newNodeIn(t, dir, Options{})
+		b := newBuilder(chunk.None)
+		b.blob()
+		b.files(cut, cut, cut, cut, cut, cut, cut) // 0 to 6
+		for range orderedRequests {
+			b.gap(2 * maxGap)
+			b.files(cut) // 7 to 10
+		}
+		b.gap(2 * maxGap)
+		b.files(cut, cut, cut, cut, cut) // 11 to 15
+		x := n.image(b)
+		tell := func(chunks ...int) (all []pool.Entry) {
+			for _, i := range chunks {
+				c := x.linked.Chunk(i)
+				all = append(all, pool.Entry{Digest: c.Digest, Size: c.Size})
+			}
+			return all
+		}
+		asks := func(from, to int) asked {
+			first, last := x.linked.Stored(x.linked.Chunk(from)), x.linked.Stored(x.linked.Chunk(to))
+			return asked{b.tree.Blobs[0].Digest, first.Offset, last.Offset + last.Length - first.Offset}
+		}
+		check := func(want ...asked) {
+			t.Helper()
+			got := n.asked()
+			slices.SortFunc(got, func(a, b asked) int { return int(a.off - b.off) })
+			if !slices.Equal(got, want) {
+				t.Errorf("asked for %+v, want %+v", got, want)
+			}
+		}
+		x.FetchInOrder(t.Context(), tell(3, 5, 2, 4))
+		x.settle()
+		check(asks(2, 5))
+
+		hold := make(chan struct{})
+		n.setFault(func(context.Context, blob.Ref, int64, int64) *memblob.Fault {
+			<-hold
+			return nil
+		})
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			x.FetchInOrder(t.Context(), tell(7, 8, 9, 10, 11, 12, 13))
+		}()
+		synctest.Wait()
+		check(asks(7, 7), asks(8, 8), asks(9, 9), asks(10, 10))
+		read := make(chan error)
+		go func() { read <- x.chunk(t, 12) }()
+		synctest.Wait()
+		check(asks(12, 13)) // not what is behind it
+		close(hold)
+		must(t, <-read)
+		<-done
+		x.settle()
+		check(asks(11, 11))
+		must(t, x.chunk(t, 14))
+		x.settle()
+		check(asks(14, 15))
+		if p := x.present(); len(p) != 13 {
+			t.Errorf("chunks %v are here", p)
+		}
+		x.close(t)
+	})
+}
