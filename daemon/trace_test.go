@@ -87,7 +87,11 @@ func TestTrace(t *testing.T) {
 	want := []string{"text/70", "etc/hello/0", "text/3"}
 	check := func(what string, tr *trace.Trace, runs int, want []string) {
 		t.Helper()
-		if got := blocks(tr); !slices.Equal(got, want) || len(tr.Runs) != runs || tr.Manifest != m.ManifestDigest {
+		got := blocks(tr)
+		if runs > 1 { // which of them was slower decides the order
+			got, want = slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))
+		}
+		if !slices.Equal(got, want) || len(tr.Runs) != runs || tr.Manifest != m.ManifestDigest {
 			t.Errorf("%s: %q in %d runs of %s, want %q in %d", what, got, len(tr.Runs), tr.Manifest, want, runs)
 		}
 	}
@@ -125,7 +129,7 @@ func TestTrace(t *testing.T) {
 	dir, m2 := attachAs(t, c, ref, exact)
 	readBlock(t, dir, "text", 3)
 	readBlock(t, dir, "text", 5)
-	both := []string{"text/70", "text/3", "etc/hello/0", "text/5"}
+	both := append(want, "text/5")
 	check("while the second runs", imageTrace(t, c, ref), 2, both)
 	tr, err = c.MountTrace(background, m2.ID)
 	if err != nil {

@@ -33,10 +33,10 @@ func TestAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := File{st.Dev, st.Ino}
-	if want := []Event{{file, 8 * block, 4 * block}, {file, 9 * block, block}}; !slices.Equal(x.events, want) {
-		t.Errorf("asked %+v, want %+v", x.events, want)
+	if want := []Event{{file, 8 * block, 4 * block}, {file, 9 * block, block}}; !slices.Equal(x.asked(), want) {
+		t.Errorf("asked %+v, want %+v", x.asked(), want)
 	}
-	x.fail = true
+	x.fail.Store(true)
 	if err := check(f.Name(), 0, block); !errors.Is(err, unix.EIO) {
 		t.Errorf("%v, want EIO", err)
 	}
@@ -51,9 +51,9 @@ func TestAnswers(t *testing.T) {
 	if err := g.Unmark(f); err != nil {
 		t.Errorf("once more: %v", err)
 	}
-	asked := len(x.events)
-	if _, err := os.ReadFile(f.Name()); err != nil || len(x.events) != asked {
-		t.Errorf("%v, asked %d more", err, len(x.events)-asked)
+	asked := len(x.asked())
+	if _, err := os.ReadFile(f.Name()); err != nil || len(x.asked()) != asked {
+		t.Errorf("%v, asked %d more", err, len(x.asked())-asked)
 	}
 	if err := g.Close(); err != nil {
 		t.Error(err)

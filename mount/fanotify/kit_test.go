@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -48,7 +50,7 @@ func content(n int64) []byte {
 type filler struct {
 	f     *os.File
 	delay func(Event)
-	fail  bool
+	fail  atomic.Bool
 
 	mu     sync.Mutex
 	here   map[int64]bool
@@ -75,7 +77,7 @@ func (x *filler) Bring(e Event) error {
 	if x.delay != nil {
 		x.delay(e)
 	}
-	if x.fail {
+	if x.fail.Load() {
 		return errors.New("not to be had")
 	}
 	for n, to := x.blocks(e); n < to; n++ {
@@ -87,6 +89,13 @@ func (x *filler) Bring(e Event) error {
 		x.mu.Unlock()
 	}
 	return nil
+}
+
+// asked are the events so far.
+func (x *filler) asked() []Event {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Clone(x.events)
 }
 
 func newFiller(f *os.File) *filler { return &filler{f: f, here: map[int64]bool{}} }
