@@ -139,15 +139,10 @@ func keepBeside(dir, digest string, content io.Reader) error {
 }
 
 func keepFile(path string, content io.Reader) error {
-	f, err := replace.Begin(path, 0o600)
-	if err != nil {
+	return replace.With(path, 0o600, func(w io.Writer) error {
+		_, err := io.Copy(w, content)
 		return err
-	}
-	defer f.Cleanup()
-	if _, err := io.Copy(f, content); err != nil {
-		return err
-	}
-	return f.CloseAtomicallyReplace()
+	})
 }
 
 // scan has the layers of an image read, and returns its index, whose files are

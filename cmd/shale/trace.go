@@ -74,15 +74,7 @@ func writeTrace(name string, t *trace.Trace) error {
 		}
 		return errors.Join(t.Encode(f), f.Close())
 	}
-	f, err := replace.Begin(name, 0o644)
-	if err != nil {
-		return err
-	}
-	defer f.Cleanup()
-	if err := t.Encode(f); err != nil {
-		return err
-	}
-	return f.CloseAtomicallyReplace()
+	return replace.With(name, 0o644, t.Encode)
 }
 
 func newTraceMerge() *cobra.Command {
@@ -233,15 +225,7 @@ func (g *globals) findTrace(ctx context.Context, name, platform string, referrer
 }
 
 func drawTrace(name string, t *trace.Trace, title string) error {
-	f, err := replace.Begin(name, 0o644)
-	if err != nil {
-		return err
-	}
-	defer f.Cleanup()
-	if err := t.SVG(f, title); err != nil {
-		return err
-	}
-	return f.CloseAtomicallyReplace()
+	return replace.With(name, 0o644, func(w io.Writer) error { return t.SVG(w, title) })
 }
 
 func printTrace(w io.Writer, t *trace.Trace) error {
