@@ -32,7 +32,6 @@ import (
 	"github.com/shale-image/shale/bench/netmodel"
 	"github.com/shale-image/shale/bench/registry"
 	"github.com/shale-image/shale/blob/retry"
-	"github.com/shale-image/shale/chunk"
 	"github.com/shale-image/shale/fill"
 	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/index"
@@ -41,6 +40,7 @@ import (
 	"github.com/shale-image/shale/mount/fusedev"
 	"github.com/shale-image/shale/pool"
 	"github.com/shale-image/shale/reader"
+	"github.com/shale-image/shale/trace"
 )
 
 func main() {
@@ -280,15 +280,17 @@ func (x *experiment) run() (_ result, err error) {
 		return result{}, err
 	}
 	t.start = time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
-		im.FetchInOrder(context.Background(), x.known)
+		im.FetchInOrder(ctx, x.known)
 	}()
 	r, err := x.start(root)
+	cancel()
 	<-told
-	if x.foresight && x.known == nil {
-		x.known = read(im)
+	if err == nil && x.foresight && x.known == nil {
+		x.known, err = read(im)
 	}
 	r.trace = t.noted()
 	r.stats = im.Stats()
@@ -303,19 +305,16 @@ func (x *experiment) run() (_ result, err error) {
 }
 
 // read lists the chunks that were read of an image, in the order of their first reads.
-func read(im *fill.Image) (all []pool.Entry) {
-	seen := map[int]bool{}
-	m := im.Linked()
-	touched, _ := im.Touched()
-	for _, t := range touched {
-		for i := m.Find(t.Flat); i < m.Chunks() && m.Chunk(i).Flat < t.Flat+chunk.Block; i++ {
-			if c := m.Chunk(i); !seen[i] {
-				seen[i] = true
-				all = append(all, pool.Entry{Digest: c.Digest, Size: c.Size})
-			}
-		}
+func read(im *fill.Image) (all []pool.Entry, err error) {
+	touches, _ := im.Touched()
+	t, err := trace.Resolve(im.Linked(), "", trace.Run{}, touches)
+	if err != nil {
+		return nil, err
 	}
-	return all
+	for _, b := range t.Blocks {
+		all = append(all, pool.Entry{Digest: b.Chunk, Size: b.Size})
+	}
+	return all, nil
 }
 
 const insideArg = "inside"
