@@ -89,7 +89,7 @@ func TestGarbageBeside(t *testing.T) {
 		t.Errorf("it notes %q", notes)
 	}
 	wholly(t, dir)
-	if _, err := os.Stat(filepath.Join(c.Root, "images", strings.TrimPrefix(p.img.ManifestDigest, "sha256:"), foreignFile)); err != nil {
+	if _, err := os.Stat(filepath.Join(imageDir(c, p.img.ManifestDigest), foreignFile)); err != nil {
 		t.Errorf("nothing to compare is kept: %v", err)
 	}
 }

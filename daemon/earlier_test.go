@@ -72,7 +72,7 @@ func TestEarlierWithoutRanges(t *testing.T) {
 			_, err = c.Pull(background, x.src, false, nil)
 			must(t, err)
 			end(t, c)
-			dir := imageDir(c, x)
+			dir := imageDir(c, x.img.ManifestDigest)
 			raw, err := (&store{}).foreign(dir)
 			must(t, err)
 			defer raw.Close()
@@ -97,13 +97,13 @@ func TestEarlierWithoutRanges(t *testing.T) {
 			t.Cleanup(srv.Close)
 			x, c := newLayeredAt(t, strings.TrimPrefix(srv.URL, "http://")+"/app:1", layer, archive, nil), service(t)
 			prepare(t, c, x)
-			l, err := link.Open(filepath.Join(imageDir(c, x), "linked"))
+			l, err := link.Open(filepath.Join(imageDir(c, x.img.ManifestDigest), "linked"))
 			must(t, err)
 			if got := l.Chunk(0).Size; got != chunk.Earlier {
 				t.Errorf("the first chunk has %d bytes", got)
 			}
 			must(t, l.Close())
-			if _, err := os.Stat(filepath.Join(imageDir(c, x), indexFile)); (err == nil) != (what == "own") {
+			if _, err := os.Stat(filepath.Join(imageDir(c, x.img.ManifestDigest), indexFile)); (err == nil) != (what == "own") {
 				t.Errorf("the node's own index: %v", err)
 			}
 			p, err := pool.Open(poolDir(c.Root))
@@ -120,9 +120,4 @@ func TestEarlierWithoutRanges(t *testing.T) {
 			}
 		})
 	}
-}
-
-// imageDir is the node's directory of an image.
-func imageDir(c *Client, x *layered) string {
-	return filepath.Join(c.Root, "images", strings.TrimPrefix(x.img.ManifestDigest, "sha256:"))
 }

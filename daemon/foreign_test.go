@@ -92,14 +92,9 @@ func (x *indexedImage) push(mediaType string, p []byte) {
 	x.must(x.repo.PushBlob(background, d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p)), nil }))
 }
 
-// path is the node's directory of the image.
-func (x *indexedImage) path() string {
-	return filepath.Join(x.c.Root, "images", strings.TrimPrefix(x.img.ManifestDigest, "sha256:"))
-}
-
 func (x *indexedImage) record() (r record) {
 	x.t.Helper()
-	js, err := os.ReadFile(filepath.Join(x.path(), "record"))
+	js, err := os.ReadFile(filepath.Join(imageDir(x.c, x.img.ManifestDigest), "record"))
 	x.must(err)
 	x.must(json.Unmarshal(js, &r))
 	return r

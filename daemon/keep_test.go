@@ -311,7 +311,7 @@ func TestRecoveryFails(t *testing.T) {
 	good, bad := layout(t), windowed(t)
 	dir, _ := attach(t, c, good)
 	lost, m := attach(t, c, bad)
-	if err := os.Remove(filepath.Join(c.Root, "images", strings.TrimPrefix(m.ManifestDigest, "sha256:"), "linked", "meta")); err != nil {
+	if err := os.Remove(filepath.Join(imageDir(c, m.ManifestDigest), "linked", "meta")); err != nil {
 		t.Fatal(err)
 	}
 	killWorker(t, c)

@@ -65,6 +65,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// imageDir is the node's directory of an image, by the digest of its manifest.
+func imageDir(c *Client, digest string) string {
+	return (&store{dir: filepath.Join(c.Root, "images")}).path(digest)
+}
+
 // service gives a client with a root directory of its own, whose service ends
 // with the test.
 func service(t testing.TB) *Client {

@@ -68,7 +68,7 @@ func TestLimits(t *testing.T) {
 	limit(1 << 20)
 	look() // its layers are read
 	end(t, c)
-	linked := filepath.Join(c.Root, "images", strings.TrimPrefix(img.ManifestDigest, "sha256:"), "linked")
+	linked := filepath.Join(imageDir(c, img.ManifestDigest), "linked")
 	if err := os.RemoveAll(linked); err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ func (x *layered) beside(t *testing.T) (out []string) {
 // shared waits until a node knows what became of its index.
 func (x *layered) shared(t *testing.T, c *Client) (out sharedIndex) {
 	t.Helper()
-	name := filepath.Join(c.Root, "images", strings.TrimPrefix(x.img.ManifestDigest, "sha256:"), sharedIndexFile)
+	name := filepath.Join(imageDir(c, x.img.ManifestDigest), sharedIndexFile)
 	eventually(t, "the index is shared, or not", func() bool {
 		js, err := os.ReadFile(name)
 		return err == nil && json.Unmarshal(js, &out) == nil
@@ -173,7 +173,7 @@ func TestShareRottenIndex(t *testing.T) {
 	t.Cleanup(s.Close)
 	x, c := unindexed(t, strings.TrimPrefix(s.URL, "http://")), service(t)
 	x.pull(t, c, false)
-	name := filepath.Join(c.Root, "images", strings.TrimPrefix(x.img.ManifestDigest, "sha256:"), indexFile)
+	name := filepath.Join(imageDir(c, x.img.ManifestDigest), indexFile)
 	p, err := os.ReadFile(name)
 	must(t, err)
 	p[len(p)/2] ^= 0x20

@@ -240,7 +240,7 @@ func TestIndexed(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, "the node goes by its own index, or what it has compared", func() bool {
-				js, err := os.ReadFile(filepath.Join(c.Root, "images", strings.TrimPrefix(p.ManifestDigest, "sha256:"), "record"))
+				js, err := os.ReadFile(filepath.Join(imageDir(c, p.ManifestDigest), "record"))
 				return err == nil && strings.Contains(string(js), fmt.Sprintf("%q", reader.Local))
 			})
 			if p, err = c.Pull(background, Source{Ref: ref, Platform: "linux/amd64"}, true, nil); err != nil || p.MissingBytes != 0 {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/shale-image/shale/config"
@@ -63,7 +62,7 @@ func TestConvertedIsLinkedOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		st, err := os.Stat(filepath.Join(c.Root, "images", strings.TrimPrefix(p.ManifestDigest, "sha256:"), "linked", "meta"))
+		st, err := os.Stat(filepath.Join(imageDir(c, p.ManifestDigest), "linked", "meta"))
 		if err != nil {
 			t.Fatal(err)
 		}
