@@ -44,7 +44,7 @@ func (s *store) openCache() error {
 		return err
 	}
 	for _, digest := range digests {
-		if mountedElsewhere(s.meta(digest)) {
+		if openElsewhere(s.meta(digest)) {
 			c.inherited[digest] = true
 		}
 	}

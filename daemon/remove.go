@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -262,10 +264,26 @@ func (s *store) linkedDirs() ([]string, error) {
 
 // mountedElsewhere tells whether something has an image's metadata open, of
 // which this service knows nothing: a direct mount that an earlier service
-// made lives on without one. The kernel gives a write lease only on a file
-// that nobody else has open, itself included. What cannot be told is in use.
+// made lives on without one. It asks again for 31 ms: what was open when a child
+// was made stays so until that has become another program, a little longer than
+// whoever made it waits.
 func mountedElsewhere(meta string) bool {
-	f, err := os.Open(meta)
+	for wait := time.Millisecond; openElsewhere(meta); wait *= 2 {
+		if wait > 16*time.Millisecond {
+			return true
+		}
+		time.Sleep(wait)
+	}
+	return false
+}
+
+// openElsewhere tells whether anything else has a file open. The kernel gives a
+// write lease only on a file that nobody has, itself included. What cannot be
+// told is in use.
+func openElsewhere(name string) bool {
+	syscall.ForkLock.RLock() // no child begins with our file
+	defer syscall.ForkLock.RUnlock()
+	f, err := os.Open(name)
 	if err != nil {
 		return !errors.Is(err, os.ErrNotExist)
 	}

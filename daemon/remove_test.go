@@ -2,9 +2,12 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -105,5 +108,36 @@ func TestDamagedSegment(t *testing.T) {
 	dir, _ = attach(t, c, ref)
 	if got, err := os.ReadFile(filepath.Join(dir, "big")); err != nil || !bytes.Equal(got, files["big"]) {
 		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// What has been read of an image's metadata is not open in a child that is being made.
+func TestRemoveWhileChildrenStart(t *testing.T) {
+	meta := filepath.Join(t.TempDir(), "meta")
+	if err := os.WriteFile(meta, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(background)
+	var children sync.WaitGroup
+	defer func() { cancel(); children.Wait() }()
+	for range 4 {
+		children.Go(func() {
+			for ctx.Err() == nil {
+				exec.CommandContext(ctx, "/bin/true").Run()
+			}
+		})
+	}
+	for i := range 500 {
+		if mountedElsewhere(meta) {
+			t.Fatalf("it is said to be mounted the time %d", i+1)
+		}
+	}
+	f, err := os.Open(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if !mountedElsewhere(meta) {
+		t.Error("open, it is said not to be mounted")
 	}
 }

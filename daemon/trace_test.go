@@ -169,11 +169,12 @@ func TestTrace(t *testing.T) {
 	if err != nil || string(bad) != "{" || lerr != nil || !strings.Contains(string(log), "set aside") {
 		t.Errorf("the damaged one is %q, %v, %v; the log says\n%s", bad, err, lerr, log)
 	}
-	if _, err := c.Remove(background, ref); err != nil {
+	removed, err := c.Remove(background, ref)
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(traceOf(c, m)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the trace of a removed image is there: %v", err)
+		t.Errorf("the trace of a removed image is there: %v, %+v", err, removed)
 	}
 }
 
