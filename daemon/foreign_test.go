@@ -237,9 +237,7 @@ func TestOtherLayers(t *testing.T) {
 			t.Errorf("mounted once more: %v", err)
 		}
 	}
-	if _, err := x.c.Remove(background, x.ref); err != nil {
-		t.Error(err)
-	}
+	remove(t, x.c, x.ref)
 }
 
 // Who removes an image does not wait for its comparison, nor does who pulls it.

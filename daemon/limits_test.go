@@ -73,9 +73,7 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	look() // by its own index
-	if _, err := c.Remove(background, s.Ref); err != nil {
-		t.Fatal(err)
-	}
+	remove(t, c, s.Ref)
 	made, err := reader.Make(background, reader.Job{Manifest: img.ManifestDigest, Layers: img.Layers, DiffIDs: img.Config.DiffIDs,
 		Limits: index.Limits{XattrBytes: 1 << 20},
 		Open:   func(ctx context.Context, n int) (io.ReadCloser, error) { return repo.Blob(ctx, img.Layers[n]) }})

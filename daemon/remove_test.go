@@ -29,10 +29,7 @@ func TestRemove(t *testing.T) {
 		t.Errorf("a mounted image: %v, want ErrBusy", err)
 	}
 	unmount(t, c, dir)
-	out, err := c.Remove(background, ref)
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := remove(t, c, ref)
 	if len(out.Images) != 1 || out.Images[0] != m.ManifestDigest || out.FreedBytes < int64(len(files["big"])/16) {
 		t.Errorf("removed %+v", out)
 	}
@@ -81,6 +78,20 @@ func unmount(t *testing.T, c *Client, dir string) {
 		st, err := c.Status(background)
 		return err == nil && len(st.Mounts) == 0
 	})
+}
+
+// remove removes an image whose mount has ended, and is about to let go of it.
+func remove(t *testing.T, c *Client, ref string) (out *Removed) {
+	t.Helper()
+	var err error
+	eventually(t, "the mount lets go of the image", func() bool {
+		out, err = c.Remove(background, ref)
+		return !errors.Is(err, ErrBusy)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // TestDamagedSegment: an image whose segment is damaged is linked again and

@@ -67,9 +67,7 @@ func TestDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			holds(t, c, ref)
-			if _, err := c.Remove(background, ref); err != nil {
-				t.Error(err)
-			}
+			remove(t, c, ref)
 		})
 	}
 }
@@ -152,9 +150,7 @@ func TestKilled(t *testing.T) {
 		if !slices.Equal(left, want) || err != nil {
 			t.Errorf("left behind: %v, want %v; %v", left, want, err)
 		}
-		if _, err := c.Remove(background, ref); err != nil {
-			t.Error(err)
-		}
+		remove(t, c, ref)
 		st, err := c.Status(background)
 		if err != nil || st.Pool.Segments != 0 || st.Pool.Address != 0 {
 			t.Errorf("left in the pool: %+v, %v", st.Pool, err)
