@@ -163,14 +163,19 @@ func (a *archive) find(name string) (span, error) {
 	return span{}, fmt.Errorf("%s: %w in the archive", printable(name), blob.ErrNotFound)
 }
 
-// read reads a file of at most limit bytes.
-func (a *archive) read(name string, limit int64) ([]byte, error) {
+// readManifest reads a file of at most Options.ManifestLimit.
+func (a *archive) readManifest(name string) ([]byte, error) {
+	return a.read(name, a.opts.ManifestLimit, overManifestLimit)
+}
+
+// read reads a file of at most limit bytes; of a larger one over is the error.
+func (a *archive) read(name string, limit int64, over func(name, what string, limit int64) error) ([]byte, error) {
 	s, err := a.find(name)
 	if err != nil {
 		return nil, err
 	}
 	if s.size > limit {
-		return nil, overLimit(printable(name), "file", limit)
+		return nil, over(printable(name), "file", limit)
 	}
 	p := make([]byte, s.size)
 	if _, err := a.file.ReadAt(p, s.off); err != nil {
@@ -247,7 +252,7 @@ func (a *archive) manifest(ctx context.Context, reference string) (Manifest, err
 	}
 	m := Manifest{Digest: reference}
 	if !reDigest.MatchString(reference) {
-		p, err := a.read("index.json", a.opts.ManifestLimit)
+		p, err := a.readManifest("index.json")
 		if err != nil {
 			return Manifest{}, err
 		}
@@ -258,7 +263,7 @@ func (a *archive) manifest(ctx context.Context, reference string) (Manifest, err
 		m.MediaType, m.Digest = e.MediaType, e.Digest
 	}
 	var err error
-	if m.Bytes, err = a.read(blobPath(m.Digest), a.opts.ManifestLimit); err != nil {
+	if m.Bytes, err = a.readManifest(blobPath(m.Digest)); err != nil {
 		return Manifest{}, fmt.Errorf("manifest %s: %w", m.Digest, err)
 	}
 	if got := digestOf(m.Bytes); got != m.Digest {

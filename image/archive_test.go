@@ -205,6 +205,27 @@ func TestDockerArchive(t *testing.T) {
 	}
 }
 
+func TestArchiveLimits(t *testing.T) {
+	dir := t.TempDir()
+	layout := open(t, "oci:"+dir+":v1", image.Options{})
+	pushImage(t, layout, "v1", "amd64")
+	docker := writeTar(t, tarEntry{name: "manifest.json", data: []byte(`[{"Config":"c","RepoTags":["app:v1"]}]`)}, tarEntry{name: "c", data: make([]byte, 200)})
+	for _, test := range []struct {
+		ref  string
+		opts image.Options
+		is   string
+	}{
+		{"oci-archive:" + packLayout(t, dir), image.Options{ManifestLimit: 100}, "of more than 100 bytes (ManifestBytes)"},
+		{"docker-archive:" + docker, image.Options{ManifestLimit: 10}, "of more than 10 bytes (ManifestBytes)"},
+		{"docker-archive:" + docker, image.Options{ConfigLimit: 100}, "of more than 100 bytes"},
+	} {
+		_, err := open(t, test.ref, test.opts).Resolve(t.Context(), linux("amd64"))
+		if !errors.Is(err, image.ErrLimit) || !strings.HasSuffix(err.Error(), test.is) {
+			t.Errorf("%s: %v, want %q", test.ref, err, test.is)
+		}
+	}
+}
+
 // TestHostileArchive has archives that lie; none may make the reader read what
 // it should not, or take it down.
 func TestHostileArchive(t *testing.T) {

@@ -23,7 +23,7 @@ type saved struct {
 }
 
 func (a *archive) loadDocker() error {
-	p, err := a.read("manifest.json", a.opts.ManifestLimit)
+	p, err := a.readManifest("manifest.json")
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func (a *archive) loadDocker() error {
 
 // makeUp makes the manifest of an image.
 func (a *archive) makeUp(configName string, layers []string) (Manifest, error) {
-	js, err := a.read(configName, a.opts.ConfigLimit)
+	js, err := a.read(configName, a.opts.ConfigLimit, overLimit)
 	if err != nil {
 		return Manifest{}, err
 	}

@@ -76,12 +76,12 @@ func (a *archive) referrers(ctx context.Context, subject string, types []string)
 	if err := a.open(); err != nil || a.docker { // which has no manifests
 		return nil, err
 	}
-	p, err := a.read("index.json", a.opts.ManifestLimit)
+	p, err := a.readManifest("index.json")
 	if err != nil {
 		return nil, err
 	}
 	w := walk{subject: subject, types: types, limit: a.opts.ManifestLimit, seen: map[string]bool{}}
-	w.read = func(digest string) ([]byte, error) { return a.read(blobPath(digest), a.opts.ManifestLimit) }
+	w.read = func(digest string) ([]byte, error) { return a.readManifest(blobPath(digest)) }
 	err = w.visit(ctx, "index.json", p, maxDepth)
 	return w.found, err
 }
