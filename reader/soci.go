@@ -73,12 +73,13 @@ func (r *Raw) fetchSOCI(ctx context.Context, repo *image.Repository, img *image.
 			return err
 		}
 	}
-	if trust.Allows(Repository) {
-		found, err := r.list(ctx, repo, img, SOCIType1)
-		if err != nil && !errors.Is(err, ErrNoIndex) {
-			return err
-		}
-		bad = cmp.Or(bad, err)
+	found, err := r.list(ctx, repo, img, SOCIType1)
+	if err != nil && !errors.Is(err, ErrNoIndex) {
+		return err
+	}
+	bad = cmp.Or(bad, err)
+	switch {
+	case trust.Allows(Repository):
 		for _, d := range found[:min(len(found), maxArtifacts)] {
 			lctx, cancel := context.WithTimeout(ctx, listTime)
 			a, err := repo.Artifact(lctx, d.Descriptor, img.ManifestDigest)
@@ -87,6 +88,8 @@ func (r *Raw) fetchSOCI(ctx context.Context, repo *image.Repository, img *image.
 				return err
 			}
 		}
+	case len(found) > 0:
+		none = fmt.Errorf("%s: %w", img.ManifestDigest, needsTrust{Repository, trust})
 	}
 	if bad != nil {
 		return fmt.Errorf("%w: %w", none, bad)
