@@ -97,6 +97,7 @@ func (m *manager) restart() {
 	must(m.t, m.cmd.Process.Kill())
 	must(m.t, syscall.Kill(worker, syscall.SIGKILL))
 	m.cmd.Wait()
+	eventually(m.t, "both are gone", func() bool { return unlocked(m.c.Root) }) // as a manager waits
 	m.start()
 }
 
