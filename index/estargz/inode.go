@@ -13,11 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shale-image/shale/index"
-)
-
-const (
-	maxXattrName  = 255
-	maxXattrValue = 64 << 10 // XATTR_SIZE_MAX
+	"github.com/shale-image/shale/index/layer"
 )
 
 // inode makes the inode of an entry that adds one.
@@ -67,9 +63,6 @@ func (b *builder) inode(path string, typ uint32, e *entry) (*index.Inode, error)
 	return ino, nil
 }
 
-// gnuName decodes what GNU tar does to the name of an attribute.
-var gnuName = strings.NewReplacer("%3D", "=", "%25", "%")
-
 // xattrs returns the extended attributes of an entry in order of their names.
 func (b *builder) xattrs(path string, e *entry) ([]index.Xattr, error) {
 	if len(e.Xattrs) == 0 {
@@ -82,17 +75,14 @@ func (b *builder) xattrs(path string, e *entry) ([]index.Xattr, error) {
 		if err != nil {
 			return nil, b.errorf(index.ErrCorrupt, "%q: the value of attribute %q is no base64", cut(path), cut(name))
 		}
-		plain := gnuName.Replace(name)
+		plain := layer.GNUXattr(name)
 		// libarchive encodes more than GNU tar does, and says so where the table
 		// has not kept it.
 		if strings.ContainsRune(name, utf8.RuneError) || strings.Count(name, "%") != strings.Count(name, "%3D")+strings.Count(name, "%25") {
 			return nil, b.errorf(index.ErrUnsupported, "%q: the table of contents does not tell the name of attribute %q", cut(path), cut(name))
 		}
-		if !xattrAllowed(plain) {
-			return nil, b.errorf(index.ErrUnsupported, "%q has extended attribute %q", cut(path), cut(plain))
-		}
-		if strings.IndexByte(plain, 0) >= 0 || len(plain) > maxXattrName || len(value) > maxXattrValue {
-			return nil, b.errorf(index.ErrCorrupt, "%q has extended attribute %q with %d bytes", cut(path), cut(plain), len(value))
+		if kind := layer.CheckXattr(plain, string(value)); kind != nil {
+			return nil, b.errorf(kind, "%q has extended attribute %q with %d bytes", cut(path), cut(plain), len(value))
 		}
 		out = append(out, index.Xattr{Name: plain, Value: string(value)})
 		size += int64(len(plain) + len(value))
@@ -107,15 +97,4 @@ func (b *builder) xattrs(path string, e *entry) ([]index.Xattr, error) {
 		}
 	}
 	return out, nil
-}
-
-func xattrAllowed(name string) bool {
-	if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
-		return false
-	}
-	if name == "system.posix_acl_access" || name == "system.posix_acl_default" {
-		return true
-	}
-	namespace, rest, _ := strings.Cut(name, ".")
-	return rest != "" && (namespace == "user" || namespace == "trusted" || namespace == "security")
 }

@@ -22,8 +22,10 @@ func isXattr(key string) bool {
 	return strings.HasPrefix(key, schily) || strings.HasPrefix(key, libarchive)
 }
 
-// GNU tar writes a "=" in a name, which would end it, as %3D, and so must
-// write "%" as %25.
+// GNUXattr decodes the name of an attribute that GNU tar has written: "=", which would end it,
+// as %3D, and so "%" as %25.
+func GNUXattr(name string) string { return gnuName.Replace(name) }
+
 var gnuName = strings.NewReplacer("%3D", "=", "%25", "%")
 
 // decodeXattrs makes of the two kinds of records a map of names to values.
@@ -38,7 +40,7 @@ func (r *Reader) decodeXattrs(at int64, records map[string]string, to map[string
 			if _, twin := records[libarchive+name]; twin {
 				continue
 			}
-			name = gnuName.Replace(name)
+			name = GNUXattr(name)
 		} else if name, ok = strings.CutPrefix(key, libarchive); !ok {
 			continue
 		} else {
@@ -58,26 +60,31 @@ func (r *Reader) decodeXattrs(at int64, records map[string]string, to map[string
 			}
 			name = plain
 		}
-		if !xattrAllowed(name) {
-			return r.errorf(index.ErrUnsupported, at, "extended attribute %q", cut([]byte(name)))
-		}
-		if strings.IndexByte(name, 0) >= 0 || len(name) > maxXattrName || len(value) > maxXattrValue {
-			return r.errorf(index.ErrCorrupt, at, "extended attribute %q with %d bytes", cut([]byte(name)), len(value))
+		if kind := CheckXattr(name, value); kind != nil {
+			return r.errorf(kind, at, "extended attribute %q with %d bytes", cut([]byte(name)), len(value))
 		}
 		to[name] = value
 	}
 	return nil
 }
 
-func xattrAllowed(name string) bool {
-	if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
-		return false
-	}
-	if name == "system.posix_acl_access" || name == "system.posix_acl_default" {
-		return true
-	}
+// CheckXattr tells whether a file of an image may have an attribute: one that is in the
+// namespaces user, trusted, security or an access control list, is no instruction to an overlay
+// file system, and is as short as Linux has them. Else it is index.ErrUnsupported or
+// index.ErrCorrupt.
+func CheckXattr(name, value string) (kind error) {
 	namespace, rest, _ := strings.Cut(name, ".")
-	return rest != "" && (namespace == "user" || namespace == "trusted" || namespace == "security")
+	switch {
+	case strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay."):
+		return index.ErrUnsupported
+	case name == "system.posix_acl_access" || name == "system.posix_acl_default":
+	case rest == "" || namespace != "user" && namespace != "trusted" && namespace != "security":
+		return index.ErrUnsupported
+	}
+	if strings.IndexByte(name, 0) >= 0 || len(name) > maxXattrName || len(value) > maxXattrValue {
+		return index.ErrCorrupt
+	}
+	return nil
 }
 
 // xattrs returns the extended attributes of an entry in order of their names.
