@@ -46,12 +46,9 @@ func Look(root string, ref image.Ref, platform string, more blob.Source) (*Looke
 	}
 	digest, ok := s.names[nameKey(ref.String(), platform)]
 	if !ok {
-		var p image.Platform
-		if platform != "" {
-			var err error
-			if p, err = image.ParsePlatform(platform); err != nil {
-				return nil, err
-			}
+		p, err := image.WantedPlatform(platform)
+		if err != nil {
+			return nil, err
 		}
 		if digest = s.byDigest(ref, p, func(*record) bool { return true }); digest == "" {
 			return nil, fmt.Errorf("%s: %w", ref, os.ErrNotExist)

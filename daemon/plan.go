@@ -77,11 +77,9 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	var platform image.Platform
-	if src.Platform != "" {
-		if platform, err = image.ParsePlatform(src.Platform); err != nil {
-			return nil, err
-		}
+	platform, err := image.WantedPlatform(src.Platform)
+	if err != nil {
+		return nil, err
 	}
 	st := s.store
 	trust, err := reader.ParseTrust(cmp.Or(src.IndexTrust, st.indexTrust()))
@@ -97,7 +95,7 @@ func (s *server) plan(ctx context.Context, src Source) (*Plan, error) {
 	if src.Unasked {
 		return nil, fmt.Errorf("%s: %w: %w", ref, ErrUnasked, blob.ErrNotFound)
 	}
-	repo, err := image.Open(ctx, ref, st.options(ref, src))
+	repo, err := st.opens(ref, src)(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -160,9 +160,7 @@ func (s *store) reopen(ctx context.Context, src Source, digest string) (*use, er
 	if err != nil {
 		return nil, err
 	}
-	open := func(ctx context.Context) (*image.Repository, error) {
-		return image.Open(ctx, ref, s.options(ref, src))
-	}
+	open := s.opens(ref, src)
 	repo, err := open(ctx)
 	if err != nil {
 		return nil, err

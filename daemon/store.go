@@ -185,20 +185,15 @@ func (s *store) pull(ctx context.Context, src Source, start *reader.Start, progr
 	if err != nil {
 		return nil, err
 	}
-	var platform image.Platform
-	if src.Platform != "" {
-		if platform, err = image.ParsePlatform(src.Platform); err != nil {
-			return nil, err
-		}
+	platform, err := image.WantedPlatform(src.Platform)
+	if err != nil {
+		return nil, err
 	}
 	trust, err := reader.ParseTrust(cmp.Or(src.IndexTrust, s.indexTrust()))
 	if err != nil {
 		return nil, err
 	}
-	// Opening costs nothing until the repository is asked for something.
-	open := func(ctx context.Context) (*image.Repository, error) {
-		return image.Open(ctx, ref, s.options(ref, src))
-	}
+	open := s.opens(ref, src)
 	repo, err := open(ctx)
 	if err != nil {
 		return nil, err
@@ -225,6 +220,13 @@ func (s *store) pull(ctx context.Context, src Source, start *reader.Start, progr
 	}
 	u.open = open
 	return u, nil
+}
+
+// opens opens the repository of an image, which costs nothing until it is asked for something.
+func (s *store) opens(ref image.Ref, src Source) func(context.Context) (*image.Repository, error) {
+	return func(ctx context.Context) (*image.Repository, error) {
+		return image.Open(ctx, ref, s.options(ref, src))
+	}
 }
 
 // known begins the use of an image that the node has under a name, or by its digest; if

@@ -31,6 +31,14 @@ func ParsePlatform(s string) (Platform, error) {
 	return p, nil
 }
 
+// WantedPlatform is ParsePlatform for what somebody asks for: nothing is the zero Platform.
+func WantedPlatform(s string) (Platform, error) {
+	if s == "" {
+		return Platform{}, nil
+	}
+	return ParsePlatform(s)
+}
+
 // String returns "os/arch[/variant]".
 func (p Platform) String() string {
 	s := p.OS + "/" + p.Architecture

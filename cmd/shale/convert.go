@@ -163,9 +163,9 @@ func (c *conversion) options() (o convert.Options, err error) {
 		return o, usageError{fmt.Errorf("--batch-size %q: want at most 16M", c.batchSize)}
 	}
 	o.BatchSize = max(1, uint32(n))
-	if c.platform != "" && c.platform != allPlatforms {
-		if o.Platform, err = image.ParsePlatform(c.platform); err != nil {
-			return o, usageError{err}
+	if c.platform != allPlatforms {
+		if o.Platform, err = parsePlatform(c.platform); err != nil {
+			return o, err
 		}
 	}
 	if c.prefetch != "" {

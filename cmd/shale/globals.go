@@ -62,10 +62,8 @@ func (g *globals) source(ref, platform string) (daemon.Source, error) {
 	if err != nil {
 		return daemon.Source{}, err
 	}
-	if platform != "" {
-		if _, err := image.ParsePlatform(platform); err != nil {
-			return daemon.Source{}, usageError{err}
-		}
+	if _, err := parsePlatform(platform); err != nil {
+		return daemon.Source{}, err
 	}
 	if _, err := reader.ParseTrust(g.indexTrust); err != nil {
 		return daemon.Source{}, usageError{err}
@@ -145,6 +143,15 @@ func (g *globals) repository(ctx context.Context, ref string) (*image.Repository
 		return image.ResolveCredentials(ctx, r)
 	}
 	return image.Open(ctx, r, opts)
+}
+
+// parsePlatform reads the value of --platform.
+func parsePlatform(s string) (image.Platform, error) {
+	p, err := image.WantedPlatform(s)
+	if err != nil {
+		return p, usageError{err}
+	}
+	return p, nil
 }
 
 // parseRef reads a reference. A layout's directory is made absolute: the

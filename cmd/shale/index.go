@@ -70,12 +70,9 @@ them can be had without all that lies before it.`,
   shale index oci:./layout:app`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			var p image.Platform
-			if platform != "" {
-				var err error
-				if p, err = image.ParsePlatform(platform); err != nil {
-					return usageError{err}
-				}
+			p, err := parsePlatform(platform)
+			if err != nil {
+				return err
 			}
 			if len(keys) > 0 && !push && bind == "" {
 				return usageError{errors.New("--key without --push or --bind: a signature is of what is pushed")}

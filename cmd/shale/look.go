@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -21,20 +22,8 @@ type looked struct {
 }
 
 func (g *globals) look(ctx context.Context, ref, platform string) (*looked, error) {
-	var p image.Platform
-	if platform != "" {
-		var err error
-		if p, err = image.ParsePlatform(platform); err != nil {
-			return nil, usageError{err}
-		}
-	}
-	repo, err := g.repository(ctx, ref)
+	repo, img, err := g.resolve(ctx, ref, platform)
 	if err != nil {
-		return nil, err
-	}
-	img, err := repo.ResolveManifest(ctx, p)
-	if err != nil {
-		repo.Close()
 		return nil, err
 	}
 	tree, err := readTree(ctx, repo, img)
@@ -43,6 +32,23 @@ func (g *globals) look(ctx context.Context, ref, platform string) (*looked, erro
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}
 	return &looked{repo, img, tree}, nil
+}
+
+// resolve returns an image's manifest, and where it is.
+func (g *globals) resolve(ctx context.Context, ref, platform string) (*image.Repository, *image.Image, error) {
+	p, err := parsePlatform(platform)
+	if err != nil {
+		return nil, nil, err
+	}
+	repo, err := g.repository(ctx, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	img, err := repo.ResolveManifest(ctx, p)
+	if err != nil {
+		return nil, nil, errors.Join(err, repo.Close())
+	}
+	return repo, img, nil
 }
 
 func readTree(ctx context.Context, repo *image.Repository, img *image.Image) (*index.Tree, error) {

@@ -74,10 +74,8 @@ func (o *opener) known(name string) (*inspect.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.platform != "" {
-		if _, err := image.ParsePlatform(o.platform); err != nil {
-			return nil, usageError{err}
-		}
+	if _, err := parsePlatform(o.platform); err != nil {
+		return nil, err
 	}
 	if _, err := indexOptions(); err != nil {
 		return nil, err
@@ -134,12 +132,9 @@ func (o *opener) peek(ctx context.Context, a []string, config bool) (*inspect.Im
 		im, err := inspect.OpenFile(o.bootstrap, o.blobs)
 		return im, a, err
 	}
-	var p image.Platform
-	if o.platform != "" {
-		var err error
-		if p, err = image.ParsePlatform(o.platform); err != nil {
-			return nil, nil, usageError{err}
-		}
+	p, err := parsePlatform(o.platform)
+	if err != nil {
+		return nil, nil, err
 	}
 	repo, err := o.g.repository(ctx, a[0])
 	if err != nil {

@@ -130,11 +130,9 @@ func optimize(ctx context.Context, g *globals, ref string, o *optimizeFlags) (*o
 	if !(o.share >= 0 && o.share <= 1) {
 		return nil, usageError{fmt.Errorf("--share %g: want 0 to 1", o.share)}
 	}
-	var p image.Platform
-	if o.run.platform != "" {
-		if p, err = image.ParsePlatform(o.run.platform); err != nil {
-			return nil, usageError{err}
-		}
+	p, err := parsePlatform(o.run.platform)
+	if err != nil {
+		return nil, err
 	}
 	repo, err := g.repository(ctx, ref)
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/shale-image/shale/daemon"
 	"github.com/shale-image/shale/fleet"
-	"github.com/shale-image/shale/image"
 	"github.com/shale-image/shale/replace"
 	"github.com/shale-image/shale/trace"
 )
@@ -143,22 +142,11 @@ func (g *globals) imageTrace(ctx context.Context, ref, platform string) (*trace.
 
 // fleetTrace is what nodes that share their traces have read of an image.
 func (g *globals) fleetTrace(ctx context.Context, ref, platform string) (*trace.Trace, error) {
-	var p image.Platform
-	if platform != "" {
-		var err error
-		if p, err = image.ParsePlatform(platform); err != nil {
-			return nil, usageError{err}
-		}
-	}
-	repo, err := g.repository(ctx, ref)
+	repo, img, err := g.resolve(ctx, ref, platform)
 	if err != nil {
 		return nil, err
 	}
 	defer repo.Close()
-	img, err := repo.ResolveManifest(ctx, p)
-	if err != nil {
-		return nil, err
-	}
 	return fleet.Traces(ctx, repo, img)
 }
 
