@@ -96,27 +96,26 @@ func (b *builder) change(path string, typ uint32, e *entry) (*index.Change, erro
 			return nil, nil
 		}
 	}
-	c := &index.Change{Path: path}
-	if strings.Contains(path, ".wh.") {
-		special, err := b.whiteout(c)
-		if err != nil || c.Path == skipped {
-			return nil, err
-		}
-		if special {
-			return c, nil
-		}
+	c, none, problem := layer.Whiteout(path)
+	if problem != "" {
+		return nil, b.errorf(index.ErrCorrupt, "%q is %s", cut(path), problem)
+	}
+	if none {
+		return nil, nil
+	}
+	if c.Op != index.Add {
+		return &c, nil
 	}
 	if typ == 0 {
-		var problem string
 		c.Op = index.Link
 		if c.Target, problem = layer.CleanPath(e.LinkName); problem != "" || c.Target == "" {
 			return nil, b.errorf(index.ErrCorrupt, "hard link %q to %q", cut(path), cut(e.LinkName))
 		}
-		return c, nil
+		return &c, nil
 	}
 	var err error
 	c.Inode, err = b.inode(path, typ, e)
-	return c, err
+	return &c, err
 }
 
 // prefetch notes what stands before the landmark.
@@ -131,42 +130,6 @@ func (b *builder) prefetch() {
 		}
 	}
 	b.out.Prefetch = slices.Clip(b.out.Prefetch)
-}
-
-// skipped is the path of a change that is not for the tree.
-const skipped = "\x00"
-
-// whiteout makes a change what the whiteout rules say of its path. It returns
-// false if they say nothing.
-func (b *builder) whiteout(c *index.Change) (bool, error) {
-	const prefix, meta, opaque = ".wh.", ".wh..wh.", ".wh..wh..opq"
-	dir, base := "", c.Path
-	if i := strings.LastIndexByte(c.Path, '/'); i >= 0 {
-		dir, base = c.Path[:i], c.Path[i+1:]
-	}
-	housekeeping := strings.HasPrefix(base, meta) && base != opaque
-	for elem := range strings.SplitSeq(dir, "/") {
-		if strings.HasPrefix(elem, meta) && elem != opaque {
-			housekeeping = true
-		} else if strings.HasPrefix(elem, prefix) {
-			return false, b.errorf(index.ErrCorrupt, "%q is below a whiteout", cut(c.Path))
-		}
-	}
-	switch {
-	case housekeeping:
-		c.Path = skipped
-	case base == opaque:
-		c.Op, c.Path = index.Opaque, dir
-	case strings.HasPrefix(base, prefix):
-		hidden := base[len(prefix):]
-		if hidden == "" || hidden == "." || hidden == ".." {
-			return false, b.errorf(index.ErrCorrupt, "%q is a whiteout of %q", cut(c.Path), hidden)
-		}
-		c.Op, c.Path = index.Whiteout, c.Path[:len(c.Path)-len(base)]+hidden
-	default:
-		return false, nil
-	}
-	return true, nil
 }
 
 // cut makes a string short enough for an error.

@@ -34,17 +34,16 @@ func (r *Reader) entry(h *header, x *extension) (*Entry, error) {
 	if problem != "" {
 		return nil, r.errorf(index.ErrCorrupt, h.at, "%s in %q", problem, cut([]byte(name)))
 	}
-	e := &Entry{Change: index.Change{Path: path}}
-	if strings.Contains(path, ".wh.") {
-		special, err := r.whiteout(h, e)
-		switch {
-		case err != nil:
-			return nil, err
-		case e.Path == skipped:
-			return nil, nil
-		case special:
-			return e, r.account(h, int64(len(path)))
-		}
+	c, none, problem := Whiteout(path)
+	if problem != "" {
+		return nil, r.errorf(index.ErrCorrupt, h.at, "%q is %s", path, problem)
+	}
+	if none {
+		return nil, nil
+	}
+	e := &Entry{Change: c}
+	if c.Op != index.Add {
+		return e, r.account(h, int64(len(path)))
 	}
 	if h.typeflag == '1' {
 		e.Op = index.Link
@@ -159,40 +158,38 @@ func CleanPath(name string) (path, problem string) {
 	return name, ""
 }
 
-// skipped is the path of an entry that is not for the tree.
-const skipped = "\x00"
-
-// whiteout makes an entry what the whiteout rules say of its path. It returns
-// false if they say nothing.
-func (r *Reader) whiteout(h *header, e *Entry) (bool, error) {
+// Whiteout returns the change that a clean path of a layer stands for: where the whiteout rules
+// say nothing of it, index.Add. It stands for none if it is housekeeping of aufs. Or it returns
+// what is wrong with the path.
+func Whiteout(path string) (c index.Change, none bool, problem string) {
 	const prefix, meta, opaque = ".wh.", ".wh..wh.", ".wh..wh..opq"
-	dir, base := "", e.Path
-	if i := strings.LastIndexByte(e.Path, '/'); i >= 0 {
-		dir, base = e.Path[:i], e.Path[i+1:]
+	c.Path = path
+	if !strings.Contains(path, prefix) {
+		return c, false, ""
 	}
-	housekeeping := strings.HasPrefix(base, meta) && base != opaque
+	dir, base := "", path
+	if i := strings.LastIndexByte(path, '/'); i >= 0 {
+		dir, base = path[:i], path[i+1:]
+	}
+	none = strings.HasPrefix(base, meta) && base != opaque
 	for elem := range strings.SplitSeq(dir, "/") {
 		if strings.HasPrefix(elem, meta) && elem != opaque {
-			housekeeping = true
+			none = true
 		} else if strings.HasPrefix(elem, prefix) {
-			return false, r.errorf(index.ErrCorrupt, h.at, "%q is below a whiteout", e.Path)
+			return c, false, "below a whiteout"
 		}
 	}
+	hidden, whiteout := strings.CutPrefix(base, prefix)
 	switch {
-	case housekeeping:
-		e.Path = skipped
+	case none || !whiteout:
 	case base == opaque:
-		e.Op, e.Path = index.Opaque, dir
-	case strings.HasPrefix(base, prefix):
-		hidden := base[len(prefix):]
-		if hidden == "" || hidden == "." || hidden == ".." {
-			return false, r.errorf(index.ErrCorrupt, h.at, "%q is a whiteout of %q", e.Path, hidden)
-		}
-		e.Op, e.Path = index.Whiteout, e.Path[:len(e.Path)-len(base)]+hidden
+		c.Op, c.Path = index.Opaque, dir
+	case hidden == "" || hidden == "." || hidden == "..":
+		return c, false, "a whiteout of " + strconv.Quote(hidden)
 	default:
-		return false, nil
+		c.Op, c.Path = index.Whiteout, path[:len(path)-len(base)]+hidden
 	}
-	return true, nil
+	return c, none, ""
 }
 
 // account counts what is kept of an entry.
