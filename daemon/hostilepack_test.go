@@ -107,7 +107,7 @@ func TestMaliciousPack(t *testing.T) {
 				defer p.spoiled(nil)
 			}
 			client := service(t)
-			dir, _ := attachAs(t, client, p.ref, Place{Command: []string{"half"}})
+			dir, mounted := attachAs(t, client, p.ref, Place{Command: []string{"half"}})
 			noted := func() bool {
 				log, err := os.ReadFile(filepath.Join(client.Root, logName))
 				must(t, err)
@@ -120,6 +120,9 @@ func TestMaliciousPack(t *testing.T) {
 				time.Sleep(10 * time.Millisecond)
 			}
 			halves(t)(dir)
+			if c.note == "" {
+				packComes(t, client, mounted, m)
+			}
 			must(t, unix.Unmount(dir, 0))
 			p.requests()
 			dir, _ = attachAs(t, client, p.ref, Place{Command: []string{"half"}})

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -276,6 +277,15 @@ func TestStartPack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// packComes waits until all of a pack has come.
+func packComes(t *testing.T, c *Client, of *Mounted, m *reader.MadePack) {
+	t.Helper()
+	eventually(t, "the pack has come", func() bool {
+		rec, err := (&store{dir: filepath.Join(c.Root, "images")}).loadRecord(of.ManifestDigest)
+		return err == nil && slices.Equal(rec.Landed, []string{m.Blob.Digest})
+	})
 }
 
 func contains(list []string, part string) bool {

@@ -41,10 +41,7 @@ func TestPackGoesOn(t *testing.T) {
 	}
 	p.requests()
 	killWorker(t, c)
-	eventually(t, "the pack has come", func() bool { // nobody reads
-		rec, err := (&store{dir: c.Root + "/images"}).loadRecord(mounted.ManifestDigest)
-		return err == nil && len(rec.Landed) == 1 && rec.Landed[0] == m.Blob.Digest
-	})
+	packComes(t, c, mounted, m) // nobody reads
 	halves(t)(dir)
 	if s := statusOf(t, c, mounted.ID).Fill; s.PackBytes == 0 || s.Stalls != 0 {
 		t.Errorf("%+v", s)
