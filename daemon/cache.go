@@ -86,7 +86,7 @@ func (s *store) stays(digest string) bool {
 	c := &s.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.inherited[digest] && !used && !mountedElsewhere(s.meta(digest)) {
+	if c.inherited[digest] && !used && !openElsewhere(s.meta(digest)) { // or it stays until the next look
 		delete(c.inherited, digest)
 	}
 	return c.held[digest] > 0 || c.inherited[digest]

@@ -159,7 +159,7 @@ func (s *store) removeUnnamed(ctx context.Context, digest string) (bool, error) 
 	if _, err := os.Stat(filepath.Join(s.path(digest), "record")); err != nil {
 		return false, nil // it is being made
 	}
-	if s.unused(digest) == nil && !s.hasName(digest) {
+	if !s.hasName(digest) && s.unused(digest) == nil {
 		s.breakOff(digest)
 	}
 	unlock, err := s.lock(ctx, digest)
