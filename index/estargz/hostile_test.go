@@ -188,6 +188,14 @@ func TestManySpans(t *testing.T) {
 
 // TestLinkToNowhere: what a link means depends on the layers below, so Apply
 // tells.
+// As aufs makes them whiteouts are links.
+func TestWhiteoutIsLink(t *testing.T) {
+	l, err := parse(index.Limits{}, `{"type":"hardlink","name":"d/.wh.a","linkName":".wh..wh.aufs"}`)
+	if err != nil || len(l.Changes) != 1 || l.Changes[0] != (index.Change{Op: index.Whiteout, Path: "d/a"}) {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
+
 func TestLinkToNowhere(t *testing.T) {
 	l, err := parse(index.Limits{}, `{"type":"hardlink","name":"a","linkName":"./b"}`)
 	if err != nil {

@@ -179,9 +179,12 @@ func Whiteout(path string) (c index.Change, none bool, problem string) {
 			return c, false, "below a whiteout"
 		}
 	}
+	if none {
+		return c, true, ""
+	}
 	hidden, whiteout := strings.CutPrefix(base, prefix)
 	switch {
-	case none || !whiteout:
+	case !whiteout:
 	case base == opaque:
 		c.Op, c.Path = index.Opaque, dir
 	case hidden == "" || hidden == "." || hidden == "..":
@@ -189,7 +192,7 @@ func Whiteout(path string) (c index.Change, none bool, problem string) {
 	default:
 		c.Op, c.Path = index.Whiteout, path[:len(path)-len(base)]+hidden
 	}
-	return c, none, ""
+	return c, false, ""
 }
 
 // account counts what is kept of an entry.

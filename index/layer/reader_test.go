@@ -180,7 +180,7 @@ var good = []struct{ name, archive, want string }{
 	{"whiteouts", file("a/.wh.b") + file(".wh.c") + file("d/.wh..wh..opq") + file(".wh..wh..opq") + file("e.wh.f"),
 		"\"a/b\" whiteout\n\"c\" whiteout\n\"d\" opaque\n\"\" opaque\n\"e.wh.f\" 100644 0 0.0 0\n"},
 	{"whiteout as aufs makes it", block{name: ".wh.a", link: ".wh..wh.aufs", typ: '1'}.String(), "\"a\" whiteout\n"},
-	{"aufs housekeeping", file(".wh..wh.aufs") + block{name: ".wh..wh.plnk/", typ: '5'}.String() + block{name: ".wh..wh.plnk/1.2", typ: '0', size: oct(3)}.String() + pad("abc") + file("a"), "\"a\" 100644 0 0.0 0\n"},
+	{"aufs housekeeping", file(".wh..wh.aufs") + block{name: ".wh..wh.plnk/", typ: '5'}.String() + block{name: ".wh..wh.plnk/1.2", typ: '0', size: oct(3)}.String() + pad("abc") + file(".wh..wh.plnk/.wh..") + file("a"), "\"a\" 100644 0 0.0 0\n"},
 }
 
 func TestReader(t *testing.T) {
@@ -299,6 +299,30 @@ func TestLimits(t *testing.T) {
 		_, err := readAll(test.archive, test.lim)
 		if !errors.Is(err, index.ErrLimit) || !strings.Contains(err.Error(), test.field) {
 			t.Errorf("%s: %v", test.field, err)
+		}
+	}
+}
+
+func TestCheckXattr(t *testing.T) {
+	long := strings.Repeat("x", 64<<10)
+	for _, c := range []struct {
+		name, value string
+		want        error
+	}{
+		{"user.a", long, nil},
+		{"user.a", long + "x", index.ErrCorrupt},
+		{"user." + long[:250], "", nil},
+		{"user." + long[:251], "", index.ErrCorrupt},
+		{"trusted.a\x00", "", index.ErrCorrupt},
+		{"security.capability", "", nil},
+		{"system.posix_acl_default", "", nil},
+		{"system.nfs4_acl", "", index.ErrUnsupported},
+		{"user.", "", index.ErrUnsupported},
+		{"trusted.overlay.opaque", "", index.ErrUnsupported},
+		{"user.overlay.opaque", "", index.ErrUnsupported},
+	} {
+		if got := layer.CheckXattr(c.name, c.value); got != c.want {
+			t.Errorf("%.300q of %d bytes: %v, want %v", c.name, len(c.value), got, c.want)
 		}
 	}
 }
