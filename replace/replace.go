@@ -10,8 +10,9 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// File writes data to a file in place of what it was, with its permissions, or perm if there was none. Who is killed meanwhile leaves a file beside
-// it, with a dot before its name and digits behind.
+// File writes data to a file in place of what it was, with its permissions, or perm if there was
+// none. Who is killed meanwhile leaves a file beside it, with a dot before its name and digits
+// behind.
 func File(name string, data []byte, perm fs.FileMode) error {
 	return With(name, perm, func(w io.Writer) error {
 		_, err := w.Write(data)
